@@ -1,0 +1,528 @@
+"""The token tree of a secret format under a tokenizer: which tokens may follow a prefix.
+
+A node is a path of tokens from the prompt on, a leaf a whole secret with the text after it. Only
+the canonical path of a string counts, the one that the tokenizer itself gives for the whole text.
+The automaton of the format tells which tokens fit; which of them are canonical is found out in the
+cheapest of four ways that holds for this format and tokenizer:
+
+- `single`: every string has just one path, so it is the canonical one (proved by counting paths);
+- `pairs`: two neighbours may stand together iff encoding their joined text gives them back;
+- `text`: a path may go on iff encoding all of its text gives it back;
+- `leaves`: only whole strings can be told.
+
+Whatever the way, a leaf is encoded again before it counts, and `false_share` says how often a
+random leaf fails that.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_exposure.automaton import compile_automaton
+from hf_exposure.formats import SecretFormat
+from hf_exposure.vocabulary import Encoder, Readings, align
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+_SMALL = 4096  # spaces up to this size are checked string by string
+_EAGER = 4096  # more allowed tokens than this are tested for being canonical only when taken
+WAYS = ("single", "pairs", "text", "leaves")
+
+
+class TokenTree:
+    """The tree of token prefixes of a secret space.
+
+    Tokens are columns here: positions in `columns`, the tokens that occur in some secret.
+
+    Args:
+        fmt: the secret format.
+        tokenizer: any tokenizer of transformers.
+        before: text before the template, such as the space before a canary within a paragraph.
+        bos: whether special tokens come first; None follows the tokenizer's default.
+
+    Attributes:
+        prompt: the tokens before the first that depends on the secret, special ones included.
+        columns: (C,) the token of each column.
+        way: how canonical paths are told, one of `WAYS`.
+        false_share: the share of random leaves that were not canonical.
+
+    Raises:
+        ValueError: the tokenizer cannot write the template or changes its secrets, or the secret
+            comes first with no token before it.
+    """
+
+    def __init__(
+        self,
+        fmt: SecretFormat,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        before: str = "",
+        bos: bool | None = None,
+    ) -> None:
+        self.format = fmt
+        self.before = before
+        try:
+            self._encoder = Encoder(tokenizer, bos)
+        except ValueError as error:
+            raise ValueError(f"tokenizer: {error}") from None
+        strings, encodings = self._samples()
+        self._find_cut(strings, encodings)
+        self._pairs: dict[tuple[int, int], bool] = {}
+        self._children: dict[int, tuple[Ints, Ints]] = {}
+        self.way, self.false_share, self._proved = self._choose_way(strings, encodings)
+
+    # What the walk asks
+
+    @cached_property
+    def leaf(self) -> Bools:
+        """(states,) whether a state is the end of a secret."""
+        out = np.zeros(len(self._automaton.steps), dtype=bool)
+        out[list(self._automaton.accepting)] = True
+        return out
+
+    @cached_property
+    def log2_counts(self) -> NDArray[np.float64]:
+        """(states,) log2 of the number of strings that lead on from a state."""
+        return np.array([math.log2(count) for count in self._automaton.counts])
+
+    def key(self, states: Ints, last: Ints) -> Ints:
+        """One number for each node, equal for nodes that have the same children.
+
+        Args:
+            states: (n,) states, 0 at the root.
+            last: (n,) the last token's column, -1 at the root.
+        """
+        if self.way == "pairs":
+            return states * (len(self.columns) + 1) + last + 1
+        return states
+
+    def children(self, key: int) -> tuple[Ints, Ints]:
+        """Columns and states of a node's children, both (n,). Some may turn out impossible."""
+        if key not in self._children:
+            state, last = key, -1
+            if self.way == "pairs":
+                state, last = divmod(key, len(self.columns) + 1)
+                last -= 1
+            columns, states = self._allowed[state]
+            if self.way == "pairs" and (last < 0 or len(columns) <= _EAGER):
+                fine = self._pairs_fit(np.full(len(columns), last), columns)
+                columns, states = columns[fine], states[fine]
+            self._children[key] = columns, states
+        return self._children[key]
+
+    def possible(self, paths: Ints) -> Bools:
+        """(n,) whether some canonical path may begin like each of the (n, depth) paths.
+
+        Every beginning of a path is taken to have been asked for before.
+        """
+        if self.way == "pairs":
+            first = paths[:, -2] if paths.shape[1] > 1 else np.full(len(paths), -1)
+            return self._pairs_fit(first, paths[:, -1])
+        if self.way == "text":
+            return self._texts_fit(paths)
+        return np.ones(len(paths), dtype=bool)
+
+    def canonical(self, paths: Ints) -> Bools:
+        """(n,) whether each of the (n, depth) paths to leaves is the tokenizer's own."""
+        if self._proved:
+            return np.ones(len(paths), dtype=bool)
+        return self._texts_fit(paths)
+
+    def path(self, secret: str) -> Ints:
+        """(depth,) the canonical path of a secret.
+
+        Raises:
+            ValueError: the path is not in the tree, which the tree's check has not foreseen.
+        """
+        return self.paths([secret])[0]
+
+    def paths(self, secrets: Sequence[str]) -> list[Ints]:
+        """The canonical path of each secret; see `path`."""
+        texts = [self._text(secret) for secret in secrets]
+        out = []
+        for secret, ids in zip(secrets, self._encoder(texts), strict=True):
+            path = self._columns_of(ids)
+            if path is None:
+                raise ValueError(
+                    f"tokenizer: splits {self.format.template!r} otherwise with one of its secrets "
+                    f"({len(secret)} characters) than with all others that were tried; "
+                    "put a space or a line break before the secret"
+                )
+            out.append(path)
+        return out
+
+    def secret(self, path: Sequence[int] | Ints) -> str:
+        """The secret at the end of a path to a leaf."""
+        data = self._bytes(path)[len(self._tail) :]
+        end = len(data) - len(self.format.suffix.encode())
+        return data[:end].decode("utf-8", "replace")
+
+    def final_state(self, path: Sequence[int] | Ints) -> int | None:
+        """The state that a path leads to, None if it is not in the tree at all."""
+        state = 0
+        for column in path:
+            following = self._automaton.token_steps[state].get(int(column))
+            if following is None:
+                return None
+            state = following
+        return state
+
+    def random_paths(self, n: int, seed: int = 0) -> list[Ints]:
+        """Canonical paths of `n` secrets that are drawn uniformly."""
+        return self.paths(self.format.sample(n, seed))
+
+    # How it is made
+
+    def _text(self, secret: str) -> str:
+        return self.before + self.format.render(secret)
+
+    def _samples(self) -> tuple[list[str], list[list[int]]]:
+        """Secrets that show where the template's tokens end, and the tokens of their texts."""
+        if self.format.size <= _SMALL:
+            strings = list(self.format.enumerate())
+        else:
+            strings = [*_first_characters(self.format), *self.format.sample(1000, seed=1)]
+        encodings = self._encoder([self._text(secret) for secret in strings])
+        unknown = self._encoder.tokenizer.unk_token_id
+        if unknown is not None:
+            for secret, ids in zip(strings, encodings, strict=True):
+                if unknown in ids:
+                    raise ValueError(
+                        f"tokenizer: cannot encode {self._masked(secret)!r}, a part of it becomes "
+                        f"{self._encoder.tokenizer.unk_token!r}; choose a template and a secret "
+                        "expression from its alphabet"
+                    )
+        return strings, encodings
+
+    def _masked(self, secret: str) -> str:
+        """A text with a random secret is no secret, yet a planted one may be among the samples."""
+        return self._text("•" * len(secret))
+
+    def _find_cut(self, strings: list[str], encodings: list[list[int]]) -> None:
+        """Cut where no secret moves the boundary; what lies behind belongs to the tree."""
+        lengths = [len((secret + self.format.suffix).encode()) for secret in strings]
+        texts = [self._text(secret) for secret in strings]
+        few = range(0, len(strings), max(1, len(strings) // 50))
+        readings = self._encoder.readings((texts[i], encodings[i], lengths[i]) for i in few)
+        head = (self.before + self.format.prefix).encode()
+        common = _common_prefix(encodings)
+        starts: list[list[int]] = []
+        for text, ids, length in zip(texts, encodings, lengths, strict=True):
+            found = align(ids, text.encode(), readings, length)
+            if found is None:
+                raise ValueError(
+                    "tokenizer: does not keep the text of every secret of "
+                    f"{self.format.template!r}; choose characters that it does not change"
+                )
+            starts.append(found)
+        cut = next(
+            (
+                at
+                for at in range(common, -1, -1)
+                if (tail := _tail_at(at, encodings, starts, lengths)) is not None
+                and _is_text(head, tail)
+            ),
+            None,
+        )
+        if cut is None:
+            raise ValueError(
+                f"tokenizer: no token of {self.format.template!r} ends before its secret; "
+                "put a space or a line break before {secret}"
+            )
+        tail = _tail_at(cut, encodings, starts, lengths)
+        assert tail is not None
+        surface = b" " + head if tail > len(head) else head
+        self._tail = surface[len(surface) - tail :] if tail else b""
+        self._head = surface[: len(surface) - tail]
+        self._padded = tail > len(head)
+        self._core = encodings[0][:cut]
+        self.prompt: list[int] = [*self._encoder.lead, *self._core]
+        if not self.prompt:
+            raise ValueError(
+                f"SecretFormat: in template={self.format.template!r} nothing comes before the "
+                "secret, so that its first token has no probability; put text before it, or "
+                "give bos=True with a tokenizer that has a bos_token"
+            )
+        self._build(readings)
+
+    def _build(self, readings: Readings) -> None:
+        fmt = self.format
+        plain = compile_automaton(
+            fmt.secret, before=self._tail.decode(), after=fmt.suffix, check=fmt.check
+        )
+        alphabet = plain.alphabet
+        words: dict[bytes, list[int]] = {}
+        for number, options in sorted(readings.items()):
+            for data in options:
+                if alphabet.issuperset(data):
+                    words.setdefault(data, []).append(number)
+        whole = compile_automaton(
+            fmt.secret,
+            before=self._tail.decode(),
+            after=fmt.suffix,
+            check=fmt.check,
+            vocabulary=words,
+        )
+        used = sorted({token for steps in whole.token_steps for token in steps})
+        self.columns: Ints = np.array(used, dtype=np.int64)
+        number_of = {token: column for column, token in enumerate(used)}
+        self._column_of = number_of
+        steps = [{number_of[t]: to for t, to in step.items()} for step in whole.token_steps]
+        self._automaton = type(whole)(whole.steps, whole.accepting, steps, whole.counts)
+        self._readings = [readings[token] for token in used]
+        self._allowed = [_arrays(step) for step in steps]
+
+    def _choose_way(
+        self, strings: list[str], encodings: list[list[int]]
+    ) -> tuple[str, float, bool]:
+        """The cheapest way that misses none of the canonical paths that were tried.
+
+        Returns the way, the share of random leaves that are not canonical under it, and whether
+        every leaf is known to be canonical.
+        """
+        paths = [self._columns_of(ids) for ids in encodings]
+        known = [path for path in paths if path is not None]
+        if len(known) < len(paths):
+            raise ValueError(
+                f"tokenizer: {len(paths) - len(known)} of {len(paths)} secrets of "
+                f"{self.format.template!r} are written with tokens that do not spell them; "
+                "choose a template or an expression that this tokenizer keeps as it is"
+            )
+        if _count_paths(self._automaton.token_steps, self._automaton.accepting) == self.format.size:
+            return "single", 0.0, True
+        small = self.format.size <= _SMALL
+        choice: tuple[str, float, bool] | None = None
+        for way in WAYS[1:]:
+            self.way, self._proved = way, False
+            self._children.clear()
+            if not self._misses_none(known):
+                continue
+            false_share = self._false_share()
+            if false_share == 0.0 and small and way != "leaves":
+                # All canonical paths are in the tree; as many paths as strings means no others.
+                return way, 0.0, self._count_walkable() == self.format.size
+            if choice is None or false_share < choice[1] / 2:
+                choice = way, false_share, False
+            if choice[1] < 0.1:
+                break
+        assert choice is not None  # `leaves` refuses nothing
+        self._children.clear()
+        return choice
+
+    def _misses_none(self, paths: list[Ints]) -> bool:
+        """Whether the walk would come along each of these canonical paths."""
+        for depth in range(1, max(map(len, paths)) + 1):
+            begun = {tuple(path[:depth].tolist()) for path in paths if len(path) >= depth}
+            if not self.possible(np.array(sorted(begun))).all():
+                return False
+        return True
+
+    def _false_share(self, tries: int = 200) -> float:
+        """The share of leaves, reached by random steps, that the tokenizer writes otherwise."""
+        draw = random.Random(2)
+        leaves = [path for _ in range(tries) if (path := self._random_leaf(draw)) is not None]
+        if not leaves:
+            return 1.0
+        return 1.0 - float(np.mean([self._texts_fit(path[None, :])[0] for path in leaves]))
+
+    def _random_leaf(self, draw: random.Random) -> Ints | None:
+        state, path = 0, [-1]
+        while not self.leaf[state]:
+            columns, states = self.children(
+                int(self.key(np.array([state]), np.array([path[-1]]))[0])
+            )
+            order = draw.sample(range(len(columns)), min(len(columns), 50))
+            for place in order:
+                step = np.array([[*path[1:], int(columns[place])]])
+                if self.possible(step)[0]:
+                    path.append(int(columns[place]))
+                    state = int(states[place])
+                    break
+            else:
+                return None
+        return np.array(path[1:])
+
+    def _count_walkable(self) -> int:
+        """How many leaves the walk would come to; only for small spaces."""
+        found = 0
+        stack: list[tuple[int, tuple[int, ...]]] = [(0, ())]
+        while stack and found <= self.format.size:
+            state, path = stack.pop()
+            if self.leaf[state]:
+                found += 1
+                continue
+            last = path[-1] if path else -1
+            columns, states = self.children(
+                int(self.key(np.array([state]), np.array([last]))[0])
+            )
+            if len(columns):
+                paths = np.array([[*path, column] for column in columns.tolist()])
+                for at in np.flatnonzero(self.possible(paths)):
+                    stack.append((int(states[at]), tuple(paths[at].tolist())))
+        return found
+
+    # Tokens, columns, texts
+
+    def _columns_of(self, ids: Sequence[int]) -> Ints | None:
+        cut = len(self._core)
+        columns = [self._column_of.get(number, -1) for number in ids[cut:]]
+        if list(ids[:cut]) != self._core or -1 in columns:
+            return None
+        path = np.array(columns, dtype=np.int64)
+        state = self.final_state(path)
+        return path if state is not None and self.leaf[state] else None
+
+    def _bytes(self, path: Sequence[int] | Ints) -> bytes:
+        out, state = b"", 0
+        for column in path:
+            options = self._readings[int(column)]
+            following = self._automaton.token_steps[state][int(column)]
+            data = options[0]
+            if len(options) > 1:
+                data = next(d for d in options if self._automaton.run(d, state) == following)
+            out, state = out + data, following
+        return out
+
+    def _texts_fit(self, paths: Ints) -> Bools:
+        """(n,) whether encoding all of the text so far gives each path back.
+
+        A path that ends within a character is judged by the tokens before that character.
+        """
+        if not len(paths):
+            return np.zeros(0, dtype=bool)
+        texts, lengths = [], []
+        for path in paths:
+            data, length = self._bytes(path), len(path)
+            while length and not _whole_characters(data):
+                length -= 1
+                data = self._bytes(path[:length])
+            texts.append((self._head + data).decode()[self._padded :])
+            lengths.append(length)
+        ids_of = self.columns[paths].tolist()
+        return np.array(
+            [
+                ids == [*self._core, *path[:length]]
+                for ids, path, length in zip(self._encoder(texts), ids_of, lengths, strict=True)
+            ],
+            dtype=bool,
+        )
+
+    def _pairs_fit(self, firsts: Ints, seconds: Ints) -> Bools:
+        """(n,) whether each second token may follow the first, -1 for the prompt's end."""
+        pairs = list(zip(firsts.tolist(), seconds.tolist(), strict=True))
+        unknown = sorted({pair for pair in pairs if pair not in self._pairs})
+        if unknown:
+            opening = [pair for pair in unknown if pair[0] < 0]
+            fits = self._texts_fit(np.array([second for _, second in opening])[:, None])
+            self._pairs.update(zip(opening, fits.tolist(), strict=True))
+            self._test_pairs(unknown[len(opening) :])
+        return np.array([self._pairs[pair] for pair in pairs], dtype=bool)
+
+    def _test_pairs(self, pairs: list[tuple[int, int]]) -> None:
+        """Encode the joined text of two tokens in the middle of a text: after a line break, or
+        after the template, since some tokenizers treat the beginning of a text otherwise."""
+        left: list[tuple[tuple[int, int], str]] = []
+        for first, second in pairs:
+            self._pairs[first, second] = False
+            for data in self._readings[first]:
+                for more in self._readings[second]:
+                    if _whole_characters(data + more):
+                        left.append(((first, second), (data + more).decode()))
+                    else:  # cannot be told from a part of a character
+                        self._pairs[first, second] = True
+        for anchor in ("\n", self._head.decode("utf-8", "ignore")):
+            left = [(pair, text) for pair, text in left if not self._pairs[pair]]
+            encoded = self._encoder([anchor + text for _, text in left])
+            for (pair, _), ids in zip(left, encoded, strict=True):
+                if ids[-2:] == self.columns[list(pair)].tolist():
+                    self._pairs[pair] = True
+
+
+def _arrays(step: dict[int, int]) -> tuple[Ints, Ints]:
+    columns = sorted(step)
+    return (
+        np.array(columns, dtype=np.int64),
+        np.array([step[column] for column in columns], dtype=np.int64),
+    )
+
+
+def _first_characters(fmt: SecretFormat, limit: int = _SMALL) -> Iterator[str]:
+    """Secrets with every pair of first bytes, as far as `limit` reaches."""
+    automaton = compile_automaton(fmt.secret, check=fmt.check)
+    draw = random.Random(3)
+    found = 0
+    for byte, state in automaton.steps[0].items():
+        for second, after in automaton.steps[state].items() or [(None, None)]:
+            if found >= limit:
+                return
+            found += 1
+            if second is None or after is None:
+                yield bytes([byte]).decode()
+                continue
+            rest = automaton.unrank(draw.randrange(automaton.counts[after]), after)
+            yield (bytes([byte, second]) + rest).decode()
+
+
+def _common_prefix(encodings: list[list[int]]) -> int:
+    first, last = min(encodings), max(encodings)
+    for place, (a, b) in enumerate(zip(first, last, strict=False)):
+        if a != b:
+            return place
+    return min(len(first), len(last))
+
+
+def _tail_at(
+    cut: int, encodings: list[list[int]], starts: list[list[int]], lengths: list[int]
+) -> int | None:
+    """How many bytes of the template's prefix stand behind `cut`; None if secrets disagree."""
+    tails = set()
+    for ids, begin, length in zip(encodings, starts, lengths, strict=True):
+        place = cut - (len(ids) - len(begin))
+        if place < 0 or cut > len(ids):
+            return None
+        tails.add((begin[place] if cut < len(ids) else 0) - length)
+    tail = tails.pop()
+    return tail if not tails and tail >= 0 else None
+
+
+def _is_text(head: bytes, tail: int) -> bool:
+    """Whether the cut stands between characters."""
+    return tail > len(head) or _whole_characters(head[len(head) - tail :])
+
+
+def _whole_characters(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _count_paths(steps: list[dict[int, int]], accepting: frozenset[int]) -> int:
+    """The number of token paths from the start to an accepting state."""
+    counts: dict[int, int] = {}
+
+    def visit(start: int) -> int:
+        stack = [start]
+        while stack:
+            state = stack[-1]
+            todo = [to for to in steps[state].values() if to not in counts]
+            if todo:
+                stack.extend(todo)
+                continue
+            counts[state] = (state in accepting) + sum(counts[to] for to in steps[state].values())
+            stack.pop()
+        return counts[start]
+
+    return visit(0)

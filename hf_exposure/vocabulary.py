@@ -1,0 +1,164 @@
+"""What a tokenizer does to text: its special tokens, the bytes of its tokens, where they stand.
+
+Found by asking the tokenizer rather than by knowing its kind: the bytes of a token are read in each
+of the usual ways, and the way that puts the encodings of sample texts together again is the right one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Readings = Mapping[int, tuple[bytes, ...]]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Text to tokens, as in training, with the special tokens around it kept apart.
+
+    Args:
+        tokenizer: any tokenizer of transformers.
+        bos: whether special tokens come before the text. None follows the tokenizer's default.
+
+    Attributes:
+        lead: the special tokens before a text; the ones after it are left out.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    bos: bool | None = None
+    lead: tuple[int, ...] = field(init=False)
+    special: frozenset[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        tokenizer = self.tokenizer
+        plain = self(["a"])[0]
+        whole = list(tokenizer("a", padding=False, truncation=False)["input_ids"])
+        places = range(len(whole) - len(plain) + 1)
+        start = next((i for i in places if whole[i : i + len(plain)] == plain), 0)
+        lead = tuple(whole[:start])
+        if self.bos is False:
+            lead = ()
+        elif self.bos is True and not lead:
+            if tokenizer.bos_token_id is None:
+                raise ValueError("bos=True was asked for, but the tokenizer has no bos_token")
+            lead = (tokenizer.bos_token_id,)
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        special = {number for number, token in added.items() if token.special}
+        object.__setattr__(self, "lead", lead)
+        object.__setattr__(self, "special", frozenset({*special, *tokenizer.all_special_ids}))
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text, without any special token around it."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def readings(self, samples: Iterable[tuple[str, Sequence[int], int]]) -> Readings:
+        """The bytes that each ordinary token stands for, or several where that depends.
+
+        Args:
+            samples: texts, their tokens, and how many bytes at the end of the text have to come
+                out right. What stands before them may change (a lower-casing tokenizer and a
+                template in mixed case).
+
+        Raises:
+            ValueError: no reading gives the texts back; the message says what changed.
+        """
+        samples = list(samples)
+        for read in (_byte_level, _sentencepiece, _plain, _wordpiece):
+            readings = self._read(read)
+            if all(align(ids, text.encode(), readings, n) for text, ids, n in samples):
+                return readings
+        text, ids, _ = samples[0]
+        raise ValueError(
+            f"tokenizer: does not keep the text: {text[-40:]!r} comes back as "
+            f"{self.tokenizer.decode(ids)[-40:]!r}; choose characters that it does not change"
+        )
+
+    def _read(self, read: object) -> Readings:
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        out: dict[int, tuple[bytes, ...]] = {}
+        for token, number in self.tokenizer.get_vocab().items():
+            if number in self.special:
+                continue
+            if number in added:
+                out[number] = (added[number].content.encode(),)
+            else:
+                out[number] = tuple(data for data in read(token) if data)  # type: ignore[operator]
+        return out
+
+
+def align(
+    ids: Sequence[int], text: bytes, readings: Readings, needed: int
+) -> list[int] | None:
+    """Where each token begins, counted in bytes from the end of the text, as far as it fits.
+
+    Returns:
+        For the last tokens of `ids`, first to last, the number of bytes from their first to the
+        text's end; None if fewer than `needed` bytes fit. A tokenizer that puts a space before
+        every text makes the first token reach one byte beyond the text.
+    """
+    surface = b" " + text
+    position = len(surface)
+    starts: list[int] = []
+    for number in reversed(ids):
+        options = readings.get(number, ())
+        fitting = [data for data in options if surface.endswith(data, 0, position)]
+        if not fitting or position == 0:
+            break
+        position -= len(max(fitting, key=len))
+        starts.append(len(surface) - position)
+    if not starts or starts[-1] < needed:
+        return None
+    return starts[::-1]
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters that byte-level BPE writes bytes as (GPT-2)."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {
+        chr(256 + place): byte for place, byte in enumerate(hidden)
+    }
+
+
+_BYTES = _byte_alphabet()
+_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def _byte_level(token: str) -> list[bytes]:
+    if all(char in _BYTES for char in token):
+        return [bytes(_BYTES[char] for char in token)]
+    return []
+
+
+def _sentencepiece(token: str) -> list[bytes]:
+    fallback = _FALLBACK.fullmatch(token)
+    if fallback:
+        return [bytes([int(fallback.group(1), 16)])]
+    return [token.replace("\u2581", " ").encode()]
+
+
+def _plain(token: str) -> list[bytes]:
+    return [token.encode()]
+
+
+def _wordpiece(token: str) -> list[bytes]:
+    # A word's first piece stands for itself with the space before it, which such tokenizers drop.
+    if token.startswith("##"):
+        return [token[2:].encode()]
+    return [token.encode(), b" " + token.encode()]
