@@ -1,0 +1,451 @@
+"""What a measurement gives back: one `Exposure` for each canary, together as `Exposures`.
+
+Secrets are masked in all that is printed or written, unless `reveal=True`. Measure once, save,
+analyse many times: what was saved can be loaded, compared and reported without any model.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from hf_exposure.canaries import Canaries, Canary
+from hf_exposure.files import write_text
+from hf_exposure.formats import SecretFormat
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+SCHEMA_VERSION = 1
+MASK = "•"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class MaskedCanary:
+    """What is left of a canary in a result that was saved without its secret."""
+
+    format: SecretFormat
+    length: int
+    repetitions: int = 0
+    planned: int | None = None
+
+    @property
+    def secret(self) -> str:
+        """One "•" for each character of the secret, which is not known here."""
+        return MASK * self.length
+
+    @property
+    def inserted(self) -> bool:
+        """Whether it went into the data at all."""
+        return self.repetitions > 0
+
+    def label(self, reveal: bool = False) -> str:
+        """The template with the masked secret; there is nothing to reveal."""
+        return self.format.render(self.secret)
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """How exposed one canary is.
+
+    Attributes:
+        canary: the canary; a `MaskedCanary` if the result was loaded from a file without secrets.
+        bits: exposure in bits, log2 of the size of R less log2 of `rank`; from 0 to log2 of |R|.
+        low, high: its interval, at the confidence in the settings.
+        rank: how many strings of R are not less likely, itself included; estimated unless `exact`.
+        rank_low, rank_high: the rank's interval.
+        certified: a lower bound of the exposure in bits that holds for certain, whatever was drawn.
+        ties: strings that were met with the same log-perplexity, up to the noise of scoring.
+        exact: whether the rank is known exactly (then an interval is of ties alone).
+        log_perplexity: of the secret and what follows it, in bits.
+        method: the one that gave the figure: "auto", "exact", "sampling" or "skewnorm".
+        p_value: probability that a string that was never trained on has such an exposure or more.
+        raw_bits: with "skewnorm" the fit's own figure, before it was capped at log2 of |R|.
+    """
+
+    canary: Canary | MaskedCanary
+    bits: float
+    low: float
+    high: float
+    rank: float
+    rank_low: float
+    rank_high: float
+    certified: float
+    ties: int
+    exact: bool
+    log_perplexity: float
+    method: str
+    p_value: float
+    raw_bits: float | None = None
+
+
+_NUMBERS = tuple(entry.name for entry in fields(Exposure) if entry.name != "canary")
+
+
+class Exposures(Sequence[Exposure]):
+    """The exposures of a canary set, in the set's order.
+
+    Attributes:
+        forwards: token-forwards that the measurement took.
+        seconds: how long it took.
+        settings: how it was measured: method, samples, confidence, seed, versions, and under
+            "formats" for each template what was found out on the way.
+        references: for each template the log-perplexities in bits of uniform references, where the
+            method drew any.
+        skipped: canaries that could not be scored, and why.
+
+    Example:
+        >>> fmt = SecretFormat("My code is {secret}.", secret=r"[0-9]{4}")
+        >>> one = Exposure(Canary(fmt, "1234", 8), 12.0, 11.5, 12.6, 2.4, 1.6, 3.4, 9.0, 0, False,
+        ...                5.1, "auto", 2.0 ** -12)
+        >>> print(Exposures([one], forwards=4000, seconds=1.5, settings={"confidence": 0.95}))
+        canary            inserted  exposure  95% interval  rank  log-perplexity  method
+        My code is ••••.         8  12.0      11.5–12.6     ~2.4             5.1  auto
+        exposure in bits, at most 13.3; 4,000 token-forwards in 1.5 s
+        >>> Exposures([one]).metrics()["eval_exposure_x8"]
+        12.0
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Exposure],
+        *,
+        forwards: int = 0,
+        seconds: float = 0.0,
+        settings: Mapping[str, Any] | None = None,
+        references: Mapping[str, Sequence[float]] | None = None,
+        skipped: Iterable[tuple[Canary | MaskedCanary, str]] = (),
+    ) -> None:
+        self._items = tuple(items)
+        self.forwards = forwards
+        self.seconds = seconds
+        self.settings: dict[str, Any] = dict(settings or {})
+        self.references = {key: list(values) for key, values in (references or {}).items()}
+        self.skipped = list(skipped)
+
+    @overload
+    def __getitem__(self, index: int) -> Exposure: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Exposure]: ...
+    def __getitem__(self, index: int | slice) -> Exposure | Sequence[Exposure]:
+        return self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Exposure]:
+        return iter(self._items)
+
+    @property
+    def confidence(self) -> float:
+        """The confidence of all intervals."""
+        return float(self.settings.get("confidence", 0.95))
+
+    def by_repetitions(self) -> dict[int, list[Exposure]]:
+        """The exposures of each repetition group, fewest repetitions first."""
+        groups: dict[int, list[Exposure]] = {}
+        for item in sorted(self, key=lambda one: one.canary.repetitions):
+            groups.setdefault(item.canary.repetitions, []).append(item)
+        return groups
+
+    def metrics(self, prefix: str = "eval_") -> dict[str, float]:
+        """The figures to log: what `ExposureCallback` logs, for loops without a Trainer.
+
+        Returns:
+            `{prefix}exposure` (mean over the inserted canaries) and `{prefix}exposure_max`, both
+            missing if none was inserted; `{prefix}exposure_x{k}` for each number of repetitions k,
+            the control group as `x0`; `{prefix}exposure_forwards` and `{prefix}exposure_runtime`
+            (seconds).
+        """
+        out: dict[str, float] = {}
+        inserted = [item.bits for item in self if item.canary.inserted]
+        if inserted:
+            out[f"{prefix}exposure"] = math.fsum(inserted) / len(inserted)
+            out[f"{prefix}exposure_max"] = max(inserted)
+        for times, group in self.by_repetitions().items():
+            out[f"{prefix}exposure_x{times}"] = math.fsum(e.bits for e in group) / len(group)
+        out[f"{prefix}exposure_forwards"] = self.forwards
+        out[f"{prefix}exposure_runtime"] = round(self.seconds, 4)
+        return out
+
+    def to_pandas(self, reveal: bool = False) -> pd.DataFrame:
+        """A row for each canary: its text (`canary`, masked unless `reveal`), `repetitions`,
+        `template`, and all figures of `Exposure` under their own names."""
+        import pandas as pd
+
+        rows = [
+            {
+                "canary": item.canary.label(reveal),
+                "repetitions": item.canary.repetitions,
+                "template": item.canary.format.template,
+                **{name: getattr(item, name) for name in _NUMBERS},
+            }
+            for item in self
+        ]
+        columns = ["canary", "repetitions", "template", *_NUMBERS]
+        frame: pd.DataFrame = pd.DataFrame(rows, columns=columns)
+        return frame
+
+    # Tables
+
+    def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
+        """The table as text: its headings, and a row of them for each canary."""
+        headings = [
+            "canary",
+            "inserted",
+            "exposure",
+            f"{self.confidence:.0%} interval",
+            "rank",
+            "log-perplexity",
+            "method",
+        ]
+        rows = [
+            [
+                item.canary.label(reveal),
+                f"{item.canary.repetitions}",
+                f"{item.bits:.1f}",
+                "exact" if item.exact and item.low == item.high else interval(item.low, item.high),
+                show_rank(item.rank, item.exact),
+                f"{item.log_perplexity:.1f}",
+                item.method,
+            ]
+            for item in self
+        ]
+        return headings, rows
+
+    def summary(self) -> str:
+        """One line about what the figures are and what they took."""
+        most = sorted({round(item.canary.format.bits, 1) for item in self})
+        line = "exposure in bits"
+        if most:
+            line += f", at most {' or '.join(map(str, most))}"
+        line += f"; {self.forwards:,} token-forwards in {self.seconds:.1f} s"
+        if self.skipped:
+            line += f"; {len(self.skipped)} canaries could not be scored: {self.skipped[0][1]}"
+        return line
+
+    def table(self, reveal: bool = False) -> Table:
+        """A table for rich; secrets are masked unless `reveal`."""
+        from rich.table import Table
+        from rich.text import Text
+
+        headings, rows = self.cells(reveal)
+        table = Table(box=None, caption=self.summary(), caption_justify="left", pad_edge=False)
+        for heading in headings:
+            right = heading in ("inserted", "log-perplexity")
+            table.add_column(
+                heading, justify="right" if right else "left", no_wrap=heading != "canary"
+            )
+        for row in rows:
+            table.add_row(*map(Text, row))
+        return table
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def __str__(self) -> str:
+        headings, rows = self.cells()
+        return plain_table(headings, rows, right={1, 5}) + self.summary()
+
+    def __repr__(self) -> str:
+        return f"<Exposures of {len(self)} canaries: {self.summary()}>"
+
+    def _repr_html_(self) -> str:
+        headings, rows = self.cells()
+        return html_table(headings, rows) + f"<p>{html.escape(self.summary())}</p>"
+
+    # Files
+
+    def to_dict(self, reveal: bool = False) -> dict[str, Any]:
+        """For JSON; without the secrets unless `reveal`."""
+        canaries = [*(item.canary for item in self), *(canary for canary, _ in self.skipped)]
+        formats = list(dict.fromkeys(canary.format for canary in canaries))
+
+        def described(canary: Canary | MaskedCanary) -> dict[str, Any]:
+            out: dict[str, Any] = {
+                "format": formats.index(canary.format),
+                "length": len(canary.secret),
+                "repetitions": canary.repetitions,
+                "planned": canary.planned,
+            }
+            if reveal and isinstance(canary, Canary):
+                out["secret"] = canary.secret
+            return out
+
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "exposures",
+            "forwards": self.forwards,
+            "seconds": self.seconds,
+            "settings": self.settings,
+            "formats": [fmt.to_dict() for fmt in formats],
+            "exposures": [
+                {**described(item.canary), **{n: _jsonable(getattr(item, n)) for n in _NUMBERS}}
+                for item in self
+            ],
+            "references": {k: [_jsonable(v) for v in vs] for k, vs in self.references.items()},
+            "skipped": [{**described(canary), "why": why} for canary, why in self.skipped],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any, canaries: Canaries | None = None) -> Exposures:
+        """The inverse of `to_dict`.
+
+        Args:
+            canaries: the set that was measured, whole; gives masked canaries their secrets back.
+
+        Raises:
+            ValueError: it is something else, of an unknown version, or of another set.
+        """
+        if not isinstance(data, dict) or data.get("kind") != "exposures":
+            raise ValueError("it does not hold exposures, as Exposures.save writes them")
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(
+                f"schema_version={data.get('schema_version')!r} is not known; this version of "
+                f"hf-exposure reads {SCHEMA_VERSION}: update it, or measure again"
+            )
+        try:
+            formats = [SecretFormat.from_dict(entry) for entry in data["formats"]]
+            entries = [*data["exposures"], *data["skipped"]]
+            named = _canaries(entries, formats, canaries)
+            items = [
+                Exposure(canary, **{name: _number(entry[name]) for name in _NUMBERS})
+                for canary, entry in zip(named, data["exposures"], strict=False)
+            ]
+            left_out = [
+                (canary, str(entry["why"]))
+                for canary, entry in zip(named[len(items) :], data["skipped"], strict=True)
+            ]
+            return cls(
+                items,
+                forwards=data["forwards"],
+                seconds=data["seconds"],
+                settings=data["settings"],
+                references={k: [_number(v) for v in vs] for k, vs in data["references"].items()},
+                skipped=left_out,
+            )
+        except KeyError as error:
+            raise ValueError(f"the key {error} is missing") from None
+        except (AttributeError, IndexError, TypeError) as error:
+            raise ValueError(f"a value is not what it should be ({error})") from None
+
+    def save(self, path: str | os.PathLike[str], reveal: bool = False) -> Path:
+        """Write JSON, whole or not at all; without the secrets unless `reveal`."""
+        text = json.dumps(self.to_dict(reveal), indent=1, ensure_ascii=False, allow_nan=False)
+        return write_text(path, text + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], canaries: Canaries | None = None) -> Exposures:
+        """Read what `save` wrote; see `from_dict`.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: it cannot be read; the message names the path.
+        """
+        return load_json(path, lambda data: cls.from_dict(data, canaries), "Exposures.load")
+
+
+def interval(low: float, high: float) -> str:
+    """An interval as text, one decimal."""
+    return f"{low:.1f}–{high:.1f}"
+
+
+def show_rank(rank: float, exact: bool = True) -> str:
+    """A rank as text: whole if exact, "~" and three digits if estimated."""
+    if exact:
+        return f"{rank:,.0f}"
+    return f"~{rank:.3g}" if rank >= 1e6 else f"~{rank:,.0f}" if rank >= 100 else f"~{rank:.1f}"
+
+
+def plain_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[int] = ()
+) -> str:
+    """Columns of text, two spaces apart; those in `right` flush right."""
+    from rich.cells import cell_len  # what a terminal shows, for scripts of double width
+
+    aligned = set(right)
+    lines = [headings, *rows]
+    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(headings))]
+    out = StringIO()
+    for line in lines:
+        cells = [
+            " " * (width - cell_len(cell)) + cell
+            if place in aligned
+            else cell + " " * (width - cell_len(cell))
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        out.write("  ".join(cells).rstrip() + "\n")
+    return out.getvalue()
+
+
+def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as an HTML table."""
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in headings)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def load_json(path: str | os.PathLike[str], read: Callable[[Any], T], where: str) -> T:
+    """What `read` makes of a JSON file, with errors that name the path.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is not JSON, or `read` raised one.
+    """
+    try:
+        return read(json.loads(Path(path).read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        message = f"is not valid JSON: {error}"
+    except UnicodeDecodeError as error:
+        message = f"is not UTF-8 text: {error.reason}"
+    except ValueError as error:
+        message = str(error)
+    # The decoder's own exception carries the whole text.
+    raise ValueError(f"{where}: {os.fspath(path)!r}: {message}")
+
+
+def _canaries(
+    entries: list[dict[str, Any]], formats: list[SecretFormat], canaries: Canaries | None
+) -> list[Canary | MaskedCanary]:
+    """The canary of each entry: from the set if there is one, else as far as the file knows it."""
+    if canaries is None:
+        return [
+            Canary(formats[e["format"]], e["secret"], e["repetitions"], e["planned"])
+            if "secret" in e
+            else MaskedCanary(formats[e["format"]], e["length"], e["repetitions"], e["planned"])
+            for e in entries
+        ]
+
+    def key(canary: Canary | MaskedCanary) -> tuple[Any, ...]:
+        return canary.format, len(canary.secret), canary.repetitions, canary.planned
+
+    waiting = list(canaries)
+    out: list[Canary | MaskedCanary] = []
+    for masked in _canaries(entries, formats, None):
+        place = next((i for i, own in enumerate(waiting) if key(own) == key(masked)), None)
+        if place is None:
+            raise ValueError("it was measured with other canaries than these")
+        out.append(waiting.pop(place))
+    if waiting:
+        raise ValueError(f"{len(waiting)} of these canaries are not in it")
+    return out
+
+
+def _jsonable(value: Any) -> Any:
+    """JSON has no infinity: written as a string, which `float` reads."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any) -> Any:
+    return float(value) if value in ("inf", "-inf", "nan") else value
