@@ -16,9 +16,16 @@ from numpy.typing import NDArray
 
 from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.decoder import Decoder, undisturbed
-from hf_exposure.formats import SecretFormat
-from hf_exposure.rank import RankEstimate, SkewNormal, sampling_exposure, skewnorm_exposure
-from hf_exposure.ranking import Explored, Sampled, Scorer, explore, ranks, sample
+from hf_exposure.rank import (
+    ExposureEstimate,
+    RankEstimate,
+    SkewNormal,
+    exp2,
+    sampling_exposure,
+    skewnorm_exposure,
+    weighted_rank,
+)
+from hf_exposure.ranking import Sampled, Scorer, explore, ranks, sample
 from hf_exposure.results import Exposure, Exposures
 from hf_exposure.tokens import TokenTree
 
@@ -246,7 +253,7 @@ def measure_plan(
     details: dict[str, Any] = {}
     skipped = dict(plan.skipped)
     spent, unfinished = 0, []
-    with undisturbed(model), _bar(progress) as tick:
+    with undisturbed(model), progress_bar(progress) as tick:
         for number, group in enumerate(plan.groups):
             left = math.inf
             if settings.max_forwards is not None:
@@ -256,11 +263,11 @@ def measure_plan(
                 decoder = Decoder(
                     model, tree.prompt, tree.columns, batch_size=settings.batch_size
                 )
-                _check_context(decoder, group)
+                check_context(decoder, tree, group.paths)
             except ValueError as error:
                 _skip(skipped, group.places, str(error), unscorable)
                 continue
-            scorer = Scorer(tree, decoder, left, lambda d=decoder, s=spent: tick(s + d.forwards))
+            scorer = Scorer(tree, decoder, left, _reporter(tick, decoder, spent))
             canaries = [plan.canaries[place] for place in group.places]
             measured = _measure_group(scorer, group, canaries, settings)
             results.update(zip(group.places, measured.exposures, strict=True))
@@ -393,30 +400,33 @@ def _share_to_explore(scorer: Scorer, settings: Settings, depth: float) -> float
 def _exposure(canary: Canary, cost: float, estimate: RankEstimate, method: str) -> Exposure:
     most = canary.format.bits
 
-    def bits(rank: float) -> float:
-        return max(0.0, most - math.log2(rank))
+    def bits(log2_rank: float) -> float:
+        return max(0.0, most - log2_rank)
 
     return Exposure(
         canary=canary,
-        bits=bits(estimate.rank),
-        low=bits(estimate.high),
-        high=bits(estimate.low),
+        bits=bits(estimate.log2_rank),
+        low=bits(estimate.log2_high),
+        high=bits(estimate.log2_low),
         rank=estimate.rank,
         rank_low=estimate.low,
         rank_high=estimate.high,
-        certified=bits(estimate.upper_bound),
+        certified=bits(estimate.log2_upper_bound),
         ties=estimate.ties,
         exact=estimate.exact,
         log_perplexity=cost,
         method=method,
-        p_value=min(1.0, 2.0 ** -bits(estimate.rank)),
+        p_value=exp2(-bits(estimate.log2_rank)),
     )
 
 
 def _by_references(
     scorer: Scorer, canaries: list[Canary], costs: Floats, tie: float, settings: Settings
 ) -> _Measured:
-    """The paper's estimators: where the canaries stand among uniform references."""
+    """The paper's estimators: where the canaries stand among uniform references.
+
+    A space no larger than the sample is taken whole, and then `sampling` gives the exact rank.
+    """
     fmt, tree = scorer.tree.format, scorer.tree
     inserted = {canary.secret for canary in canaries if canary.inserted}
     whole = fmt.size <= settings.samples
@@ -427,50 +437,72 @@ def _by_references(
     fit = None
     if settings.method == "skewnorm":
         fit = SkewNormal.fit(references[np.isfinite(references)])
-        details["fit"] = {"shape": fit.shape, "loc": fit.loc, "scale": fit.scale}
+        details["fit"] = {
+            "shape": fit.shape, "loc": fit.loc, "scale": fit.scale, "ks": fit.ks
+        }
+    names = np.array(secrets, dtype=object)
     out = []
     for canary, cost in zip(canaries, costs, strict=True):
-        certified = min(fmt.bits, max(0.0, fmt.bits - float(cost)))
+        others = references[names != canary.secret]
         if fit is not None:
-            by_fit = skewnorm_exposure(cost, fit, fmt.bits, settings.confidence)
-            bits, low, high = by_fit.bits, by_fit.low, by_fit.high
-            raw, p_value, exact = by_fit.raw_bits, min(1.0, 2.0**-by_fit.bits), False
+            estimate = skewnorm_exposure(cost, fit, fmt.bits, settings.confidence)
+        elif whole:
+            out.append(_exposure(canary, float(cost), _whole_rank(cost, others, tie), "sampling"))
+            continue
         else:
-            others = np.array(
-                [c for c, s in zip(references, secrets, strict=True) if s != canary.secret]
-            )
-            by_sample = sampling_exposure(
+            estimate = sampling_exposure(
                 cost, others, settings.confidence, tie, log2_size=fmt.bits
             )
-            bits, low, high = by_sample.bits, by_sample.low, by_sample.high
-            raw, p_value, exact = None, by_sample.p_value, False
-        size = 2.0 ** min(fmt.bits, 1000.0)
-        out.append(
-            Exposure(
-                canary=canary,
-                bits=bits,
-                low=low,
-                high=high,
-                rank=max(1.0, size * 2.0**-bits),
-                rank_low=max(1.0, size * 2.0**-high),
-                rank_high=max(1.0, size * 2.0**-low),
-                certified=certified,
-                ties=int(np.sum(np.abs(references - cost) <= tie)),
-                exact=exact,
-                log_perplexity=float(cost),
-                method=settings.method,
-                p_value=p_value,
-                raw_bits=raw,
-            )
-        )
+        ties = int(np.sum(np.abs(others - cost) <= tie))
+        out.append(_by_estimate(canary, float(cost), estimate, ties, settings.method))
     return _Measured(out, details, references)
 
 
-def _check_context(decoder: Decoder, group: Group) -> None:
-    longest = len(group.tree.prompt) + max(len(path) for path in group.paths)
+def _whole_rank(cost: float, others: Floats, tie: float) -> RankEstimate:
+    """The rank among all other strings of R."""
+    nothing = np.zeros(0)
+    return weighted_rank(
+        cost, others, nothing, nothing, nothing, nothing,
+        log2_size=math.inf, tie=tie, confidence=0.95, largest_log2_weight=math.inf,
+    )
+
+
+def _by_estimate(
+    canary: Canary, cost: float, estimate: ExposureEstimate, ties: int, method: str
+) -> Exposure:
+    most = canary.format.bits
+
+    def rank(bits: float) -> float:
+        return max(1.0, exp2(most - bits))
+
+    return Exposure(
+        canary=canary,
+        bits=estimate.bits,
+        low=estimate.low,
+        high=estimate.high,
+        rank=rank(estimate.bits),
+        rank_low=rank(estimate.high),
+        rank_high=rank(estimate.low),
+        certified=min(most, max(0.0, most - cost)),
+        ties=ties,
+        exact=False,
+        log_perplexity=cost,
+        method=method,
+        p_value=estimate.p_value,
+        raw_bits=estimate.raw_bits,
+    )
+
+
+def check_context(decoder: Decoder, tree: TokenTree, paths: list[Ints]) -> None:
+    """Refuse paths that do not fit the model's context together with their prompt.
+
+    Raises:
+        ValueError: the longest does not.
+    """
+    longest = len(tree.prompt) + max(len(path) for path in paths)
     if decoder.context is not None and longest > decoder.context:
         raise ValueError(
-            f"canaries: the longest one of {group.tree.format.template!r} has {longest} tokens, "
+            f"canaries: the longest one of {tree.format.template!r} has {longest} tokens, "
             f"more than the model's context of {decoder.context}; use a shorter template"
         )
 
@@ -499,8 +531,13 @@ def _describe(settings: Settings, details: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _reporter(tick: Callable[[int], None], decoder: Decoder, before: int) -> Callable[[], None]:
+    return lambda: tick(before + decoder.forwards)
+
+
 @contextmanager
-def _bar(show: bool) -> Iterator[Callable[[int], None]]:
+def progress_bar(show: bool) -> Iterator[Callable[[int], None]]:
+    """A bar that counts token-forwards, or none: gives the function to call with the count."""
     if not show:
         yield lambda forwards: None
         return

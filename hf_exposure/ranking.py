@@ -23,7 +23,7 @@ from hf_exposure.walk import POWERS, Explorer, Sampler, unvisited, walk
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-_PILOT = 120  # draws that estimate how many prefixes an exact rank has to visit
+_MODEL = int(np.flatnonzero(POWERS == 1.0)[0])  # the proposal that is the model's distribution
 
 
 @dataclass
@@ -129,14 +129,25 @@ class Sampled:
         costs: (n,) bits; infinite for a draw that does not count: explored, above the bound, not
             canonical, or a canary.
         log2_density: (n,) log2 of g(x), the number of times that x was to be expected.
-        largest_log2_weight: log2 of the largest 1 / g(x) that any draw could have had.
+        log2_uniform: log2 of the number of times that uniform draws alone were to bring any string.
+        log2_model: log2 of the number of draws from the model's own distribution, as if they had
+            been made of all of R and not only of what was unexplored.
         inner: estimated number of prefixes within the bound that were not explored.
     """
 
     costs: Floats
     log2_density: Floats
-    largest_log2_weight: float
+    log2_uniform: float
+    log2_model: float
     inner: float
+
+    def largest_log2_weight(self, cost: float) -> float:
+        """log2 of the largest 1 / g(x) that a draw of at most this cost could have had.
+
+        The uniform draws bound every weight. A draw from the model's own distribution, which is
+        only ever renormalized upwards, brings x at least as often as its probability says.
+        """
+        return min(-self.log2_uniform, cost - self.log2_model)
 
 
 def sample(scorer: Scorer, explored: Explored, n: int, seed: int) -> Sampled:
@@ -201,7 +212,8 @@ def sample(scorer: Scorer, explored: Explored, n: int, seed: int) -> Sampled:
             for cost, path in zip(sampler.costs, sampler.paths, strict=True)
         ]
     )
-    return Sampled(costs, density(sampler.log2_powers, 0.0), -log2_uniform, inner)
+    log2_model = float(share[_MODEL]) if usable[_MODEL] else -math.inf
+    return Sampled(costs, density(sampler.log2_powers, 0.0), log2_uniform, log2_model, inner)
 
 
 def ranks(
@@ -236,10 +248,12 @@ def ranks(
                 scorer.tree.log2_counts[explored.frontier_states],
                 np.zeros(0) if sampled is None else sampled.costs,
                 np.zeros(0) if sampled is None else sampled.log2_density,
-                size=scorer.tree.format.size,
+                log2_size=scorer.tree.format.bits,
                 tie=tie,
                 confidence=confidence,
-                largest_log2_weight=math.inf if sampled is None else sampled.largest_log2_weight,
+                largest_log2_weight=(
+                    math.inf if sampled is None else sampled.largest_log2_weight(costs[place] + tie)
+                ),
             )
         )
     return out
