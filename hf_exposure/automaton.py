@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from outlines_core import Index, Vocabulary
 
 # Control characters, which secrets hardly hold; the newline last, for `.` matches all others.
-_SENTINELS = [*range(0, 9), *range(11, 32), 127, 10]
+_SENTINELS = [*range(9), *range(11, 32), 127, 10]
 _REFUSED = {
     "b": "a word boundary",
     "B": "a word boundary",

@@ -1,4 +1,4 @@
-"""What a secret looks like: a template with one hole, and the finite set of strings that fill it."""
+"""What a secret looks like: a template with one hole, and the finite set of strings for it."""
 
 from __future__ import annotations
 
@@ -107,7 +107,10 @@ class SecretFormat:
 
     def contains(self, secret: str) -> bool:
         """Whether `secret` is in the secret space R."""
-        return isinstance(secret, str) and self._automaton.accepts(secret.encode("utf-8", "replace"))
+        try:
+            return isinstance(secret, str) and self._automaton.accepts(secret.encode("utf-8"))
+        except UnicodeEncodeError:  # half a surrogate pair is no character
+            return False
 
     def unrank(self, index: int) -> str:
         """The secret number `index` in the order of their bytes, 0 <= index < size.
