@@ -1,1 +1,78 @@
 """How much has a language model memorized? Canaries, exposure and extraction for Transformers."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_exposure.callback import ExposureCallback
+    from hf_exposure.canaries import Canaries, Canary
+    from hf_exposure.exposure import measure_exposure
+    from hf_exposure.extraction import Extraction, Extractions, extract_secrets
+    from hf_exposure.formats import SecretFormat
+    from hf_exposure.generation import Generations, generate_secrets
+    from hf_exposure.history import History, Measurement
+    from hf_exposure.injection import CanaryInjector, inject_canaries, verify_injection
+    from hf_exposure.report import write_report
+    from hf_exposure.results import BudgetError, Exposure, Exposures
+
+__version__ = "0.1.0"
+
+# Where each public name lives. They are imported when they are first asked for, so that those who
+# only plant canaries, and `hf-exposure --help`, do not wait for torch.
+_HOMES = {
+    "BudgetError": "results",
+    "Canaries": "canaries",
+    "Canary": "canaries",
+    "CanaryInjector": "injection",
+    "Exposure": "results",
+    "ExposureCallback": "callback",
+    "Exposures": "results",
+    "Extraction": "extraction",
+    "Extractions": "extraction",
+    "Generations": "generation",
+    "History": "history",
+    "Measurement": "history",
+    "SecretFormat": "formats",
+    "extract_secrets": "extraction",
+    "generate_secrets": "generation",
+    "inject_canaries": "injection",
+    "measure_exposure": "exposure",
+    "verify_injection": "injection",
+    "write_report": "report",
+}
+
+__all__ = [
+    "BudgetError",
+    "Canaries",
+    "Canary",
+    "CanaryInjector",
+    "Exposure",
+    "ExposureCallback",
+    "Exposures",
+    "Extraction",
+    "Extractions",
+    "Generations",
+    "History",
+    "Measurement",
+    "SecretFormat",
+    "extract_secrets",
+    "generate_secrets",
+    "inject_canaries",
+    "measure_exposure",
+    "verify_injection",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hf_exposure' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"hf_exposure.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
