@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_exposure.decoder import Branches
+from hf_exposure.decoder import Branches, together
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -62,6 +62,30 @@ class Nodes:
     def sorted(self) -> Nodes:
         """The same nodes, cheapest first."""
         return self[np.argsort(self.costs, kind="stable")]
+
+
+def by_depth(pieces: Sequence[Nodes]) -> list[Nodes]:
+    """Pieces of one depth put together, each then sorted by cost: together they are one forward.
+
+    Those whose cache was dropped stay apart, since they cost more.
+    """
+    alike: dict[tuple[int, bool], list[Nodes]] = {}
+    for nodes in pieces:
+        parents = nodes.parents
+        alike.setdefault((parents.paths.shape[1], parents.cache is None), []).append(nodes)
+    return [_one(group) if len(group) > 1 else group[0] for group in alike.values()]
+
+
+def _one(pieces: Sequence[Nodes]) -> Nodes:
+    # Each node gets a row of its own; the rows' caches are put together by the step itself.
+    return Nodes(
+        together([(nodes.parents, nodes.rows) for nodes in pieces]),
+        np.arange(sum(map(len, pieces))),
+        np.concatenate([nodes.columns for nodes in pieces]),
+        np.concatenate([nodes.states for nodes in pieces]),
+        np.concatenate([nodes.costs for nodes in pieces]),
+        np.concatenate([nodes.tags for nodes in pieces]),
+    ).sorted()
 
 
 class Frontier(Protocol):
@@ -135,8 +159,7 @@ class CheapestFirst:
             upto[name] = end
             if end < len(costs):
                 heapq.heappush(self._heap, (float(costs[end]), name))
-        # One piece for each block, however its nodes were interleaved with those of others: a
-        # piece is one forward.
+        # One piece for each block, however its nodes were interleaved with those of others.
         taken = []
         for name, end in upto.items():
             nodes = self._blocks.pop(name)

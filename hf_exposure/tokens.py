@@ -37,6 +37,7 @@ Bools = NDArray[np.bool_]
 
 _SMALL = 4096  # spaces up to this size are checked string by string
 _EAGER = 4096  # more allowed tokens than this are tested for being canonical only when taken
+_KEPT = 1 << 24  # children that are remembered, all nodes together
 WAYS = ("single", "pairs", "text", "leaves")
 
 
@@ -78,8 +79,10 @@ class TokenTree:
             raise ValueError(f"tokenizer: {error}") from None
         strings, encodings = self._samples()
         self._find_cut(strings, encodings)
-        self._pairs: dict[tuple[int, int], bool] = {}
+        # For each token the ones that may follow it: 1 yes, -1 no, 0 not yet known.
+        self._pairs: dict[int, NDArray[np.int8]] = {}
         self._children: dict[int, tuple[Ints, Ints]] = {}
+        self._kept = 0
         self.way, self.false_share, self._proved = self._choose_way(strings, encodings)
 
     # What the walk asks
@@ -110,6 +113,9 @@ class TokenTree:
     def children(self, key: int) -> tuple[Ints, Ints]:
         """Columns and states of a node's children, both (n,). Some may turn out impossible."""
         if key not in self._children:
+            if self._kept > _KEPT:
+                self._children.clear()
+                self._kept = 0
             state, last = key, -1
             if self.way == "pairs":
                 state, last = divmod(key, len(self.columns) + 1)
@@ -118,6 +124,7 @@ class TokenTree:
             if self.way == "pairs" and (last < 0 or len(columns) <= _EAGER):
                 fine = self._pairs_fit(np.full(len(columns), last), columns)
                 columns, states = columns[fine], states[fine]
+                self._kept += len(columns)
             self._children[key] = columns, states
         return self._children[key]
 
@@ -168,15 +175,21 @@ class TokenTree:
         end = len(data) - len(self.format.suffix.encode())
         return data[:end].decode("utf-8", "replace")
 
-    def final_state(self, path: Sequence[int] | Ints) -> int | None:
-        """The state that a path leads to, None if it is not in the tree at all."""
+    def descend(self, tokens: Sequence[int]) -> tuple[Ints, int | None]:
+        """The columns of the first tokens that lead to a leaf or on from the prompt, and the state
+        there; None as the state if a token leads out of the tree before that."""
         state = 0
-        for column in path:
-            following = self._automaton.token_steps[state].get(int(column))
+        path: list[int] = []
+        for token in tokens:
+            if self.leaf[state]:
+                break
+            column = self._column_of.get(token, -1)
+            following = self._automaton.token_steps[state].get(column)
             if following is None:
-                return None
+                return np.array(path, dtype=np.int64), None
+            path.append(column)
             state = following
-        return state
+        return np.array(path, dtype=np.int64), state
 
     def random_paths(self, n: int, seed: int = 0) -> list[Ints]:
         """Canonical paths of `n` secrets that are drawn uniformly."""
@@ -196,8 +209,10 @@ class TokenTree:
         encodings = self._encoder([self._text(secret) for secret in strings])
         unknown = self._encoder.tokenizer.unk_token_id
         if unknown is not None:
+            # Some tokenizers have one token for "unknown" and for the end of a text.
+            meant = (self.before + self.format.template).count(self._encoder.tokenizer.unk_token)
             for secret, ids in zip(strings, encodings, strict=True):
-                if unknown in ids:
+                if ids.count(unknown) > meant:
                     raise ValueError(
                         f"tokenizer: cannot encode {self._masked(secret)!r}, a part of it becomes "
                         f"{self._encoder.tokenizer.unk_token!r}; choose a template and a secret "
@@ -213,18 +228,19 @@ class TokenTree:
         """Cut where no secret moves the boundary; what lies behind belongs to the tree."""
         lengths = [len((secret + self.format.suffix).encode()) for secret in strings]
         texts = [self._text(secret) for secret in strings]
-        few = range(0, len(strings), max(1, len(strings) // 50))
-        readings = self._encoder.readings((texts[i], encodings[i], lengths[i]) for i in few)
+        try:
+            readings = self._encoder.readings(zip(texts, encodings, lengths, strict=True))
+        except ValueError as error:
+            raise ValueError(
+                f"tokenizer: with {self.format.template!r} {error}; choose a template and a secret "
+                "expression of characters that it keeps"
+            ) from None
         head = (self.before + self.format.prefix).encode()
         common = _common_prefix(encodings)
         starts: list[list[int]] = []
         for text, ids, length in zip(texts, encodings, lengths, strict=True):
             found = align(ids, text.encode(), readings, length)
-            if found is None:
-                raise ValueError(
-                    "tokenizer: does not keep the text of every secret of "
-                    f"{self.format.template!r}; choose characters that it does not change"
-                )
+            assert found is not None  # the readings were chosen so
             starts.append(found)
         cut = next(
             (
@@ -250,8 +266,8 @@ class TokenTree:
         self.prompt: list[int] = [*self._encoder.lead, *self._core]
         if not self.prompt:
             raise ValueError(
-                f"SecretFormat: in template={self.format.template!r} nothing comes before the "
-                "secret, so that its first token has no probability; put text before it, or "
+                f"SecretFormat: in template={self.format.template!r} no token comes before the "
+                "secret, so that its first one has no probability; put more text before it, or "
                 "give bos=True with a tokenizer that has a bos_token"
             )
         self._build(readings)
@@ -282,6 +298,21 @@ class TokenTree:
         self._automaton = type(whole)(whole.steps, whole.accepting, steps, whole.counts)
         self._readings = [readings[token] for token in used]
         self._allowed = [_arrays(step) for step in steps]
+        self._refuse_two_meanings()
+
+    def _refuse_two_meanings(self) -> None:
+        """A path has to spell one string: WordPiece writes "a.b" and "a. b" with equal tokens."""
+        for state, step in enumerate(self._automaton.token_steps):
+            for column in step:
+                options = self._readings[column]
+                if len(options) > 1:
+                    fitting = [d for d in options if self._automaton.run(d, state) is not None]
+                    if len(fitting) > 1:
+                        raise ValueError(
+                            f"tokenizer: does not keep the spaces within secrets of "
+                            f"{self.format.template!r}, so that two secrets may have the same "
+                            "tokens; choose an expression that says where spaces are"
+                        )
 
     def _choose_way(
         self, strings: list[str], encodings: list[list[int]]
@@ -306,6 +337,7 @@ class TokenTree:
         for way in WAYS[1:]:
             self.way, self._proved = way, False
             self._children.clear()
+            self._kept = 0
             if not self._misses_none(known):
                 continue
             false_share = self._false_share()
@@ -376,12 +408,9 @@ class TokenTree:
 
     def _columns_of(self, ids: Sequence[int]) -> Ints | None:
         cut = len(self._core)
-        columns = [self._column_of.get(number, -1) for number in ids[cut:]]
-        if list(ids[:cut]) != self._core or -1 in columns:
-            return None
-        path = np.array(columns, dtype=np.int64)
-        state = self.final_state(path)
-        return path if state is not None and self.leaf[state] else None
+        path, state = self.descend(ids[cut:])
+        whole = list(ids[:cut]) == self._core and cut + len(path) == len(ids)
+        return path if whole and state is not None and self.leaf[state] else None
 
     def _bytes(self, path: Sequence[int] | Ints) -> bytes:
         out, state = b"", 0
@@ -420,33 +449,46 @@ class TokenTree:
 
     def _pairs_fit(self, firsts: Ints, seconds: Ints) -> Bools:
         """(n,) whether each second token may follow the first, -1 for the prompt's end."""
-        pairs = list(zip(firsts.tolist(), seconds.tolist(), strict=True))
-        unknown = sorted({pair for pair in pairs if pair not in self._pairs})
-        if unknown:
-            opening = [pair for pair in unknown if pair[0] < 0]
-            fits = self._texts_fit(np.array([second for _, second in opening])[:, None])
-            self._pairs.update(zip(opening, fits.tolist(), strict=True))
-            self._test_pairs(unknown[len(opening) :])
-        return np.array([self._pairs[pair] for pair in pairs], dtype=bool)
+        kinds, kind = np.unique(firsts, return_inverse=True)
+        known = [self._followers(int(first)) for first in kinds]
+        unknown = np.stack(known)[kind, seconds] == 0 if len(kinds) else np.zeros(0, dtype=bool)
+        if unknown.any():
+            pairs = np.unique(np.stack([firsts[unknown], seconds[unknown]], axis=1), axis=0)
+            opening = pairs[pairs[:, 0] < 0]
+            fits = self._texts_fit(opening[:, 1:])
+            self._followers(-1)[opening[:, 1]] = np.where(fits, 1, -1)
+            rest = [(int(first), int(second)) for first, second in pairs[len(opening) :]]
+            for (first, second), fit in self._test_pairs(rest).items():
+                self._followers(first)[second] = 1 if fit else -1
+        if not len(kinds):
+            return np.zeros(0, dtype=bool)
+        return np.asarray(np.stack(known)[kind, seconds] > 0)
 
-    def _test_pairs(self, pairs: list[tuple[int, int]]) -> None:
+    def _followers(self, first: int) -> NDArray[np.int8]:
+        if first not in self._pairs:
+            self._pairs[first] = np.zeros(len(self.columns), dtype=np.int8)
+        return self._pairs[first]
+
+    def _test_pairs(self, pairs: list[tuple[int, int]]) -> dict[tuple[int, int], bool]:
         """Encode the joined text of two tokens in the middle of a text: after a line break, or
         after the template, since some tokenizers treat the beginning of a text otherwise."""
+        out = dict.fromkeys(pairs, False)
         left: list[tuple[tuple[int, int], str]] = []
         for first, second in pairs:
-            self._pairs[first, second] = False
             for data in self._readings[first]:
                 for more in self._readings[second]:
                     if _whole_characters(data + more):
                         left.append(((first, second), (data + more).decode()))
                     else:  # cannot be told from a part of a character
-                        self._pairs[first, second] = True
+                        out[first, second] = True
+        tokens = self.columns.tolist()
         for anchor in ("\n", self._head.decode("utf-8", "ignore")):
-            left = [(pair, text) for pair, text in left if not self._pairs[pair]]
+            left = [(pair, text) for pair, text in left if not out[pair]]
             encoded = self._encoder([anchor + text for _, text in left])
             for (pair, _), ids in zip(left, encoded, strict=True):
-                if ids[-2:] == self.columns[list(pair)].tolist():
-                    self._pairs[pair] = True
+                if ids[-2:] == [tokens[pair[0]], tokens[pair[1]]]:
+                    out[pair] = True
+        return out
 
 
 def _arrays(step: dict[int, int]) -> tuple[Ints, Ints]:

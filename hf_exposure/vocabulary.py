@@ -1,15 +1,19 @@
 """What a tokenizer does to text: its special tokens, the bytes of its tokens, where they stand.
 
 Found by asking the tokenizer rather than by knowing its kind: the bytes of a token are read in each
-of the usual ways, and the way that puts the encodings of sample texts together again is the right one.
+of the usual ways, and the way that puts the encodings of sample texts together again is the right
+one.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,26 +40,44 @@ class Encoder:
 
     def __post_init__(self) -> None:
         tokenizer = self.tokenizer
-        plain = self(["a"])[0]
-        whole = list(tokenizer("a", padding=False, truncation=False)["input_ids"])
-        places = range(len(whole) - len(plain) + 1)
-        start = next((i for i in places if whole[i : i + len(plain)] == plain), 0)
-        lead = tuple(whole[:start])
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        marked = {number for number, token in added.items() if token.special}
+        special = frozenset({*marked, *tokenizer.all_special_ids})
+        lead = self._lead(special)
         if self.bos is False:
             lead = ()
         elif self.bos is True and not lead:
             if tokenizer.bos_token_id is None:
                 raise ValueError("bos=True was asked for, but the tokenizer has no bos_token")
             lead = (tokenizer.bos_token_id,)
-        added = getattr(tokenizer, "added_tokens_decoder", {})
-        special = {number for number, token in added.items() if token.special}
         object.__setattr__(self, "lead", lead)
-        object.__setattr__(self, "special", frozenset({*special, *tokenizer.all_special_ids}))
+        object.__setattr__(self, "special", special)
+
+    def _lead(self, special: frozenset[int]) -> tuple[int, ...]:
+        """What the tokenizer puts before a text, seen on the first that it can write at all."""
+        whole: list[int] = []
+        for text in ("a", "0", ".", " "):
+            whole = list(self.tokenizer(text, padding=False, truncation=False)["input_ids"])
+            plain = self([text])[0]
+            for start in range(len(whole) - len(plain) + 1 if plain else 0):
+                if whole[start : start + len(plain)] == plain:
+                    return tuple(whole[:start])
+        return tuple(itertools.takewhile(special.__contains__, whole))
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text, without any special token around it."""
         if not texts:
             return []
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if (
+            isinstance(backend, Tokenizer)
+            and backend.truncation is None
+            and backend.padding is None
+            and not backend.encode_special_tokens
+        ):
+            # The same, and four times faster.
+            fast = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [encoding.ids for encoding in fast]
         encoded = self.tokenizer(
             list(texts),
             add_special_tokens=False,
@@ -76,20 +98,35 @@ class Encoder:
                 template in mixed case).
 
         Raises:
-            ValueError: no reading gives the texts back; the message says what changed.
+            ValueError: no reading gives the texts back. The message is a half-sentence to be put
+                after "tokenizer".
         """
         samples = list(samples)
-        for read in (_byte_level, _sentencepiece, _plain, _wordpiece):
+        best: tuple[int, Readings] | None = None
+        whole = sum(len(text.encode()) for text, _, _ in samples)
+        # Digits read alike in most ways, the words before them do not.
+        for read in (_byte_level, _sentencepiece, _plain, _wordpiece, _byte_characters):
             readings = self._read(read)
-            if all(align(ids, text.encode(), readings, n) for text, ids, n in samples):
-                return readings
-        text, ids, _ = samples[0]
-        raise ValueError(
-            f"tokenizer: does not keep the text: {text[-40:]!r} comes back as "
-            f"{self.tokenizer.decode(ids)[-40:]!r}; choose characters that it does not change"
-        )
+            found = [align(ids, text.encode(), readings, n) for text, ids, n in samples]
+            reach = sum(starts[0] for starts in found if starts is not None)
+            if None not in found and (best is None or reach > best[0]):
+                best = reach, readings
+                if reach >= whole:
+                    break
+        if best is not None:
+            return best[1]
+        raise ValueError(f"does not keep the text{self._changed(samples)}")
 
-    def _read(self, read: object) -> Readings:
+    def _changed(self, samples: Sequence[tuple[str, Sequence[int], int]]) -> str:
+        """Which characters the tokenizer does not give back; no text, for it may be a secret."""
+        ends = (text.encode()[-n:].decode("utf-8", "ignore") for text, _, n in samples if n)
+        characters = sorted({char for end in ends for char in end})
+        encodings = self(["a" + char for char in characters])
+        back = [self.tokenizer.decode(ids) for ids in encodings]
+        changed = [c for c, text in zip(characters, back, strict=True) if c not in text]
+        return f": {''.join(changed)[:40]!r} come back otherwise" if changed else ""
+
+    def _read(self, read: Callable[[str], list[bytes]]) -> Readings:
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
         out: dict[int, tuple[bytes, ...]] = {}
         for token, number in self.tokenizer.get_vocab().items():
@@ -98,7 +135,7 @@ class Encoder:
             if number in added:
                 out[number] = (added[number].content.encode(),)
             else:
-                out[number] = tuple(data for data in read(token) if data)  # type: ignore[operator]
+                out[number] = tuple(data for data in read(token) if data)
         return out
 
 
@@ -162,3 +199,8 @@ def _wordpiece(token: str) -> list[bytes]:
     if token.startswith("##"):
         return [token[2:].encode()]
     return [token.encode(), b" " + token.encode()]
+
+
+def _byte_characters(token: str) -> list[bytes]:
+    # ByT5 writes byte 233 as the character of that number.
+    return [bytes([ord(token)])] if len(token) == 1 and ord(token) < 256 else []
