@@ -26,7 +26,7 @@ from hf_exposure.rank import (
     weighted_rank,
 )
 from hf_exposure.ranking import Sampled, Scorer, explore, ranks, sample
-from hf_exposure.results import Exposure, Exposures
+from hf_exposure.results import BudgetError, Exposure, Exposures
 from hf_exposure.tokens import TokenTree
 
 if TYPE_CHECKING:
@@ -38,18 +38,6 @@ _MANY = 10**7  # forwards that are worth a warning before they are begun
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-
-class BudgetError(RuntimeError):
-    """`method="exact"` needs more token-forwards than `max_forwards`.
-
-    Attributes:
-        exposures: what `method="auto"` gives with the same budget.
-    """
-
-    def __init__(self, message: str, exposures: Exposures) -> None:
-        super().__init__(message)
-        self.exposures = exposures
 
 
 @dataclass(frozen=True)
@@ -374,7 +362,7 @@ def _by_tree(
     if math.isfinite(scorer.room):
         n = min(n, max(settings.min_samples, int(scorer.room / depth)))
     if explored.inner and n > 0:
-        sampled = sample(scorer, explored, n, settings.seed)
+        sampled = sample(scorer, explored, n, settings.seed, costs)
         details["samples"] = n
     controls = np.array([not canary.inserted for canary in canaries])
     estimates = ranks(scorer, explored, sampled, costs, controls, tie, settings.confidence)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 _RESAMPLES = 400
 _MOST_SKEW = 0.995  # of a skew-normal distribution: |skewness| < 0.99527
@@ -68,6 +69,12 @@ class RankEstimate:
         return float(round(value)) if self.exact and value < 2**50 else value
 
 
+def last_rank(strings: int) -> RankEstimate:
+    """The rank of a string of probability 0 among `strings`: none is less likely, so it is last."""
+    log2 = math.log2(strings)
+    return RankEstimate(log2, log2, log2, log2, ties=0, exact=True)
+
+
 def weighted_rank(
     cost: float,
     found: Floats,
@@ -76,6 +83,8 @@ def weighted_rank(
     sample_costs: Floats,
     sample_log2_density: Floats,
     *,
+    draws: Ints | None = None,
+    groups: Ints | None = None,
     log2_size: float,
     tie: float,
     confidence: float,
@@ -83,18 +92,21 @@ def weighted_rank(
 ) -> RankEstimate:
     """The rank of a string from what was explored exactly and what was sampled of the rest.
 
-        rank = 1 + found + sum over the draws that count of 1 / g(x)
+        rank = 1 + found + sum over the sampled strings that count of draws(x) / g(x)
 
-    It is unbiased (importance sampling with the mixture as its density). The interval is the gamma
-    interval for weighted sums of Poisson counts (Fay and Feuer 1997, Statistics in Medicine 16).
+    It is unbiased: g(x) is how often x was to be drawn. The interval is the gamma interval for
+    weighted sums of Poisson counts (Fay and Feuer 1997, Statistics in Medicine 16), where a draw
+    weighs as much as all strings that it brought.
 
     Args:
         cost: the string's log-perplexity.
         found: (m,) costs of explored strings, without those that must not count.
         frontier_costs: (f,) costs of the unexplored prefixes.
         frontier_log2_strings: (f,) log2 of the number of strings under each.
-        sample_costs: (n,) costs of the draws, infinite for those that must not count.
+        sample_costs: (n,) costs of sampled strings, infinite for those that must not count.
         sample_log2_density: (n,) log2 of g(x), the number of times that x was to be drawn.
+        draws: (n,) how often x was drawn; None: once each.
+        groups: (n,) the same number for strings that the same draws brought; None: each its own.
         log2_size: log2 of the size of R.
         tie: costs closer than this count as equal.
         confidence: of the interval.
@@ -117,15 +129,24 @@ def weighted_rank(
         )
     counts = sample_costs <= cost + tie
     below = sample_costs < cost - tie
-    weights, weights_below = -sample_log2_density[counts], -sample_log2_density[below]
     if not len(sample_costs):
         return RankEstimate(
             upper, math.log2(known_below), upper, upper, known - known_below, False
         )
-    _, most = _poisson_interval(weights, confidence, largest_log2_weight)
-    least, _ = _poisson_interval(weights_below, confidence, largest_log2_weight)
-    rank = min(_log2_sum(math.log2(known), weights), upper)
-    tied = exp2(_log2_sum(-math.inf, weights)) - exp2(_log2_sum(-math.inf, weights_below))
+    times = np.ones(len(sample_costs), dtype=np.int64) if draws is None else draws
+    group = np.arange(len(sample_costs)) if groups is None else groups
+
+    def weighed(some: NDArray[np.bool_]) -> tuple[Floats, Ints]:
+        """log2 of what one draw of each group weighs, and how many draws it had."""
+        return _by_group(-sample_log2_density[some], times[some], group[some])
+
+    weights, repeats = weighed(counts)
+    weights_below, repeats_below = weighed(below)
+    _, most = _poisson_interval(weights, repeats, confidence, largest_log2_weight)
+    least, _ = _poisson_interval(weights_below, repeats_below, confidence, largest_log2_weight)
+    rank = min(_log2_sum(math.log2(known), weights + np.log2(repeats)), upper)
+    tied = exp2(_log2_sum(-math.inf, weights + np.log2(repeats)))
+    tied -= exp2(_log2_sum(-math.inf, weights_below + np.log2(repeats_below)))
     return RankEstimate(
         log2_rank=rank,
         log2_low=min(_log2_sum(math.log2(known_below), np.array([least])), rank),
@@ -136,8 +157,18 @@ def weighted_rank(
     )
 
 
+def _by_group(log2_weights: Floats, draws: Ints, groups: Ints) -> tuple[Floats, Ints]:
+    """Each group's sum of weights, as log2, and its number of draws."""
+    if not len(groups):
+        return log2_weights, draws
+    _, first, place = np.unique(groups, return_index=True, return_inverse=True)
+    unit = float(np.max(log2_weights))
+    total = np.bincount(place, weights=np.exp2(np.maximum(log2_weights - unit, -1000)))
+    return unit + np.log2(total), draws[first]
+
+
 def _poisson_interval(
-    log2_weights: Floats, confidence: float, largest_log2_weight: float
+    log2_weights: Floats, draws: Ints, confidence: float, largest_log2_weight: float
 ) -> tuple[float, float]:
     """log2 of the ends of the gamma interval for a sum of weighted Poisson counts.
 
@@ -155,7 +186,7 @@ def _poisson_interval(
         return -math.inf, largest_log2_weight + math.log2(stats.chi2.ppf(1 - alpha / 2, 2) / 2)
     unit = float(np.max(log2_weights))
     weights = np.exp2(log2_weights - unit)  # in units of the largest one, so w = 1
-    y, v = float(weights.sum()), float(np.square(weights).sum())
+    y, v = float(draws @ weights), float(draws @ np.square(weights))
     low = v / (2 * y) * stats.chi2.ppf(alpha / 2, 2 * y**2 / v)
     high = (v + 1) / (2 * (y + 1)) * stats.chi2.ppf(1 - alpha / 2, 2 * (y + 1) ** 2 / (v + 1))
     return (unit + math.log2(low) if low > 0 else -math.inf), unit + math.log2(high)
@@ -169,7 +200,7 @@ class ExposureEstimate:
         bits: the exposure.
         low, high: its interval.
         p_value: the probability of such an exposure, or a higher one, by chance.
-        raw_bits: what the method itself gave, before it was capped at log2 of the size of R.
+        raw_bits: what the method itself gave, before it was held to 0 and log2 of the size of R.
     """
 
     bits: float
@@ -190,6 +221,8 @@ def sampling_exposure(
     """Exposure by sampling: log2(n) - log2(1 + k), with k of n uniform references not costlier.
 
     The paper, section 4.3, as TensorFlow Privacy computes it; at most log2(n), whatever the truth.
+    It is held to 0 and log2 of the size of R; `raw_bits` is not (a canary costlier than all
+    references has log2(n) - log2(1 + n) < 0).
     The interval is Clopper and Pearson's for the share of R that is not costlier.
 
     Args:
@@ -209,13 +242,14 @@ def sampling_exposure(
     alpha = 1.0 - confidence
     most = float(stats.beta.ppf(1 - alpha / 2, k + 1, n - k)) if k < n else 1.0
     least = float(stats.beta.ppf(alpha / 2, below, n - below + 1)) if below else 0.0
-    bits = min(math.log2(n) - math.log2(1 + k), log2_size)
+    raw = math.log2(n) - math.log2(1 + k)
+    bits = min(max(raw, 0.0), log2_size)
     return ExposureEstimate(
         bits=bits,
         low=min(bits, _share_to_bits(most, log2_size)),
         high=max(bits, _share_to_bits(least, log2_size)),
         p_value=(1 + k) / (1 + n),
-        raw_bits=bits,
+        raw_bits=raw,
     )
 
 
