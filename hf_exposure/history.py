@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, overload
 
 from hf_exposure.canaries import Canaries
 from hf_exposure.files import write_text
-from hf_exposure.results import Exposures, load_json
+from hf_exposure.results import Exposures, from_jsonable, load_json, to_jsonable
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
+HISTORY_FILE = "exposure_history.json"  # under a training's output folder
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class History(Sequence[Measurement]):
                     "step": item.step,
                     "epoch": item.epoch,
                     "tokens": item.tokens,
-                    "metrics": dict(item.metrics),
+                    "metrics": to_jsonable(item.metrics),
                     "exposures": item.exposures.to_dict(reveal),
                 }
                 for item in self
@@ -139,7 +140,7 @@ class History(Sequence[Measurement]):
                     step=entry["step"],
                     epoch=entry["epoch"],
                     tokens=entry["tokens"],
-                    metrics=dict(entry["metrics"]),
+                    metrics=from_jsonable(dict(entry["metrics"])),
                     exposures=Exposures.from_dict(entry["exposures"], canaries),
                 )
                 for entry in data["measurements"]
@@ -151,7 +152,8 @@ class History(Sequence[Measurement]):
 
     def save(self, path: str | os.PathLike[str], reveal: bool = False) -> Path:
         """Write JSON, whole or not at all; without the secrets unless `reveal`."""
-        return write_text(path, json.dumps(self.to_dict(reveal), ensure_ascii=False) + "\n")
+        text = json.dumps(self.to_dict(reveal), ensure_ascii=False, allow_nan=False)
+        return write_text(path, text + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], canaries: Canaries | None = None) -> History:

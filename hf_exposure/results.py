@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 MASK = "•"
+_PREFIX_SHOWN, _SUFFIX_SHOWN = 16, 8  # characters of a template that a table has room for
 T = TypeVar("T")
 
 
@@ -210,7 +211,7 @@ class Exposures(Sequence[Exposure]):
         ]
         rows = [
             [
-                item.canary.label(reveal),
+                short_label(item.canary, reveal),
                 f"{item.canary.repetitions}",
                 f"{item.bits:.1f}",
                 "exact" if item.exact and item.low == item.high else interval(item.low, item.high),
@@ -230,7 +231,8 @@ class Exposures(Sequence[Exposure]):
             line += f", at most {' or '.join(map(str, most))}"
         line += f"; {self.forwards:,} token-forwards in {self.seconds:.1f} s"
         if self.skipped:
-            line += f"; {len(self.skipped)} canaries could not be scored: {self.skipped[0][1]}"
+            what = "canary" if len(self.skipped) == 1 else "canaries"
+            line += f"; {len(self.skipped)} {what} could not be scored: {self.skipped[0][1]}"
         return line
 
     def table(self, reveal: bool = False) -> Table:
@@ -242,9 +244,7 @@ class Exposures(Sequence[Exposure]):
         table = Table(box=None, caption=self.summary(), caption_justify="left", pad_edge=False)
         for heading in headings:
             right = heading in ("inserted", "log-perplexity")
-            table.add_column(
-                heading, justify="right" if right else "left", no_wrap=heading != "canary"
-            )
+            table.add_column(heading, justify="right" if right else "left", no_wrap=True)
         for row in rows:
             table.add_row(*map(Text, row))
         return table
@@ -286,13 +286,13 @@ class Exposures(Sequence[Exposure]):
             "kind": "exposures",
             "forwards": self.forwards,
             "seconds": self.seconds,
-            "settings": self.settings,
+            "settings": to_jsonable(self.settings),
             "formats": [fmt.to_dict() for fmt in formats],
             "exposures": [
-                {**described(item.canary), **{n: _jsonable(getattr(item, n)) for n in _NUMBERS}}
+                {**described(item.canary), **{n: to_jsonable(getattr(item, n)) for n in _NUMBERS}}
                 for item in self
             ],
-            "references": {k: [_jsonable(v) for v in vs] for k, vs in self.references.items()},
+            "references": to_jsonable(self.references),
             "skipped": [{**described(canary), "why": why} for canary, why in self.skipped],
         }
 
@@ -318,7 +318,7 @@ class Exposures(Sequence[Exposure]):
             entries = [*data["exposures"], *data["skipped"]]
             named = _canaries(entries, formats, canaries)
             items = [
-                Exposure(canary, **{name: _number(entry[name]) for name in _NUMBERS})
+                Exposure(canary, **{name: from_jsonable(entry[name]) for name in _NUMBERS})
                 for canary, entry in zip(named, data["exposures"], strict=False)
             ]
             left_out = [
@@ -329,8 +329,8 @@ class Exposures(Sequence[Exposure]):
                 items,
                 forwards=data["forwards"],
                 seconds=data["seconds"],
-                settings=data["settings"],
-                references={k: [_number(v) for v in vs] for k, vs in data["references"].items()},
+                settings=from_jsonable(data["settings"]),
+                references=from_jsonable(data["references"]),
                 skipped=left_out,
             )
         except KeyError as error:
@@ -352,6 +352,37 @@ class Exposures(Sequence[Exposure]):
             ValueError: it cannot be read; the message names the path.
         """
         return load_json(path, lambda data: cls.from_dict(data, canaries), "Exposures.load")
+
+    def report(self, path: str | os.PathLike[str], **options: Any) -> Path:
+        """Write the report of this measurement, one HTML page; `options` are those of
+        `hf_exposure.write_report`."""
+        from hf_exposure.report import write_report  # a shortcut to what stands above
+
+        return write_report(path, exposures=self, **options)
+
+
+class BudgetError(RuntimeError):
+    """`method="exact"` needs more token-forwards than `max_forwards`.
+
+    Attributes:
+        exposures: what `method="auto"` gives with the same budget.
+    """
+
+    def __init__(self, message: str, exposures: Exposures) -> None:
+        super().__init__(message)
+        self.exposures = exposures
+
+
+def short_label(canary: Canary | MaskedCanary, reveal: bool = False) -> str:
+    """`label` without the far ends of a long template, for tables."""
+    secret = canary.secret if reveal else MASK * len(canary.secret)
+    prefix, suffix = canary.format.prefix, canary.format.suffix
+    if len(prefix) > _PREFIX_SHOWN:
+        prefix = prefix[-_PREFIX_SHOWN:]
+        prefix = "…" + (prefix.partition(" ")[2] or prefix)
+    if len(suffix) > _SUFFIX_SHOWN:
+        suffix = suffix[:_SUFFIX_SHOWN] + "…"
+    return (prefix + secret + suffix).replace("\n", " ")
 
 
 def interval(low: float, high: float) -> str:
@@ -430,10 +461,14 @@ def _canaries(
     def key(canary: Canary | MaskedCanary) -> tuple[Any, ...]:
         return canary.format, len(canary.secret), canary.repetitions, canary.planned
 
+    def same(own: Canary, found: Canary | MaskedCanary) -> bool:
+        known = isinstance(found, Canary)
+        return key(own) == key(found) and (not known or own.secret == found.secret)
+
     waiting = list(canaries)
     out: list[Canary | MaskedCanary] = []
-    for masked in _canaries(entries, formats, None):
-        place = next((i for i, own in enumerate(waiting) if key(own) == key(masked)), None)
+    for found in _canaries(entries, formats, None):
+        place = next((i for i, own in enumerate(waiting) if same(own, found)), None)
         if place is None:
             raise ValueError("it was measured with other canaries than these")
         out.append(waiting.pop(place))
@@ -442,10 +477,19 @@ def _canaries(
     return out
 
 
-def _jsonable(value: Any) -> Any:
-    """JSON has no infinity: written as a string, which `float` reads."""
+def to_jsonable(value: Any) -> Any:
+    """JSON has neither infinity nor NaN: written as strings, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: to_jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_jsonable(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _number(value: Any) -> Any:
+def from_jsonable(value: Any) -> Any:
+    """The inverse of `to_jsonable`, tuples apart."""
+    if isinstance(value, dict):
+        return {key: from_jsonable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [from_jsonable(item) for item in value]
     return float(value) if value in ("inf", "-inf", "nan") else value

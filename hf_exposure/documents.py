@@ -1,0 +1,199 @@
+"""What all results have in common: a masked table to look at, and a JSON file to keep.
+
+Secrets are masked in all that is printed or written, unless `reveal=True`.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from hf_exposure.canaries import Canaries
+from hf_exposure.files import write_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from typing_extensions import Self
+
+T = TypeVar("T")
+
+
+class Tabular(ABC):
+    """Something that is looked at as a table: in a script, a terminal, a notebook.
+
+    Attributes:
+        right: the columns whose cells stand flush right.
+    """
+
+    right: ClassVar[frozenset[int]] = frozenset()
+
+    @abstractmethod
+    def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
+        """The table as text: its headings, and its rows."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """One line that stands below it."""
+
+    def table(self, reveal: bool = False) -> Table:
+        """A table for rich; secrets are masked unless `reveal`."""
+        from rich.table import Table
+        from rich.text import Text
+
+        headings, rows = self.cells(reveal)
+        table = Table(box=None, caption=self.summary(), caption_justify="left", pad_edge=False)
+        for place, heading in enumerate(headings):
+            table.add_column(
+                heading, justify="right" if place in self.right else "left", no_wrap=True
+            )
+        for row in rows:
+            table.add_row(*map(Text, row))
+        return table
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def __str__(self) -> str:
+        return plain_table(*self.cells(), right=self.right) + self.summary()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.summary()}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(*self.cells()) + f"<p>{html.escape(self.summary())}</p>"
+
+
+class Document(ABC):
+    """Something that is kept as JSON.
+
+    Attributes:
+        kind: what a file says that it holds.
+        version: of the file's form.
+    """
+
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    @abstractmethod
+    def _content(self, reveal: bool) -> dict[str, Any]:
+        """All that the file holds besides kind and version."""
+
+    @classmethod
+    @abstractmethod
+    def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> Self:
+        """The inverse of `_content`, numbers still as `to_jsonable` has left them."""
+
+    def to_dict(self, reveal: bool = False) -> dict[str, Any]:
+        """For JSON; without the secrets unless `reveal`."""
+        head = {"schema_version": self.version, "kind": self.kind}
+        return {**head, **to_jsonable(self._content(reveal))}
+
+    @classmethod
+    def from_dict(cls, data: Any, canaries: Canaries | None = None) -> Self:
+        """The inverse of `to_dict`.
+
+        Args:
+            canaries: the set that it is about, whole; gives masked canaries their secrets back.
+
+        Raises:
+            ValueError: it is something else, of an unknown version, or of another canary set.
+        """
+        if not isinstance(data, dict) or data.get("kind") != cls.kind:
+            raise ValueError(f"it does not hold {cls.kind}, as {cls.__name__}.save writes them")
+        if data.get("schema_version") != cls.version:
+            raise ValueError(
+                f"schema_version={data.get('schema_version')!r} is not known; this version of "
+                f"hf-exposure reads {cls.version}: update it, or measure again"
+            )
+        try:
+            return cls._from_content(data, canaries)
+        except KeyError as error:
+            raise ValueError(f"the key {error} is missing") from None
+        except (AttributeError, IndexError, TypeError) as error:
+            raise ValueError(f"a value is not what it should be ({error})") from None
+
+    def save(self, path: str | os.PathLike[str], reveal: bool = False) -> Path:
+        """Write JSON, whole or not at all; without the secrets unless `reveal`."""
+        text = json.dumps(self.to_dict(reveal), indent=1, ensure_ascii=False, allow_nan=False)
+        return write_text(path, text + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], canaries: Canaries | None = None) -> Self:
+        """Read what `save` wrote; see `from_dict`.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: it cannot be read; the message names the path.
+        """
+        return load_json(path, lambda data: cls.from_dict(data, canaries), f"{cls.__name__}.load")
+
+
+def plain_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[int] = ()
+) -> str:
+    """Columns of text, two spaces apart; those in `right` flush right."""
+    from rich.cells import cell_len  # what a terminal shows, for scripts of double width
+
+    aligned = set(right)
+    lines = [headings, *rows]
+    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(headings))]
+    out = []
+    for line in lines:
+        cells = []
+        for place, (cell, width) in enumerate(zip(line, widths, strict=True)):
+            space = " " * (width - cell_len(cell))
+            cells.append(space + cell if place in aligned else cell + space)
+        out.append("  ".join(cells).rstrip() + "\n")
+    return "".join(out)
+
+
+def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as an HTML table."""
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in headings)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def load_json(path: str | os.PathLike[str], read: Callable[[Any], T], where: str) -> T:
+    """What `read` makes of a JSON file, with errors that name the path.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is not JSON, or `read` raised one.
+    """
+    try:
+        return read(json.loads(Path(path).read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        message = f"is not valid JSON: {error}"
+    except UnicodeDecodeError as error:
+        message = f"is not UTF-8 text: {error.reason}"
+    except ValueError as error:
+        message = str(error)
+    # The decoder's own exception carries the whole text.
+    raise ValueError(f"{where}: {os.fspath(path)!r}: {message}")
+
+
+def to_jsonable(value: Any) -> Any:
+    """JSON has neither infinity nor NaN: written as strings, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: to_jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_jsonable(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def from_jsonable(value: Any) -> Any:
+    """The inverse of `to_jsonable`, tuples apart."""
+    if isinstance(value, dict):
+        return {key: from_jsonable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [from_jsonable(item) for item in value]
+    return float(value) if value in ("inf", "-inf", "nan") else value
