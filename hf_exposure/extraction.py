@@ -1,0 +1,492 @@
+"""Get secrets back out by shortest-path search, which proves what it finds.
+
+Secrets are masked in all that is printed or written, unless `reveal=True`: one that comes out and
+was not planted may be somebody's.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib.metadata
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from hf_exposure.canaries import Canaries, Canary
+from hf_exposure.decoder import Decoder, undisturbed
+from hf_exposure.exposure import check_context, context_before, progress_bar
+from hf_exposure.files import write_text
+from hf_exposure.formats import SecretFormat
+from hf_exposure.frontier import Beam, CheapestFirst, Frontier
+from hf_exposure.results import MASK, MaskedCanary, html_table, load_json, plain_table, short_label
+from hf_exposure.tokens import TokenTree
+from hf_exposure.walk import Explorer, unvisited, walk
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from transformers import PreTrainedTokenizerBase
+
+SCHEMA_VERSION = 1
+_FIRST_BEAM = 8  # width of the quick look for something to return if a search's budget ends
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """One secret that came out.
+
+    Attributes:
+        secret: the string; not shown by `repr`. One "•" for each character if it was loaded from a
+            file without secrets.
+        log_perplexity: of the secret and what follows it, in bits.
+        proved: whether no string of the secret space is more likely but those before it in the
+            list, up to the rounding of scoring.
+        forwards: token-forwards spent until it was found and, if it is, proved.
+        canary: the planted canary that it is, if canaries were given.
+        format: the secret format that was searched.
+        place: the canary's position in the set.
+    """
+
+    secret: str = field(repr=False)
+    log_perplexity: float
+    proved: bool
+    forwards: int
+    canary: Canary | MaskedCanary | None = None
+    format: SecretFormat | None = field(default=None, repr=False)
+    place: int | None = field(default=None, repr=False)
+
+    def label(self, reveal: bool = False) -> str:
+        """The text to show: the secret as one "•" for each character, unless `reveal`."""
+        shown = self.secret if reveal else MASK * len(self.secret)
+        fmt = self.format or (self.canary.format if self.canary is not None else None)
+        return fmt.render(shown) if fmt is not None else shown
+
+
+class Extractions(Sequence[Extraction]):
+    """The secrets that a search brought out, most likely first.
+
+    Attributes:
+        format: the secret format that was searched.
+        forwards: token-forwards that the whole search took, the decoder's check included.
+        seconds: how long it took.
+        settings: how it was searched.
+
+    Example:
+        >>> fmt = SecretFormat("My code is {secret}.", secret=r"[0-9]{4}")
+        >>> one = Extraction("1234", 1.25, True, 61, Canary(fmt, "1234", 8), fmt)
+        >>> print(Extractions([one], format=fmt, forwards=61, seconds=0.2))
+           secret            planted  log-perplexity  proved  token-forwards
+        1  My code is ••••.  8 times             1.2  yes                 61
+        1 secret of 13.3 bits; 61 token-forwards in 0.2 s
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Extraction],
+        *,
+        format: SecretFormat,
+        forwards: int = 0,
+        seconds: float = 0.0,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._items = tuple(items)
+        self.format = format
+        self.forwards = forwards
+        self.seconds = seconds
+        self.settings: dict[str, Any] = dict(settings or {})
+
+    @overload
+    def __getitem__(self, index: int) -> Extraction: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Extraction]: ...
+    def __getitem__(self, index: int | slice) -> Extraction | Sequence[Extraction]:
+        return self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Extraction]:
+        return iter(self._items)
+
+    # Tables
+
+    def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
+        """The table as text: its headings, and a row of them for each secret."""
+        headings = ["", "secret", "planted", "log-perplexity", "proved", "token-forwards"]
+        rows = [
+            [
+                f"{number}",
+                short_label(self._canary(one), reveal),
+                "–" if one.canary is None else times(one.canary.repetitions),
+                f"{one.log_perplexity:.1f}",
+                "yes" if one.proved else "no",
+                f"{one.forwards:,}",
+            ]
+            for number, one in enumerate(self, 1)
+        ]
+        return headings, rows
+
+    def _canary(self, one: Extraction) -> Canary | MaskedCanary:
+        """The canary that it is, or would be."""
+        if one.canary is not None:
+            return one.canary
+        if MASK in one.secret:
+            return MaskedCanary(self.format, len(one.secret))
+        return Canary(self.format, one.secret)
+
+    def summary(self) -> str:
+        """One line about what came out and what it took."""
+        secrets = "1 secret" if len(self) == 1 else f"{len(self)} secrets"
+        return (
+            f"{secrets} of {self.format.bits:.1f} bits; {self.forwards:,} token-forwards in "
+            f"{self.seconds:.1f} s"
+        )
+
+    def table(self, reveal: bool = False) -> Table:
+        """A table for rich; secrets are masked unless `reveal`."""
+        return rich_table(*self.cells(reveal), right={0, 3, 5}, caption=self.summary())
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def __str__(self) -> str:
+        return plain_table(*self.cells(), right={0, 3, 5}) + self.summary()
+
+    def __repr__(self) -> str:
+        return f"<Extractions of {self.format.template!r}: {self.summary()}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(*self.cells()) + f"<p>{html.escape(self.summary())}</p>"
+
+    # Files
+
+    def to_dict(self, reveal: bool = False) -> dict[str, Any]:
+        """For JSON; without the secrets unless `reveal`."""
+
+        def described(one: Extraction) -> dict[str, Any]:
+            out: dict[str, Any] = {
+                "length": len(one.secret),
+                "log_perplexity": one.log_perplexity,
+                "proved": one.proved,
+                "forwards": one.forwards,
+                "canary": None,
+            }
+            if one.canary is not None:
+                out["canary"] = {
+                    "place": one.place,
+                    "repetitions": one.canary.repetitions,
+                    "planned": one.canary.planned,
+                }
+            if reveal and MASK not in one.secret:
+                out["secret"] = one.secret
+            return out
+
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "extractions",
+            "format": self.format.to_dict(),
+            "forwards": self.forwards,
+            "seconds": self.seconds,
+            "settings": self.settings,
+            "extractions": [described(one) for one in self],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any, canaries: Canaries | None = None) -> Extractions:
+        """The inverse of `to_dict`.
+
+        Args:
+            canaries: the set that was given to the search; gives its canaries their secrets back.
+                What came out and is no canary stays masked.
+
+        Raises:
+            ValueError: it is something else, of an unknown version, or of another set.
+        """
+        check_kind(data, "extractions", "Extractions", SCHEMA_VERSION)
+        try:
+            fmt = SecretFormat.from_dict(data["format"])
+            return cls(
+                [_extraction(entry, fmt, canaries) for entry in data["extractions"]],
+                format=fmt,
+                forwards=data["forwards"],
+                seconds=data["seconds"],
+                settings=data["settings"],
+            )
+        except KeyError as error:
+            raise ValueError(f"the key {error} is missing") from None
+        except (AttributeError, IndexError, TypeError) as error:
+            raise ValueError(f"a value is not what it should be ({error})") from None
+
+    def save(self, path: str | os.PathLike[str], reveal: bool = False) -> Path:
+        """Write JSON, whole or not at all; without the secrets unless `reveal`."""
+        text = json.dumps(self.to_dict(reveal), indent=1, ensure_ascii=False, allow_nan=False)
+        return write_text(path, text + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], canaries: Canaries | None = None) -> Extractions:
+        """Read what `save` wrote; see `from_dict`.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: it cannot be read; the message names the path.
+        """
+        return load_json(path, lambda data: cls.from_dict(data, canaries), "Extractions.load")
+
+
+def extract_secrets(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    fmt: SecretFormat,
+    count: int = 3,
+    beam_width: int | None = None,
+    max_forwards: int | None = None,
+    *,
+    canaries: Canaries | Iterable[Canary] | None = None,
+    bos: bool | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Extractions:
+    """The `count` most likely secrets of a format, most likely first.
+
+    Searches the tree of token prefixes cheapest first (the paper, section 6.1): the first leaf that
+    it takes is the most likely string of the whole space, which is thereby proved. With a width it
+    keeps only the best prefixes of each length, as the paper's beam does; that is quick and proves
+    nothing, unless nothing had to be dropped.
+
+    Args:
+        model: a causal language model; left as it was.
+        fmt: what the secrets look like.
+        count: how many to look for.
+        beam_width: prefixes to keep at each length; None searches with proof.
+        max_forwards: token-forwards to spend. When they are spent the best secrets so far are
+            returned, marked as not proved. The check of the decoder on first use (about ten times
+            the tokens of one canary) is made whatever the budget, and counted.
+        canaries: what was planted, to tell which canary came out and in which context to look.
+        bos: whether special tokens come first; None follows the tokenizer's default.
+        batch_size: rows of a forward; None chooses, and memory running out halves it.
+        progress: show a progress bar.
+
+    Returns:
+        At most `count` secrets; fewer if the space is smaller or the budget too small.
+
+    Raises:
+        TypeError: `fmt` is no SecretFormat, or a number is not whole.
+        ValueError: a bad argument, a tokenizer that cannot write the format, or a model that gives
+            NaN or whose context is too short.
+
+    Example:
+        >>> found = extract_secrets(model, tokenizer, fmt)              # doctest: +SKIP
+        >>> found[0].log_perplexity, found[0].proved, found[0].forwards # doctest: +SKIP
+        (0.4, True, 163)
+    """
+    if not isinstance(fmt, SecretFormat):
+        raise TypeError(f"extract_secrets: fmt must be a SecretFormat, not {type(fmt).__name__}")
+    for name, value in (
+        ("count", count),
+        ("beam_width", beam_width),
+        ("max_forwards", max_forwards),
+        ("batch_size", batch_size),
+    ):
+        if name == "count" or value is not None:
+            check_number(f"extract_secrets: {name}", value)
+    if canaries is not None and not isinstance(canaries, Canaries):
+        canaries = Canaries(list(canaries))
+    before = context_before(canaries, tokenizer) if canaries is not None else ""
+    chat = canaries is not None and bool(canaries.planting.get("chat"))
+    start = time.perf_counter()
+    # A rendered conversation holds its own special tokens.
+    tree = TokenTree(fmt, tokenizer, before=before, bos=False if chat else bos)
+    with undisturbed(model), progress_bar(progress) as tick:
+        decoder = Decoder(model, tree.prompt, tree.columns, batch_size=batch_size)
+        limit = math.inf if max_forwards is None else max_forwards
+        samples = tree.random_paths(4)
+        check_context(decoder, tree, samples)
+        decoder.probe(samples)
+
+        def report() -> None:
+            tick(decoder.forwards)
+
+        found: dict[tuple[int, ...], Extraction] = {}
+        if beam_width is not None or max_forwards is not None:  # something to return
+            width, share = beam_width or 1, limit
+            if beam_width is None:
+                depth = max(len(path) for path in samples)
+                room = max((limit - decoder.forwards) / 4, 1.5 * depth)
+                width = int(min(max(count, _FIRST_BEAM), max(1, room // depth)))
+                share = min(limit, decoder.forwards + room)
+            found = _search(decoder, tree, count, Beam(width), share, report)
+        if beam_width is None:
+            found |= _search(decoder, tree, count, CheapestFirst(), limit, report)
+    best = sorted(found.values(), key=lambda one: one.log_perplexity)[:count]
+    return Extractions(
+        _named(best, fmt, canaries),
+        format=fmt,
+        forwards=decoder.forwards,
+        seconds=time.perf_counter() - start,
+        settings={
+            "count": count,
+            "beam_width": beam_width,
+            "max_forwards": max_forwards,
+            "bos": bos,
+            "paths": tree.way,
+            "prompt_tokens": len(tree.prompt),
+            "cached": decoder.cached,
+            "noise_bits": decoder.noise,
+            "batch_size": decoder.batch_size,
+            "canaries": None if canaries is None else len(canaries.by_format(fmt)),
+            "versions": versions(),
+        },
+    )
+
+
+@dataclass
+class _Search(Explorer):
+    """Remembers at how many forwards each further leaf was proved to be the next best."""
+
+    decoder: Decoder | None = None
+    proved_at: list[int] = field(default_factory=list)
+
+    def done(self, least: float) -> bool:
+        assert self.decoder is not None
+        certain = sum(cost <= least for cost in self.costs)
+        self.proved_at += [self.decoder.forwards] * (certain - len(self.proved_at))
+        return certain >= self.wanted
+
+
+def _search(
+    decoder: Decoder,
+    tree: TokenTree,
+    count: int,
+    frontier: Frontier,
+    limit: float,
+    report: Callable[[], None],
+) -> dict[tuple[int, ...], Extraction]:
+    """The best leaves that a walk comes to, by path, and whether each is proved."""
+    # What costs infinitely much the model never writes, so it cannot come out.
+    search = _Search(wanted=count, decoder=decoder, bound=sys.float_info.max)
+    beam = isinstance(frontier, Beam)
+    if beam:
+        search.wanted = math.inf  # the leaves of one length say nothing about longer ones
+    walk(decoder, tree, search, frontier, max_forwards=limit, eager=beam, progress=report)
+    least = frontier.least()
+    unvisited(tree, search, frontier)
+    cut = isinstance(frontier, Beam) and frontier.cut
+    order = np.argsort(search.costs, kind="stable")
+    out = {}
+    for position, place in enumerate(order[:count].tolist()):
+        cost, path = search.costs[place], search.paths[place]
+        proved = cost <= least and not cut
+        known = search.proved_at[position : position + 1]
+        spent = known[0] if proved and known else decoder.forwards
+        out[path] = Extraction(tree.secret(path), cost, proved, spent)
+    return out
+
+
+def _named(
+    found: Iterable[Extraction], fmt: SecretFormat, canaries: Canaries | None
+) -> list[Extraction]:
+    """The same with the canary that each is, if it is one."""
+    place_of = {
+        canary.secret: place for place, canary in enumerate(canaries or ()) if canary.format == fmt
+    }
+    out = []
+    for one in found:
+        place = place_of.get(one.secret)
+        canary = canaries[place] if canaries is not None and place is not None else None
+        out.append(
+            Extraction(one.secret, one.log_perplexity, one.proved, one.forwards, canary, fmt, place)
+        )
+    return out
+
+
+def _extraction(entry: dict[str, Any], fmt: SecretFormat, canaries: Canaries | None) -> Extraction:
+    """One entry of a file, as far as the file and the set know its secret."""
+    secret = entry.get("secret", MASK * entry["length"])
+    described = entry["canary"]
+    canary: Canary | MaskedCanary | None = None
+    place = None
+    if described is not None:
+        place = described["place"]
+        repetitions, planned = described["repetitions"], described["planned"]
+        if canaries is not None and place is not None:
+            fits = place < len(canaries) and canaries[place].format == fmt
+            if not fits or len(canaries[place].secret) != entry["length"]:
+                raise ValueError("it was searched with other canaries than these")
+            canary = canaries[place]
+            secret = canary.secret
+        elif "secret" in entry:
+            canary = Canary(fmt, secret, repetitions, planned)
+        else:
+            canary = MaskedCanary(fmt, entry["length"], repetitions, planned)
+    return Extraction(
+        secret, entry["log_perplexity"], entry["proved"], entry["forwards"], canary, fmt, place
+    )
+
+
+# Shared with the other way of extraction
+
+
+def times(number: int) -> str:
+    """A number of repetitions as text."""
+    return "once" if number == 1 else f"{number} times"
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that an extraction rests on."""
+    return {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+
+
+def check_number(what: str, value: Any, least: int = 1) -> None:
+    """Refuse all but whole numbers of at least `least`.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: it is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{what} must be a whole number, not {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{what}={value} is too small; give at least {least}")
+
+
+def check_kind(data: Any, kind: str, name: str, version: int) -> None:
+    """Refuse what is not a dictionary of this kind and version.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(data, dict) or data.get("kind") != kind:
+        raise ValueError(f"it does not hold {kind}, as {name}.save writes them")
+    if data.get("schema_version") != version:
+        raise ValueError(
+            f"schema_version={data.get('schema_version')!r} is not known; this version of "
+            f"hf-exposure reads {version}: update it, or extract again"
+        )
+
+
+def rich_table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Iterable[int],
+    caption: str,
+    wrap: int = 1,
+) -> Table:
+    """The columns of `plain_table` for rich; only the one at `wrap` may be wrapped."""
+    from rich.table import Table
+    from rich.text import Text
+
+    aligned = set(right)
+    table = Table(box=None, caption=caption, caption_justify="left", pad_edge=False)
+    for place, heading in enumerate(headings):
+        justify = "right" if place in aligned else "left"
+        table.add_column(heading, justify=justify, no_wrap=place != wrap)  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
