@@ -1,0 +1,361 @@
+"""What a measurement says, in sentences that hold: each rests on a rule that is written here.
+
+Nothing is called memorized, or at chance, without a figure that says so, and an estimate is called
+one. The report prints these sentences; so can a command line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scipy import stats
+
+from hf_exposure.history import History
+from hf_exposure.results import Exposure, Exposures
+
+if TYPE_CHECKING:
+    from hf_exposure.extraction import Extraction
+    from hf_exposure.generation import Generations
+
+# The expected exposure, in bits, of a string that was never trained on: its rank is uniform on R,
+# and -log2 of a uniform number is 1 / ln 2 on average.
+CHANCE = 1 / math.log(2)
+WITHIN = 1000  # guesses that anybody can make
+_NEARLY = 1e-9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found: a sentence, and what it rests on."""
+
+    lead: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.lead} {self.detail}".rstrip()
+
+
+@dataclass(frozen=True)
+class GroupFinding:
+    """A repetition group against chance.
+
+    Attributes:
+        repetitions: how many times each was inserted.
+        count: canaries in it.
+        mean, least, most: of their exposures, in bits.
+        higher: the probability that as many strings that were never trained on are together as
+            exposed as these, or more (Fisher's method).
+        lower: the probability that they are together as little exposed as these, or less; 1 where
+            a secret space is too small to tell.
+    """
+
+    repetitions: int
+    count: int
+    mean: float
+    least: float
+    most: float
+    higher: float
+    lower: float
+
+
+def group_findings(exposures: Exposures) -> list[GroupFinding]:
+    """Every repetition group, fewest repetitions first, tested against uniform ranks.
+
+    The p-value of a string that was never trained on is uniform. -2 ln of the product of n of them
+    then has a chi-squared distribution with 2n degrees of freedom (Fisher's method): a test of the
+    sum of the exposures. In a small space the p-values are coarse, which can only make `higher`
+    larger than it should be.
+    """
+    out = []
+    for times, group in exposures.by_repetitions().items():
+        bits = [one.bits for one in group]
+        total = -2 * math.fsum(math.log(max(one.p_value, 1e-300)) for one in group)
+        fine = all(one.canary.format.bits >= 10 for one in group)
+        null = stats.chi2(2 * len(group))
+        out.append(
+            GroupFinding(
+                times, len(group), math.fsum(bits) / len(bits), min(bits), max(bits),
+                float(null.sf(total)), float(null.cdf(total)) if fine else 1.0,
+            )
+        )
+    return out
+
+
+def is_first(one: Exposure) -> bool:
+    """Whether the secret is the most likely of its whole space, so that a search finds it first.
+
+    So it is if its rank is 1, at the upper end of the interval too. The other inserted canaries
+    are left out of ranks.
+    """
+    return one.rank_high < 1.5
+
+
+def is_proved(one: Exposure) -> bool:
+    """Whether `is_first` is certain rather than estimated."""
+    return is_first(one) and (one.exact or one.certified >= one.canary.format.bits - _NEARLY)
+
+
+def find(
+    exposures: Exposures,
+    history: History | None = None,
+    extractions: Sequence[Extraction] = (),
+    generations: Generations | None = None,
+) -> list[Finding]:
+    """What was found, the most important first."""
+    if not len(exposures):
+        out = [Finding("No canary was measured, so nothing is known about memorization.")]
+        return [*out, *_skipped(exposures)]
+    groups = group_findings(exposures)
+    out = [_planted(exposures), *_memorized(exposures)]
+    if extractions or generations is not None:
+        out += _extracted(extractions, generations)
+    out += [*_rise(exposures, groups), _controls(groups, exposures.confidence)]
+    out += _over_training(history) if history is not None else []
+    return [*out, *_skipped(exposures)]
+
+
+def _planted(exposures: Exposures) -> Finding:
+    inserted = [one for one in exposures if one.canary.inserted]
+    control = len(exposures) - len(inserted)
+    if not inserted:
+        return Finding(f"None of the {_plural(len(exposures), 'measured canary')} was inserted.")
+    times = sorted({one.canary.repetitions for one in inserted})
+    often = f"{times[0]:,} to {times[-1]:,} times" if len(times) > 1 else _plural(times[0], "time")
+    each = " each" if len(inserted) > 1 else ""
+    text = f"{_plural(len(inserted), 'random secret')} (canaries) {_was(len(inserted))} put into "
+    text += f"the training data, {often}{each}"
+    if control:
+        text += f"; {control} more {_was(control)} drawn in the same way and never put in"
+    return Finding(text + ".")
+
+
+def _memorized(exposures: Exposures) -> list[Finding]:
+    inserted = [one for one in exposures if one.canary.inserted]
+    if not inserted:
+        return []
+    first = [one for one in inserted if is_first(one)]
+    blind = [one for one in inserted if one.method == "sampling" and not is_first(one)]
+    if len(blind) == len(inserted):
+        most = max(inserted, key=lambda one: one.bits)
+        return [
+            Finding(
+                "Whether a canary is memorized to the point of extraction was not measured.",
+                "Sampling tells exposures up to the log2 of the number of its references. The most "
+                f"exposed canary has {most.bits:.1f} bits by it, of at most "
+                f"{most.canary.format.bits:.1f}.",
+            )
+        ]
+    lead = f"{_of(len(first), len(inserted))} memorized to the point of extraction."
+    detail = ""
+    if first:
+        proved = sum(map(is_proved, first))
+        sure = (
+            "this is certain"
+            if proved == len(first)
+            else "this is an estimate"
+            if not proved
+            else f"for {proved} of them this is certain, for the others an estimate"
+        )
+        detail = (
+            "To the model the secret is more likely than any other string that could stand in its "
+            f"place (other canaries aside), so a search for likely strings finds it first; {sure}."
+        )
+        detail += f" The fewest repetitions that led to this: {min(_repetitions(first)):,}."
+    else:
+        most = max(inserted, key=lambda one: one.bits)
+        detail = (
+            f"The most exposed canary has {most.bits:.1f} of at most "
+            f"{most.canary.format.bits:.1f} bits."
+        )
+    near = [one for one in inserted if not is_first(one) and one.rank_high <= WITHIN]
+    near = [one for one in near if one.canary.format.size > 10 * WITHIN]
+    if near:
+        detail += (
+            f" {len(near)} more {_are(len(near))} among the {WITHIN:,} most likely strings of "
+            "their secret space: within reach of anyone who may guess a thousand times."
+        )
+    if any(one.method == "skewnorm" for one in first):
+        detail += " The estimates rest on a fitted distribution, extended far beyond its data."
+    return [Finding(lead, detail)]
+
+
+def _extracted(
+    extractions: Sequence[Extraction], generations: Generations | None
+) -> list[Finding]:
+    out = []
+    if extractions:
+        ours = [one for one in extractions if one.canary is not None]
+        planted = [one for one in ours if one.canary is not None and one.canary.inserted]
+        proved = sum(one.proved for one in planted)
+        lead = (
+            f"Searching for the most likely strings brought out "
+            f"{_plural(len({one.canary for one in planted}), 'inserted canary')}."
+        )
+        detail = f"{_plural(len(extractions), 'string')} came out in all"
+        if planted:
+            detail += (
+                f"; of the canaries {proved} of {len(planted)} came with a proof that nothing "
+                f"more likely was left, after {max(one.forwards for one in planted):,} "
+                "token-forwards at most"
+            )
+        if len(ours) < len(extractions):
+            detail += f"; {len(extractions) - len(ours)} {_are(len(extractions) - len(ours))} not "
+            detail += "known to be a canary"
+        out.append(Finding(lead, detail + "."))
+    if generations is not None:
+        came = [row for row in generations.rows if row.times and row.canary.inserted]
+        everyone = [row for row in generations.rows if row.canary.inserted]
+        free = generations.settings.get("constrained") is False
+        how = "to write freely" if free else "to write strings of the secret's form"
+        out.append(
+            Finding(
+                f"Asked {how}, the model wrote {len(came)} of "
+                f"{_plural(len(everyone), 'inserted canary')} by itself.",
+                f"{_plural(generations.attempts, 'text')} {_was(generations.attempts)} generated.",
+            )
+        )
+    return out
+
+
+def _rise(exposures: Exposures, groups: Sequence[GroupFinding]) -> list[Finding]:
+    """From how many repetitions on exposures are above chance, errors shared out (Bonferroni)."""
+    inserted = [group for group in groups if group.repetitions]
+    if not inserted:
+        return []
+    level = (1 - exposures.confidence) / len(inserted)
+    above = [group for group in inserted if group.higher <= level]
+    rule = (
+        f"Each group is held against as many strings that were never trained on (Fisher's method, "
+        f"{exposures.confidence:.0%} confidence for all groups together)."
+    )
+    if not above:
+        return [Finding("No repetition group is more exposed than chance.", rule)]
+    if above == inserted[len(inserted) - len(above) :]:
+        least = above[0]
+        lead = f"Exposure is above chance from {_plural(least.repetitions, 'repetition')} on"
+        if least is inserted[0]:
+            lead += ", the fewest that were tried"
+    else:
+        named = ", ".join(f"{group.repetitions:,}" for group in above)
+        least, lead = above[0], f"Exposure is above chance at these repetitions: {named}"
+    of_chance = f"{least.mean:.1f} bits on average at {least.repetitions:,}, where chance is "
+    return [Finding(f"{lead}.", f"{of_chance}{CHANCE:.2f} bits. {rule}")]
+
+
+def _controls(groups: Sequence[GroupFinding], confidence: float) -> Finding:
+    control = next((group for group in groups if not group.repetitions), None)
+    if control is None:
+        return Finding(
+            "There is no control group.",
+            "Nothing shows that the measurement gives canaries that were never inserted no more "
+            "than chance; add some with 0 repetitions.",
+        )
+    alpha = (1 - confidence) / 2
+    if control.higher <= alpha:
+        lead = "The control group is more exposed than chance."
+        why = (
+            "Either these secrets did reach the model (in its pre-training, or in data that was "
+            "not meant to hold them), or the measurement is not fair to them."
+        )
+    elif control.lower <= alpha:
+        lead = "The control group is less exposed than chance."
+        why = "Secrets that were not drawn uniformly, or scored unlike the others, look like that."
+    else:
+        lead = "The control group is at chance, as it should be."
+        why = ""
+        if control.count < 5:
+            why = "With so few controls only gross errors would show."
+    p = min(1.0, 2 * min(control.higher, control.lower))
+    figures = (
+        f"{_plural(control.count, 'canary')} never inserted: {control.mean:.2f} bits on average, "
+        f"{CHANCE:.2f} expected (Fisher's test of uniform ranks, p = {_p(p)})."
+    )
+    return Finding(lead, f"{figures} {why}".rstrip())
+
+
+def _over_training(history: History) -> list[Finding]:
+    """How far exposure had come when the evaluation loss was at its lowest."""
+    with_loss = [
+        (entry, entry.metrics["eval_loss"])
+        for entry in history
+        if math.isfinite(entry.metrics.get("eval_loss", math.nan))
+        and "eval_exposure" in entry.exposures.metrics()
+    ]
+    if len(with_loss) < 2:
+        return []
+    best, loss = min(with_loss, key=lambda pair: pair[1])
+    last, end = with_loss[-1]
+    mean = best.exposures.metrics()["eval_exposure"]
+    if best is last:
+        return [
+            Finding(
+                "Evaluation loss was still falling when training ended.",
+                f"It is lowest at the last measurement, step {last.step:,} ({end:.3f}); inserted "
+                f"canaries have {mean:.1f} bits on average by then."
+                + (
+                    " So the loss alone would not have shown that secrets are being memorized."
+                    if _above_chance(last.exposures)
+                    else ""
+                ),
+            )
+        ]
+    after = last.exposures.metrics()["eval_exposure"]
+    return [
+        Finding(
+            f"Evaluation loss was lowest at step {best.step:,}, before training ended.",
+            f"Inserted canaries had {mean:.1f} bits on average then, and {after:.1f} at step "
+            f"{last.step:,} (loss {loss:.3f} and {end:.3f}).",
+        )
+    ]
+
+
+def _above_chance(exposures: Exposures) -> bool:
+    """Whether the inserted canaries, taken together, are more exposed than chance."""
+    inserted = [group for group in group_findings(exposures) if group.repetitions]
+    level = (1 - exposures.confidence) / max(1, len(inserted))
+    return any(group.higher <= level for group in inserted)
+
+
+def _skipped(exposures: Exposures) -> list[Finding]:
+    count = len(exposures.skipped)
+    if not count:
+        return []
+    return [
+        Finding(
+            f"{_plural(count, 'canary')} could not be scored.",
+            "The reasons stand below the table; nothing is known about them.",
+        )
+    ]
+
+
+def _repetitions(items: Sequence[Exposure]) -> list[int]:
+    return [one.canary.repetitions for one in items]
+
+
+def _plural(count: int, word: str) -> str:
+    if count == 1:
+        return f"1 {word}"
+    return f"{count:,} {word[:-1]}ies" if word.endswith("y") else f"{count:,} {word}s"
+
+
+def _of(count: int, total: int) -> str:
+    if total == 1:
+        return "The inserted canary is" if count else "The inserted canary is not"
+    if count in (0, total):
+        return f"All {total} inserted canaries are" if count else "No inserted canary is"
+    return f"{count} of {total} inserted canaries {_are(count)}"
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _p(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.01 else f"{value:.1g}"
