@@ -1,0 +1,541 @@
+"""The command line: `hf-exposure demo | inject | measure | extract | report`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from hf_exposure.canaries import Canaries
+from hf_exposure.files import write_text
+from hf_exposure.formats import SecretFormat
+from hf_exposure.history import HISTORY_FILE, History
+from hf_exposure.results import BudgetError, Exposure, Exposures, load_json, plain_table
+
+if TYPE_CHECKING:
+    from hf_exposure.extraction import Extractions
+    from hf_exposure.generation import Generations
+    from hf_exposure.history import Measurement
+
+app = typer.Typer(
+    help="How much has a language model memorized? Plants canaries, measures their exposure, gets "
+    "secrets back out, and reports it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False)
+progress = Console(stderr=True, highlight=False)
+
+Model = Annotated[
+    str,
+    typer.Option("--model", "--model_name_or_path", help="A model's folder or Hub id."),
+]
+Tokenizer = Annotated[
+    str | None, typer.Option("--tokenizer", help="Where the tokenizer is, if not with the model.")
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of the model on the Hub.")
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="Such as cuda:0, or auto for all; by default a GPU if any."),
+]
+Dtype = Annotated[str, typer.Option("--dtype", help="Such as bfloat16; auto: as it was saved.")]
+CanaryFile = Annotated[
+    Path, typer.Option("--canaries", help="The manifest of the canaries, a JSON file.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Reveal = Annotated[bool, typer.Option("--reveal", help="Show the secrets in what is printed.")]
+MaxForwards = Annotated[
+    int | None, typer.Option("--max-forwards", help="Token-forwards to spend at most.")
+]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", help="Rows of a forward; chosen if not given.")
+]
+Template = Annotated[
+    str | None,
+    typer.Option("--template", help='Text of a canary, e.g. "The random number is {secret}."'),
+]
+Secret = Annotated[
+    str | None, typer.Option("--secret", help='Expression for the secret, e.g. "[0-9]{9}".')
+]
+Check = Annotated[
+    str | None, typer.Option("--check", help='"luhn" for numbers with a check digit.')
+]
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "--output_dir", help="Folder for model and report.")
+    ] = Path("demo"),
+    text: Annotated[
+        Path | None, typer.Option("--text", help="A text file to train on; blank lines part it.")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", "--dataset_name", help="Or a dataset: a file or a Hub id."),
+    ] = None,
+    column: Annotated[str, typer.Option("--column", help="The dataset's text column.")] = "text",
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the text.")] = 8,
+    seed: Annotated[int, typer.Option("--seed", help="Of canaries, model and training.")] = 0,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="A tiny model and one epoch, to see that it runs.")
+    ] = False,
+    reveal: Reveal = False,
+) -> None:
+    """Train a small model on real text with canaries in it, and show what it memorized.
+
+    Takes about three minutes on two cores, without network, and ends with a report to open in a
+    browser.
+    """
+    from hf_exposure.demo import paragraphs, run_demo
+
+    lines = None
+    if text is not None and dataset is not None:
+        raise typer.BadParameter("give --text or --dataset, not both")
+    if text is not None:
+        lines = paragraphs(text)
+    if dataset is not None:
+        lines = [part for part in _texts(dataset, column) if len(part) > 20]
+    settings: dict[str, Any] = {}
+    if smoke:
+        epochs, lines = 1, (paragraphs() if lines is None else lines)[:300]
+        settings = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+
+    def after_epoch(measurement: Measurement) -> None:
+        out.print(_epoch_line(measurement))
+
+    with _quiet():
+        result = run_demo(
+            output_dir,
+            lines,
+            epochs=epochs,
+            seed=seed,
+            reveal=reveal,
+            say=out.print,
+            after_epoch=after_epoch,
+            **settings,
+        )
+    out.print(_methods_table(result.exposures))
+    share = result.history.share
+    if share is not None:
+        out.print(
+            f"\nMeasuring during training took {share:.1%} as many token-forwards as there were "
+            "tokens to train on."
+        )
+    out.print(f"Done after {result.seconds:.0f} seconds. Now open {result.report}")
+
+
+@app.command()
+def inject(
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset", "--dataset_name",
+            help="A .jsonl, .csv, .parquet or .txt file, a folder of save_to_disk, or a Hub id.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", help="A .jsonl, .csv or .parquet file, or a new folder.")
+    ],
+    canaries: Annotated[
+        Path, typer.Option("--canaries", help="Manifest: used if it is there, else written.")
+    ] = Path("canaries.json"),
+    template: Template = None,
+    secret: Secret = None,
+    check: Check = None,
+    repetitions: Annotated[
+        str, typer.Option("--repetitions", help="How often each group is planted.")
+    ] = "0,1,4,16,64",
+    per_repetition: Annotated[
+        int, typer.Option("--per-repetition", min=1, help="Canaries in each group.")
+    ] = 4,
+    inclusion: Annotated[
+        str, typer.Option("--inclusion", help='"coin": each canary in or out by a fair coin.')
+    ] = "fixed",
+    column: Annotated[str, typer.Option("--column", help="Text or conversations.")] = "text",
+    split: Annotated[str, typer.Option("--split", help="The split to plant in.")] = "train",
+    mode: Annotated[
+        str, typer.Option("--mode", help='"rows" adds rows, "splice" puts canaries into rows.')
+    ] = "rows",
+    near_start: Annotated[
+        bool, typer.Option("--near-start", help="Plant within the first rows.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of the secrets and the places.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Plant canaries in a dataset, and write their manifest."""
+    from hf_exposure.injection import inject_canaries
+    from hf_exposure.loading import check_output, describe_rows, load_rows, save_rows
+
+    check_output(output)
+    if canaries.exists():
+        if template is not None or secret is not None:
+            raise typer.BadParameter(
+                f"{str(canaries)!r} is there already; leave out --template and --secret to plant "
+                "its canaries, or name another file with --canaries"
+            )
+        chosen = Canaries.load(canaries)
+    else:
+        chosen = Canaries.generate(
+            _format(template, secret, check),
+            _whole_numbers("--repetitions", repetitions),
+            per_repetition,
+            seed,
+            inclusion=inclusion,
+        )
+    with _quiet():
+        rows = load_rows(dataset, split=split)
+        planted = inject_canaries(rows, chosen, column, seed, mode, near_start)
+        chosen.save(canaries)  # first: rows whose secrets nobody knows would be of no use
+        save_rows(planted, output)
+    if as_json:
+        _print_json(
+            {
+                "output": str(output),
+                "canaries": str(canaries),
+                "rows_before": len(rows),
+                "rows": len(planted),
+                "planted": sum(canary.repetitions for canary in chosen),
+                "planting": chosen.planting,
+            }
+        )
+        return
+    out.print(f"{chosen!r}")
+    out.print(f"{output}: {describe_rows(planted)} ({len(planted) - len(rows):,} more than before)")
+    out.print(f"{canaries}: the manifest. It holds the secrets: keep it to yourself.")
+
+
+@app.command()
+def measure(
+    model: Model,
+    canaries: CanaryFile,
+    method: Annotated[
+        str, typer.Option("--method", help="auto, exact, sampling or skewnorm.")
+    ] = "auto",
+    samples: Annotated[int, typer.Option("--samples", help="Draws, or references.")] = 2000,
+    max_forwards: MaxForwards = None,
+    confidence: Annotated[float, typer.Option("--confidence", help="Of all intervals.")] = 0.95,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write the exposures as JSON, for report.")
+    ] = None,
+    tokenizer: Tokenizer = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = None,
+    as_json: AsJson = False,
+    reveal: Reveal = False,
+) -> None:
+    """Measure how exposed canaries are in a model."""
+    from hf_exposure.exposure import Settings, measure_exposure
+    from hf_exposure.loading import load_model
+
+    planted = Canaries.load(canaries)
+    Settings(method, samples, max_forwards, confidence, seed, batch_size)  # before the model loads
+    with _quiet():
+        loaded, tok = load_model(
+            model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
+        )
+        exposures = measure_exposure(
+            loaded,
+            tok,
+            planted,
+            method=method,
+            samples=samples,
+            max_forwards=max_forwards,
+            confidence=confidence,
+            seed=seed,
+            batch_size=batch_size,
+            progress=_shows_progress(as_json),
+            unscorable="warn",
+        )
+    if output is not None:
+        exposures.save(output, reveal)
+    if as_json:
+        _print_json(exposures.to_dict(reveal))
+    else:
+        out.print(exposures.table(reveal))
+
+
+@app.command()
+def extract(
+    model: Model,
+    canaries: Annotated[
+        Path | None,
+        typer.Option("--canaries", help="Manifest: what to look for, and what was planted."),
+    ] = None,
+    template: Template = None,
+    secret: Secret = None,
+    check: Check = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Secrets to find.")] = 3,
+    beam_width: Annotated[
+        int | None,
+        typer.Option("--beam-width", min=1, help="Keep so many prefixes: quick, proves nothing."),
+    ] = None,
+    max_forwards: MaxForwards = None,
+    generate: Annotated[
+        int, typer.Option("--generate", min=0, help="Also let the model write so many times.")
+    ] = 0,
+    free: Annotated[
+        bool, typer.Option("--free", help="Generate without holding it to the format.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of the generation.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write what was found as JSON, for report.")
+    ] = None,
+    tokenizer: Tokenizer = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = None,
+    as_json: AsJson = False,
+    reveal: Reveal = False,
+) -> None:
+    """Get secrets out of a model: the most likely ones of a format, with proof."""
+    from hf_exposure.extraction import extract_secrets
+    from hf_exposure.generation import generate_secrets
+    from hf_exposure.loading import load_model
+
+    planted = Canaries.load(canaries) if canaries is not None else None
+    if planted is not None and template is None and secret is None:
+        formats = list(planted.formats)
+    else:
+        formats = [_format(template, secret, check)]
+    if generate and planted is None:
+        raise typer.BadParameter("--generate counts planted canaries: give --canaries")
+    found, written = [], None
+    with _quiet():
+        loaded, tok = load_model(
+            model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
+        )
+        for fmt in formats:
+            found.append(
+                extract_secrets(
+                    loaded,
+                    tok,
+                    fmt,
+                    count=count,
+                    beam_width=beam_width,
+                    max_forwards=max_forwards,
+                    canaries=planted,
+                    batch_size=batch_size,
+                    progress=_shows_progress(as_json),
+                )
+            )
+        if generate and planted is not None:
+            written = generate_secrets(
+                loaded, tok, planted, num_samples=generate, constrained=not free, seed=seed
+            )
+    data = {
+        "extractions": [one.to_dict(reveal) for one in found],
+        "generations": written.to_dict(reveal) if written is not None else None,
+    }
+    if output is not None:
+        write_text(output, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    if as_json:
+        _print_json(data)
+        return
+    for one in found:
+        out.print(one.table(reveal))
+    if written is not None:
+        out.print(written.table(reveal))
+
+
+@app.command()
+def report(
+    results: Annotated[
+        Path,
+        typer.Argument(
+            help="exposures.json, exposure_history.json, or a training's output folder with them."
+        ),
+    ],
+    extractions: Annotated[
+        Path | None, typer.Option("--extractions", help="What extract --output wrote.")
+    ] = None,
+    canaries: Annotated[
+        Path | None, typer.Option("--canaries", help="Manifest, needed to --reveal.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="The page to write.")] = None,
+    title: Annotated[str, typer.Option("--title")] = "Memorization report",
+    as_json: AsJson = False,
+    reveal: Reveal = False,
+) -> None:
+    """Write one HTML page about what was measured; it needs no network to be read."""
+    from hf_exposure.report import write_report
+
+    known = Canaries.load(canaries) if canaries is not None else None
+    page = output or (results if results.is_dir() else results.parent) / "report.html"
+    exposures, history = _measured(results, known)
+    found, written = _found(extractions, known) if extractions is not None else ([], None)
+    write_report(
+        page,
+        exposures=exposures,
+        history=history,
+        extractions=found,
+        generations=written,
+        title=title,
+        reveal=reveal,
+    )
+    if as_json:
+        _print_json({"report": str(page)})
+    else:
+        out.print(f"Now open {page}")
+
+
+def main() -> None:
+    """Run it. What goes wrong is said in one line; HF_EXPOSURE_TRACEBACK=1 shows where."""
+    try:
+        app()
+    except BudgetError as error:
+        _fail(str(error).replace(": see .exposures of this error", ":"))
+        out.print(error.exposures.table())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written")
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        if os.environ.get("HF_EXPOSURE_TRACEBACK"):
+            raise
+        _fail(str(error).strip() or type(error).__name__)
+        sys.exit(1)
+
+
+def _fail(message: str) -> None:
+    progress.print(Text("Error: ", style="bold red") + Text(message))
+
+
+def _print_json(data: Any) -> None:
+    sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def _shows_progress(as_json: bool) -> bool:
+    return not as_json and sys.stderr.isatty()
+
+
+def _format(template: str | None, secret: str | None, check: str | None) -> SecretFormat:
+    if template is None or secret is None:
+        raise typer.BadParameter(
+            "give both --template and --secret, such as --template 'The random number is {secret}.'"
+            " --secret '[0-9]{9}', or --canaries with a manifest"
+        )
+    return SecretFormat(template, secret, check)
+
+
+def _whole_numbers(name: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{name}={text!r}: give numbers such as 0,1,4,16,64") from None
+
+
+def _texts(dataset: str, column: str) -> list[str]:
+    from hf_exposure.loading import load_rows
+
+    with _quiet():
+        rows = load_rows(dataset)
+    if column not in rows.column_names:
+        raise ValueError(
+            f"--column: {dataset!r} has no column {column!r}, only {rows.column_names}"
+        )
+    return [str(text) for text in rows[column] if text]
+
+
+def _measured(
+    results: Path, canaries: Canaries | None
+) -> tuple[Exposures | None, History | None]:
+    """The exposures and the history in a file, or those in a folder."""
+    if results.is_dir():
+        files = [results / "exposures.json", results / HISTORY_FILE]
+        there = [file for file in files if file.is_file()]
+        if not there:
+            raise OSError(
+                f"report: the folder {str(results)!r} has neither exposures.json nor {HISTORY_FILE}"
+            )
+    else:
+        there = [results]
+    exposures, history = None, None
+    for file in there:
+        kind = load_json(file, lambda data: data, "report")
+        kind = kind.get("kind") if isinstance(kind, dict) else None
+        if kind == "history":
+            history = History.load(file, canaries)
+        else:
+            exposures = Exposures.load(file, canaries)
+    return exposures, history
+
+
+def _found(
+    path: Path, canaries: Canaries | None
+) -> tuple[list[Extractions], Generations | None]:
+    """What `extract --output` wrote."""
+    from hf_exposure.extraction import Extractions
+    from hf_exposure.generation import Generations
+
+    def read(data: Any) -> tuple[list[Extractions], Generations | None]:
+        if not isinstance(data, dict) or not {"extractions", "generations"} <= set(data):
+            raise ValueError("it does not hold what `hf-exposure extract --output` writes")
+        found = [Extractions.from_dict(entry, canaries) for entry in data["extractions"]]
+        written = data["generations"]
+        return found, Generations.from_dict(written, canaries) if written is not None else None
+
+    return load_json(path, read, "--extractions")
+
+
+def _methods_table(exposures: Sequence[Exposures]) -> str:
+    """What each method says of each repetition group, side by side."""
+    headings = ["planted", *(f"{one.settings['method']}" for one in exposures)]
+    groups = [one.by_repetitions() for one in exposures]
+    rows = [
+        [f"{times}x", *(f"{_mean(own[times]):.1f}" for own in groups)]
+        for times in groups[0]
+    ]
+    headings += ["of at most"]
+    for row, group in zip(rows, groups[0].values(), strict=True):
+        row.append(f"{group[0].canary.format.bits:.1f}")
+    return (
+        "\nMean exposure in bits by each method; sampling and skewnorm are the paper's own:\n"
+        + plain_table(headings, rows, right=range(len(headings)))
+    )
+
+
+def _mean(group: Sequence[Exposure]) -> float:
+    return sum(one.bits for one in group) / len(group)
+
+
+def _epoch_line(measurement: Measurement) -> str:
+    groups = measurement.exposures.by_repetitions()
+    means = "  ".join(f"{times}x {_mean(group):4.1f}" for times, group in groups.items())
+    loss = measurement.metrics.get("eval_loss")
+    shown = f"held-out loss {loss:.2f}   " if loss is not None else ""
+    return f"  epoch {measurement.epoch or 0:.0f}   {shown}exposure in bits: {means}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no advice of the libraries on the way."""
+    import datasets
+    import transformers
+
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        transformers.utils.logging.enable_progress_bar()
+        datasets.enable_progress_bars()

@@ -1,0 +1,228 @@
+"""The command line: what it prints, writes, and says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, load_from_disk
+from typer.testing import CliRunner
+
+from hf_exposure import cli
+from hf_exposure.canaries import Canaries
+from tests.tiny import TOKENIZERS, corpus, llama
+
+TEMPLATE = ["--template", "the random number is {secret}.", "--secret", "[0-9]{4}"]
+COMMANDS = ["demo", "inject", "measure", "extract", "report"]
+
+
+def run(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments: str | Path) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return str(result.stdout)
+
+
+def fail(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str | Path
+) -> str:
+    """What `hf-exposure` says of a mistake: it has to end with an exit code and in a few lines."""
+    monkeypatch.setattr(sys, "argv", ["hf-exposure", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code not in (0, None)
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    return " ".join(shown.split())
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = TOKENIZERS["digits_one_by_one"]()
+    llama(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    Dataset.from_dict({"text": list(corpus()[:30]), "id": list(range(30))}).to_json(str(path))
+    return path
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    from hf_exposure.formats import SecretFormat
+
+    fmt = SecretFormat("the random number is {secret}.", secret="[0-9]{4}")
+    return Canaries.generate(fmt, repetitions=[0, 1, 4], per_repetition=2).save(
+        tmp_path / "canaries.json"
+    )
+
+
+def secrets_in(text: str, manifest: Path) -> list[str]:
+    return [canary.secret for canary in Canaries.load(manifest) if canary.secret in text]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    shown = succeed(command, "--help")
+    assert "--json" in shown or command == "demo"
+    assert "--reveal" in shown or command == "inject"
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from hf_exposure.cli import app; "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_inject_writes_the_planted_rows_and_the_manifest(tmp_path: Path, rows_file: Path) -> None:
+    made = tmp_path / "planted.jsonl"
+    manifest = tmp_path / "new.json"
+    shown = succeed(
+        "inject", "--dataset", rows_file, "--output", made, "--canaries", manifest, *TEMPLATE,
+        "--repetitions", "0,1,3", "--per-repetition", "2", "--json",
+    )
+    canaries = Canaries.load(manifest)
+    texts = [json.loads(line)["text"] for line in made.read_text().splitlines()]
+    assert json.loads(shown)["planted"] == 8
+    assert len(texts) == 38
+    for canary in canaries:
+        assert texts.count(canary.text) == canary.repetitions
+    assert canaries.planting["mode"] == "rows"
+    assert not secrets_in(shown, manifest)
+
+
+def test_inject_uses_a_manifest_that_is_there_and_writes_folders(
+    tmp_path: Path, rows_file: Path, manifest: Path
+) -> None:
+    before = list(Canaries.load(manifest))
+    succeed(
+        "inject", "--dataset", rows_file, "--output", tmp_path / "folder", "--canaries", manifest,
+        "--mode", "splice",
+    )
+    assert list(Canaries.load(manifest)) == before
+    assert len(load_from_disk(str(tmp_path / "folder"))) == 30
+
+
+def test_measure_prints_a_masked_table_and_writes_exposures(
+    tmp_path: Path, model_folder: Path, manifest: Path
+) -> None:
+    written = tmp_path / "exposures.json"
+    shown = succeed(
+        "measure", "--model", model_folder, "--canaries", manifest, "--output", written,
+        "--samples", "100",
+    )
+    assert "••••" in shown and "token-forwards" in shown
+    assert not secrets_in(shown, manifest)
+    data = json.loads(written.read_text())
+    assert len(data["exposures"]) == 6
+    assert not secrets_in(json.dumps([e.get("secret") for e in data["exposures"]]), manifest)
+
+
+def test_measure_reveals_secrets_only_when_asked(model_folder: Path, manifest: Path) -> None:
+    arguments = ["measure", "--model", model_folder, "--canaries", manifest, "--samples", "50"]
+    assert len(secrets_in(succeed(*arguments, "--reveal"), manifest)) == 6
+    data = json.loads(succeed(*arguments, "--json"))
+    assert all("secret" not in entry for entry in data["exposures"])
+
+
+def test_extract_and_report_go_on_from_what_was_measured(
+    tmp_path: Path, model_folder: Path, manifest: Path
+) -> None:
+    exposures, found = tmp_path / "exposures.json", tmp_path / "found.json"
+    succeed(
+        "measure", "--model", model_folder, "--canaries", manifest, "--output", exposures,
+        "--samples", "50",
+    )
+    shown = succeed(
+        "extract", "--model", model_folder, "--canaries", manifest, "--generate", "5",
+        "--output", found,
+    )
+    assert "proved" in shown and "came out" in shown
+    page = succeed("report", exposures, "--extractions", found)
+    assert str(tmp_path / "report.html") in page.replace("\n", "")
+    html = (tmp_path / "report.html").read_text()
+    assert "came out" in html
+    data = json.loads(found.read_text())
+    assert data["extractions"][0]["extractions"] and data["generations"]
+
+
+def test_extract_needs_no_canaries_but_a_format(model_folder: Path) -> None:
+    data = json.loads(succeed("extract", "--model", model_folder, *TEMPLATE, "--json"))
+    assert len(data["extractions"][0]["extractions"]) == 3
+    assert data["generations"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["measure", "--model", "./nowhere", "--canaries", "MANIFEST"], "no folder './nowhere'"),
+        (["measure", "--model", "MODEL", "--canaries", "missing.json"], "missing.json"),
+        (
+            ["measure", "--model", "MODEL", "--canaries", "MANIFEST", "--method", "guess"],
+            "method='guess' is not known",
+        ),
+        (["measure", "--model", "MODEL", "--canaries", "ROWS"], "rows.jsonl"),
+        (["extract", "--model", "MODEL"], "give both --template and --secret"),
+        (["extract", "--model", "MODEL", *TEMPLATE, "--generate", "3"], "give --canaries"),
+        (
+            ["extract", "--model", "MODEL", "--template", "no hole", "--secret", "[0-9]"],
+            "has 0 holes",
+        ),
+        (["inject", "--dataset", "nowhere.jsonl", "--output", "o.jsonl", *TEMPLATE], "no file"),
+        (["inject", "--dataset", "ROWS", "--output", "o.xyz", *TEMPLATE], "ends in '.xyz'"),
+        (
+            ["inject", "--dataset", "ROWS", "--output", "o.jsonl", *TEMPLATE, "--column", "body"],
+            "column='body'",
+        ),
+        (
+            ["inject", "--dataset", "ROWS", "--output", "o.jsonl", *TEMPLATE, "--repetitions", "x"],
+            "give numbers such as",
+        ),
+        (["report", "nothing.json"], "nothing.json"),
+        (["report", "MANIFEST"], "canaries.json"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_nothing_is_written(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    model_folder: Path,
+    manifest: Path,
+    rows_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = {"MODEL": model_folder, "MANIFEST": manifest, "ROWS": rows_file}
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    shown = fail(capsys, monkeypatch, *(there.get(name, name) for name in arguments))
+    assert said in shown.replace("│ ", "")
+    assert not list(work.iterdir())
+
+
+def test_exact_without_the_budget_says_what_auto_gives(
+    model_folder: Path,
+    manifest: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown = fail(
+        capsys, monkeypatch, "measure", "--model", model_folder, "--canaries", manifest,
+        "--method", "exact", "--max-forwards", "100",
+    )
+    assert "does not get by with max_forwards=100" in shown
