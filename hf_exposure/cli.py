@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.text import Text
 
 from hf_exposure.canaries import Canaries
+from hf_exposure.documents import load_json, plain_table
 from hf_exposure.files import write_text
 from hf_exposure.formats import SecretFormat
 from hf_exposure.history import HISTORY_FILE, History
-from hf_exposure.results import BudgetError, Exposure, Exposures, load_json, plain_table
+from hf_exposure.results import BudgetError, Exposure, Exposures
 
 if TYPE_CHECKING:
     from hf_exposure.extraction import Extractions

@@ -171,7 +171,7 @@ class Decoder:
         if self.cached and parents.cache is not None:
             return 1
         depth = parents.paths.shape[1] + 1
-        return depth if self.cached else depth + len(self._prompt)
+        return int(depth if self.cached else depth + len(self._prompt))
 
     def step(self, parents: Branches, rows: Ints, columns: Ints) -> Iterator[tuple[Ints, Branches]]:
         """Go one token further from some of the parents, in chunks that fit.

@@ -6,35 +6,29 @@ was not planted may be somebody's.
 
 from __future__ import annotations
 
-import html
 import importlib.metadata
-import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.decoder import Decoder, undisturbed
+from hf_exposure.documents import Document, Tabular, from_jsonable
 from hf_exposure.exposure import check_context, context_before, progress_bar
-from hf_exposure.files import write_text
 from hf_exposure.formats import SecretFormat
 from hf_exposure.frontier import Beam, CheapestFirst, Frontier
-from hf_exposure.results import MASK, MaskedCanary, html_table, load_json, plain_table, short_label
+from hf_exposure.results import MASK, MaskedCanary, short_label
 from hf_exposure.tokens import TokenTree
 from hf_exposure.walk import Explorer, unvisited, walk
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from transformers import PreTrainedTokenizerBase
 
-SCHEMA_VERSION = 1
 _FIRST_BEAM = 8  # width of the quick look for something to return if a search's budget ends
 
 
@@ -69,7 +63,7 @@ class Extraction:
         return fmt.render(shown) if fmt is not None else shown
 
 
-class Extractions(Sequence[Extraction]):
+class Extractions(Tabular, Document, Sequence[Extraction]):
     """The secrets that a search brought out, most likely first.
 
     Attributes:
@@ -86,6 +80,9 @@ class Extractions(Sequence[Extraction]):
         1  My code is ••••.  8 times             1.2  yes                 61
         1 secret of 13.3 bits; 61 token-forwards in 0.2 s
     """
+
+    kind = "extractions"
+    right = frozenset({0, 3, 5})
 
     def __init__(
         self,
@@ -149,27 +146,9 @@ class Extractions(Sequence[Extraction]):
             f"{self.seconds:.1f} s"
         )
 
-    def table(self, reveal: bool = False) -> Table:
-        """A table for rich; secrets are masked unless `reveal`."""
-        return rich_table(*self.cells(reveal), right={0, 3, 5}, caption=self.summary())
-
-    def __rich__(self) -> Table:
-        return self.table()
-
-    def __str__(self) -> str:
-        return plain_table(*self.cells(), right={0, 3, 5}) + self.summary()
-
-    def __repr__(self) -> str:
-        return f"<Extractions of {self.format.template!r}: {self.summary()}>"
-
-    def _repr_html_(self) -> str:
-        return html_table(*self.cells()) + f"<p>{html.escape(self.summary())}</p>"
-
     # Files
 
-    def to_dict(self, reveal: bool = False) -> dict[str, Any]:
-        """For JSON; without the secrets unless `reveal`."""
-
+    def _content(self, reveal: bool) -> dict[str, Any]:
         def described(one: Extraction) -> dict[str, Any]:
             out: dict[str, Any] = {
                 "length": len(one.secret),
@@ -189,8 +168,6 @@ class Extractions(Sequence[Extraction]):
             return out
 
         return {
-            "schema_version": SCHEMA_VERSION,
-            "kind": "extractions",
             "format": self.format.to_dict(),
             "forwards": self.forwards,
             "seconds": self.seconds,
@@ -199,45 +176,15 @@ class Extractions(Sequence[Extraction]):
         }
 
     @classmethod
-    def from_dict(cls, data: Any, canaries: Canaries | None = None) -> Extractions:
-        """The inverse of `to_dict`.
-
-        Args:
-            canaries: the set that was given to the search; gives its canaries their secrets back.
-                What came out and is no canary stays masked.
-
-        Raises:
-            ValueError: it is something else, of an unknown version, or of another set.
-        """
-        check_kind(data, "extractions", "Extractions", SCHEMA_VERSION)
-        try:
-            fmt = SecretFormat.from_dict(data["format"])
-            return cls(
-                [_extraction(entry, fmt, canaries) for entry in data["extractions"]],
-                format=fmt,
-                forwards=data["forwards"],
-                seconds=data["seconds"],
-                settings=data["settings"],
-            )
-        except KeyError as error:
-            raise ValueError(f"the key {error} is missing") from None
-        except (AttributeError, IndexError, TypeError) as error:
-            raise ValueError(f"a value is not what it should be ({error})") from None
-
-    def save(self, path: str | os.PathLike[str], reveal: bool = False) -> Path:
-        """Write JSON, whole or not at all; without the secrets unless `reveal`."""
-        text = json.dumps(self.to_dict(reveal), indent=1, ensure_ascii=False, allow_nan=False)
-        return write_text(path, text + "\n")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], canaries: Canaries | None = None) -> Extractions:
-        """Read what `save` wrote; see `from_dict`.
-
-        Raises:
-            OSError: there is no such file.
-            ValueError: it cannot be read; the message names the path.
-        """
-        return load_json(path, lambda data: cls.from_dict(data, canaries), "Extractions.load")
+    def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> Extractions:
+        fmt = SecretFormat.from_dict(data["format"])
+        return cls(
+            [_extraction(entry, fmt, canaries) for entry in data["extractions"]],
+            format=fmt,
+            forwards=data["forwards"],
+            seconds=data["seconds"],
+            settings=from_jsonable(data["settings"]),
+        )
 
 
 def extract_secrets(
@@ -454,39 +401,3 @@ def check_number(what: str, value: Any, least: int = 1) -> None:
         raise TypeError(f"{what} must be a whole number, not {type(value).__name__}")
     if value < least:
         raise ValueError(f"{what}={value} is too small; give at least {least}")
-
-
-def check_kind(data: Any, kind: str, name: str, version: int) -> None:
-    """Refuse what is not a dictionary of this kind and version.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not isinstance(data, dict) or data.get("kind") != kind:
-        raise ValueError(f"it does not hold {kind}, as {name}.save writes them")
-    if data.get("schema_version") != version:
-        raise ValueError(
-            f"schema_version={data.get('schema_version')!r} is not known; this version of "
-            f"hf-exposure reads {version}: update it, or extract again"
-        )
-
-
-def rich_table(
-    headings: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    right: Iterable[int],
-    caption: str,
-    wrap: int = 1,
-) -> Table:
-    """The columns of `plain_table` for rich; only the one at `wrap` may be wrapped."""
-    from rich.table import Table
-    from rich.text import Text
-
-    aligned = set(right)
-    table = Table(box=None, caption=caption, caption_justify="left", pad_edge=False)
-    for place, heading in enumerate(headings):
-        justify = "right" if place in aligned else "left"
-        table.add_column(heading, justify=justify, no_wrap=place != wrap)  # type: ignore[arg-type]
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table

@@ -125,7 +125,8 @@ def _planted(exposures: Exposures) -> Finding:
     times = sorted({one.canary.repetitions for one in inserted})
     often = f"{times[0]:,} to {times[-1]:,} times" if len(times) > 1 else _plural(times[0], "time")
     each = " each" if len(inserted) > 1 else ""
-    text = f"{_plural(len(inserted), 'random secret')} (canaries) {_was(len(inserted))} put into "
+    names = "canaries" if len(inserted) > 1 else "a canary"
+    text = f"{_plural(len(inserted), 'random secret')} ({names}) {_was(len(inserted))} put into "
     text += f"the training data, {often}{each}"
     if control:
         text += f"; {control} more {_was(control)} drawn in the same way and never put in"
@@ -235,8 +236,11 @@ def _rise(exposures: Exposures, groups: Sequence[GroupFinding]) -> list[Finding]
         return [Finding("No repetition group is more exposed than chance.", rule)]
     if above == inserted[len(inserted) - len(above) :]:
         least = above[0]
-        lead = f"Exposure is above chance from {_plural(least.repetitions, 'repetition')} on"
-        if least is inserted[0]:
+        times = _plural(least.repetitions, "repetition")
+        lead = f"Exposure is above chance from {times} on"
+        if len(inserted) == 1:
+            lead = f"Exposure is above chance at {times}, the only number that was tried"
+        elif least is inserted[0]:
             lead += ", the fewest that were tried"
     else:
         named = ", ".join(f"{group.repetitions:,}" for group in above)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import html
-import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -26,20 +22,18 @@ from transformers import (
 
 from hf_exposure.canaries import Canaries, Canary, derived
 from hf_exposure.decoder import Decoder, undisturbed
+from hf_exposure.documents import Document, Tabular, from_jsonable
 from hf_exposure.exposure import Group, check_context, plan_measurement
-from hf_exposure.extraction import check_kind, check_number, rich_table, versions
-from hf_exposure.files import write_text
+from hf_exposure.extraction import check_number, versions
 from hf_exposure.formats import SecretFormat
-from hf_exposure.results import MaskedCanary, html_table, load_json, plain_table, short_label
+from hf_exposure.results import MaskedCanary, short_label
 from hf_exposure.tokens import TokenTree
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from transformers import PreTrainedTokenizerBase
 
 Ints = NDArray[np.int64]
 
-SCHEMA_VERSION = 1
 _BEYOND = 8  # tokens that a free text may be longer than the longest canary
 _LONGEST = 4096  # tokens of a text if the model has no limit of its own
 
@@ -72,7 +66,7 @@ class Generated:
     attempts: int
 
 
-class Generations(Sequence[Generated]):
+class Generations(Tabular, Document, Sequence[Generated]):
     """What generation brought out, one row for each canary, in the order of the set.
 
     Attributes:
@@ -92,6 +86,9 @@ class Generations(Sequence[Generated]):
         My code is ••••.         8  71 of 100
         1 of 1 canary came out; 100 sequences, 900 token-forwards in 0.5 s
     """
+
+    kind = "generations"
+    right = frozenset({1})
 
     def __init__(
         self,
@@ -153,27 +150,9 @@ class Generations(Sequence[Generated]):
             f"{self.forwards:,} token-forwards in {self.seconds:.1f} s"
         )
 
-    def table(self, reveal: bool = False) -> Table:
-        """A table for rich; secrets are masked unless `reveal`."""
-        headings, rows = self.cells(reveal)
-        return rich_table(headings, rows, right={1}, caption=self.summary(), wrap=0)
-
-    def __rich__(self) -> Table:
-        return self.table()
-
-    def __str__(self) -> str:
-        return plain_table(*self.cells(), right={1}) + self.summary()
-
-    def __repr__(self) -> str:
-        return f"<Generations: {self.summary()}>"
-
-    def _repr_html_(self) -> str:
-        return html_table(*self.cells()) + f"<p>{html.escape(self.summary())}</p>"
-
     # Files
 
-    def to_dict(self, reveal: bool = False) -> dict[str, Any]:
-        """For JSON; without the secrets, and without any text, unless `reveal`."""
+    def _content(self, reveal: bool) -> dict[str, Any]:
         formats = list(dict.fromkeys(row.canary.format for row in self.rows))
 
         def described(row: Generated) -> dict[str, Any]:
@@ -191,8 +170,6 @@ class Generations(Sequence[Generated]):
             return out
 
         out: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "kind": "generations",
             "attempts": self.attempts,
             "forwards": self.forwards,
             "seconds": self.seconds,
@@ -205,52 +182,22 @@ class Generations(Sequence[Generated]):
         return out
 
     @classmethod
-    def from_dict(cls, data: Any, canaries: Canaries | None = None) -> Generations:
-        """The inverse of `to_dict`.
-
-        Args:
-            canaries: the set that was generated for, whole; gives masked canaries their secrets
-                back.
-
-        Raises:
-            ValueError: it is something else, of an unknown version, or of another set.
-        """
-        check_kind(data, "generations", "Generations", SCHEMA_VERSION)
-        try:
-            formats = [SecretFormat.from_dict(entry) for entry in data["formats"]]
-            masked = [_canary(entry, formats) for entry in data["generations"]]
-            if canaries is not None and list(map(_likeness, canaries)) != [*map(_likeness, masked)]:
-                raise ValueError("it was generated for other canaries than these")
-            return cls(
-                [
-                    Generated(canary, entry["times"], entry["attempts"])
-                    for canary, entry in zip(canaries or masked, data["generations"], strict=True)
-                ],
-                attempts=data["attempts"],
-                forwards=data["forwards"],
-                seconds=data["seconds"],
-                settings=data["settings"],
-                texts=data.get("texts"),
-            )
-        except KeyError as error:
-            raise ValueError(f"the key {error} is missing") from None
-        except (AttributeError, IndexError, TypeError) as error:
-            raise ValueError(f"a value is not what it should be ({error})") from None
-
-    def save(self, path: str | os.PathLike[str], reveal: bool = False) -> Path:
-        """Write JSON, whole or not at all; without the secrets unless `reveal`."""
-        text = json.dumps(self.to_dict(reveal), indent=1, ensure_ascii=False, allow_nan=False)
-        return write_text(path, text + "\n")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], canaries: Canaries | None = None) -> Generations:
-        """Read what `save` wrote; see `from_dict`.
-
-        Raises:
-            OSError: there is no such file.
-            ValueError: it cannot be read; the message names the path.
-        """
-        return load_json(path, lambda data: cls.from_dict(data, canaries), "Generations.load")
+    def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> Generations:
+        formats = [SecretFormat.from_dict(entry) for entry in data["formats"]]
+        masked = [_canary(entry, formats) for entry in data["generations"]]
+        if canaries is not None and list(map(_likeness, canaries)) != [*map(_likeness, masked)]:
+            raise ValueError("it was generated for other canaries than these")
+        return cls(
+            [
+                Generated(canary, entry["times"], entry["attempts"])
+                for canary, entry in zip(canaries or masked, data["generations"], strict=True)
+            ],
+            attempts=data["attempts"],
+            forwards=data["forwards"],
+            seconds=data["seconds"],
+            settings=from_jsonable(data["settings"]),
+            texts=data.get("texts"),
+        )
 
 
 def generate_secrets(

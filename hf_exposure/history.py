@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from hf_exposure.canaries import Canaries
-from hf_exposure.files import write_text
-from hf_exposure.results import Exposures, from_jsonable, load_json, to_jsonable
+from hf_exposure.documents import Document, from_jsonable
+from hf_exposure.results import Exposures
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
 HISTORY_FILE = "exposure_history.json"  # under a training's output folder
 
 
@@ -40,7 +36,7 @@ class Measurement:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-class History(Sequence[Measurement]):
+class History(Document, Sequence[Measurement]):
     """Measurements in the order of training.
 
     Example:
@@ -49,6 +45,8 @@ class History(Sequence[Measurement]):
         >>> history.share
         0.05
     """
+
+    kind = "history"
 
     def __init__(self, items: Iterable[Measurement] = ()) -> None:
         self._items = list(items)
@@ -103,17 +101,14 @@ class History(Sequence[Measurement]):
             frames.append(frame)
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
-    def to_dict(self, reveal: bool = False) -> dict[str, Any]:
-        """For JSON; without the secrets unless `reveal`."""
+    def _content(self, reveal: bool) -> dict[str, Any]:
         return {
-            "schema_version": SCHEMA_VERSION,
-            "kind": "history",
             "measurements": [
                 {
                     "step": item.step,
                     "epoch": item.epoch,
                     "tokens": item.tokens,
-                    "metrics": to_jsonable(item.metrics),
+                    "metrics": dict(item.metrics),
                     "exposures": item.exposures.to_dict(reveal),
                 }
                 for item in self
@@ -121,46 +116,14 @@ class History(Sequence[Measurement]):
         }
 
     @classmethod
-    def from_dict(cls, data: Any, canaries: Canaries | None = None) -> History:
-        """The inverse of `to_dict`; `canaries` gives masked ones their secrets back.
-
-        Raises:
-            ValueError: it is something else, of an unknown version, or of another canary set.
-        """
-        if not isinstance(data, dict) or data.get("kind") != "history":
-            raise ValueError("it does not hold a history, as History.save writes them")
-        if data.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(
-                f"schema_version={data.get('schema_version')!r} is not known; this version of "
-                f"hf-exposure reads {SCHEMA_VERSION}: update it, or measure again"
+    def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> History:
+        return cls(
+            Measurement(
+                step=entry["step"],
+                epoch=entry["epoch"],
+                tokens=entry["tokens"],
+                metrics=from_jsonable(dict(entry["metrics"])),
+                exposures=Exposures.from_dict(entry["exposures"], canaries),
             )
-        try:
-            return cls(
-                Measurement(
-                    step=entry["step"],
-                    epoch=entry["epoch"],
-                    tokens=entry["tokens"],
-                    metrics=from_jsonable(dict(entry["metrics"])),
-                    exposures=Exposures.from_dict(entry["exposures"], canaries),
-                )
-                for entry in data["measurements"]
-            )
-        except KeyError as error:
-            raise ValueError(f"the key {error} is missing") from None
-        except TypeError as error:
-            raise ValueError(f"a value is not what it should be ({error})") from None
-
-    def save(self, path: str | os.PathLike[str], reveal: bool = False) -> Path:
-        """Write JSON, whole or not at all; without the secrets unless `reveal`."""
-        text = json.dumps(self.to_dict(reveal), ensure_ascii=False, allow_nan=False)
-        return write_text(path, text + "\n")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], canaries: Canaries | None = None) -> History:
-        """Read what `save` wrote; see `from_dict`.
-
-        Raises:
-            OSError: there is no such file.
-            ValueError: it cannot be read; the message names the path.
-        """
-        return load_json(path, lambda data: cls.from_dict(data, canaries), "History.load")
+            for entry in data["measurements"]
+        )

@@ -60,7 +60,7 @@ def load_model(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise OSError(f"--model: {name!r} cannot be loaded: {reason}") from error
     if not spread:
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model, tok
 
 

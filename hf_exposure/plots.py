@@ -285,7 +285,7 @@ def _axes(ax: Axes | None, x: str, y: str) -> Axes:
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         ax.spines[side].set_color(MUTED)
-    ax.tick_params(colors=MUTED, labelcolor=INK)
+    ax.tick_params(which="both", colors=MUTED, labelcolor=INK)
     ax.grid(axis="y", color=GRID, linewidth=0.7)
     ax.set_axisbelow(True)
     return ax
@@ -336,7 +336,7 @@ def _draw_loss(ax: Axes, history: History, loss: str) -> Any:
         steps, losses, color=INK, linewidth=1.2, linestyle=(0, (5, 2)), marker="_", markersize=4
     )
     twin.set_ylabel(_LOSSES.get(loss, loss), color=INK, parse_math=False)
-    twin.tick_params(colors=MUTED, labelcolor=INK)
+    twin.tick_params(which="both", colors=MUTED, labelcolor=INK)
     for side in ("top", "left", "bottom"):
         twin.spines[side].set_visible(False)
     twin.spines["right"].set_color(MUTED)

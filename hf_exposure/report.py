@@ -199,8 +199,9 @@ def _lede(exposures: Exposures) -> str:
     model = exposures.settings.get("model")
     what = f" in {model}" if model else ""
     method = exposures.settings.get("method", "unknown")
+    count = "1 canary" if len(exposures) == 1 else f"{len(exposures):,} canaries"
     return (
-        f"Exposure of {len(exposures)} canaries{what}, measured with method {method!r}, "
+        f"Exposure of {count}{what}, measured with method {method!r}, "
         f"{exposures.confidence:.0%} intervals, {exposures.forwards:,} token-forwards."
     )
 
@@ -276,7 +277,7 @@ def _canaries(exposures: Exposures, reveal: bool) -> _Section:
         if len(rows) > _MOST_ROWS:
             caption += f" The first {_MOST_ROWS} of {len(rows)} canaries are shown."
         section.tables.append(
-            _Table(headings, rows[:_MOST_ROWS], frozenset({1, 2, 4, 5, 7}), caption)
+            _Table(headings, rows[:_MOST_ROWS], frozenset({1, 2, 4, 5, 6}), caption)
         )
     if exposures.skipped:
         rows = [
@@ -304,8 +305,11 @@ def _references(measured: Sequence[Exposures], reveal: bool) -> list[_Section]:
                 f"Log-perplexities of random secrets{of} that were never trained on, the "
                 "skew-normal distribution that the paper fits to them, and the canaries. "
                 + _goodness(np.array(values, dtype=np.float64)),
-                {one.canary.repetitions for one in source if one.canary.format.template == template
-                 and math.isfinite(one.log_perplexity)},
+                {
+                    one.canary.repetitions
+                    for one in source
+                    if one.canary.format.template == template and math.isfinite(one.log_perplexity)
+                },
             )
         )
     return [section]

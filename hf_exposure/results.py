@@ -6,28 +6,22 @@ analyse many times: what was saved can be loaded, compared and reported without 
 
 from __future__ import annotations
 
-import html
-import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from hf_exposure.canaries import Canaries, Canary
-from hf_exposure.files import write_text
+from hf_exposure.documents import Document, Tabular, from_jsonable
 from hf_exposure.formats import SecretFormat
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
 
-SCHEMA_VERSION = 1
 MASK = "•"
 _PREFIX_SHOWN, _SUFFIX_SHOWN = 16, 8  # characters of a template that a table has room for
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,7 @@ class Exposure:
 _NUMBERS = tuple(entry.name for entry in fields(Exposure) if entry.name != "canary")
 
 
-class Exposures(Sequence[Exposure]):
+class Exposures(Tabular, Document, Sequence[Exposure]):
     """The exposures of a canary set, in the set's order.
 
     Attributes:
@@ -109,12 +103,15 @@ class Exposures(Sequence[Exposure]):
         >>> one = Exposure(Canary(fmt, "1234", 8), 12.0, 11.5, 12.6, 2.4, 1.6, 3.4, 9.0, 0, False,
         ...                5.1, "auto", 2.0 ** -12)
         >>> print(Exposures([one], forwards=4000, seconds=1.5, settings={"confidence": 0.95}))
-        canary            inserted  exposure  95% interval  rank  log-perplexity  method
-        My code is ••••.         8  12.0      11.5–12.6     ~2.4             5.1  auto
-        exposure in bits, at most 13.3; 4,000 token-forwards in 1.5 s
+        canary            inserted  exposure  95% interval  rank  log-perplexity
+        My code is ••••.         8  12.0      11.5–12.6     ~2.4             5.1
+        exposure in bits, at most 13.3; method auto, 4,000 token-forwards in 1.5 s
         >>> Exposures([one]).metrics()["eval_exposure_x8"]
         12.0
     """
+
+    kind = "exposures"
+    right = frozenset({1, 5})
 
     def __init__(
         self,
@@ -207,7 +204,6 @@ class Exposures(Sequence[Exposure]):
             f"{self.confidence:.0%} interval",
             "rank",
             "log-perplexity",
-            "method",
         ]
         rows = [
             [
@@ -217,7 +213,6 @@ class Exposures(Sequence[Exposure]):
                 "exact" if item.exact and item.low == item.high else interval(item.low, item.high),
                 show_rank(item.rank, item.exact),
                 f"{item.log_perplexity:.1f}",
-                item.method,
             ]
             for item in self
         ]
@@ -229,44 +224,17 @@ class Exposures(Sequence[Exposure]):
         line = "exposure in bits"
         if most:
             line += f", at most {' or '.join(map(str, most))}"
-        line += f"; {self.forwards:,} token-forwards in {self.seconds:.1f} s"
+        methods = sorted({item.method for item in self})
+        line += f"; method {' and '.join(methods)}, " if methods else "; "
+        line += f"{self.forwards:,} token-forwards in {self.seconds:.1f} s"
         if self.skipped:
             what = "canary" if len(self.skipped) == 1 else "canaries"
             line += f"; {len(self.skipped)} {what} could not be scored: {self.skipped[0][1]}"
         return line
 
-    def table(self, reveal: bool = False) -> Table:
-        """A table for rich; secrets are masked unless `reveal`."""
-        from rich.table import Table
-        from rich.text import Text
-
-        headings, rows = self.cells(reveal)
-        table = Table(box=None, caption=self.summary(), caption_justify="left", pad_edge=False)
-        for heading in headings:
-            right = heading in ("inserted", "log-perplexity")
-            table.add_column(heading, justify="right" if right else "left", no_wrap=True)
-        for row in rows:
-            table.add_row(*map(Text, row))
-        return table
-
-    def __rich__(self) -> Table:
-        return self.table()
-
-    def __str__(self) -> str:
-        headings, rows = self.cells()
-        return plain_table(headings, rows, right={1, 5}) + self.summary()
-
-    def __repr__(self) -> str:
-        return f"<Exposures of {len(self)} canaries: {self.summary()}>"
-
-    def _repr_html_(self) -> str:
-        headings, rows = self.cells()
-        return html_table(headings, rows) + f"<p>{html.escape(self.summary())}</p>"
-
     # Files
 
-    def to_dict(self, reveal: bool = False) -> dict[str, Any]:
-        """For JSON; without the secrets unless `reveal`."""
+    def _content(self, reveal: bool) -> dict[str, Any]:
         canaries = [*(item.canary for item in self), *(canary for canary, _ in self.skipped)]
         formats = list(dict.fromkeys(canary.format for canary in canaries))
 
@@ -282,76 +250,39 @@ class Exposures(Sequence[Exposure]):
             return out
 
         return {
-            "schema_version": SCHEMA_VERSION,
-            "kind": "exposures",
             "forwards": self.forwards,
             "seconds": self.seconds,
-            "settings": to_jsonable(self.settings),
+            "settings": self.settings,
             "formats": [fmt.to_dict() for fmt in formats],
             "exposures": [
-                {**described(item.canary), **{n: to_jsonable(getattr(item, n)) for n in _NUMBERS}}
+                {**described(item.canary), **{name: getattr(item, name) for name in _NUMBERS}}
                 for item in self
             ],
-            "references": to_jsonable(self.references),
+            "references": self.references,
             "skipped": [{**described(canary), "why": why} for canary, why in self.skipped],
         }
 
     @classmethod
-    def from_dict(cls, data: Any, canaries: Canaries | None = None) -> Exposures:
-        """The inverse of `to_dict`.
-
-        Args:
-            canaries: the set that was measured, whole; gives masked canaries their secrets back.
-
-        Raises:
-            ValueError: it is something else, of an unknown version, or of another set.
-        """
-        if not isinstance(data, dict) or data.get("kind") != "exposures":
-            raise ValueError("it does not hold exposures, as Exposures.save writes them")
-        if data.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(
-                f"schema_version={data.get('schema_version')!r} is not known; this version of "
-                f"hf-exposure reads {SCHEMA_VERSION}: update it, or measure again"
-            )
-        try:
-            formats = [SecretFormat.from_dict(entry) for entry in data["formats"]]
-            entries = [*data["exposures"], *data["skipped"]]
-            named = _canaries(entries, formats, canaries)
-            items = [
-                Exposure(canary, **{name: from_jsonable(entry[name]) for name in _NUMBERS})
-                for canary, entry in zip(named, data["exposures"], strict=False)
-            ]
-            left_out = [
-                (canary, str(entry["why"]))
-                for canary, entry in zip(named[len(items) :], data["skipped"], strict=True)
-            ]
-            return cls(
-                items,
-                forwards=data["forwards"],
-                seconds=data["seconds"],
-                settings=from_jsonable(data["settings"]),
-                references=from_jsonable(data["references"]),
-                skipped=left_out,
-            )
-        except KeyError as error:
-            raise ValueError(f"the key {error} is missing") from None
-        except (AttributeError, IndexError, TypeError) as error:
-            raise ValueError(f"a value is not what it should be ({error})") from None
-
-    def save(self, path: str | os.PathLike[str], reveal: bool = False) -> Path:
-        """Write JSON, whole or not at all; without the secrets unless `reveal`."""
-        text = json.dumps(self.to_dict(reveal), indent=1, ensure_ascii=False, allow_nan=False)
-        return write_text(path, text + "\n")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], canaries: Canaries | None = None) -> Exposures:
-        """Read what `save` wrote; see `from_dict`.
-
-        Raises:
-            OSError: there is no such file.
-            ValueError: it cannot be read; the message names the path.
-        """
-        return load_json(path, lambda data: cls.from_dict(data, canaries), "Exposures.load")
+    def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> Exposures:
+        formats = [SecretFormat.from_dict(entry) for entry in data["formats"]]
+        entries = [*data["exposures"], *data["skipped"]]
+        named = _canaries(entries, formats, canaries)
+        items = [
+            Exposure(canary, **{name: from_jsonable(entry[name]) for name in _NUMBERS})
+            for canary, entry in zip(named, data["exposures"], strict=False)
+        ]
+        left_out = [
+            (canary, str(entry["why"]))
+            for canary, entry in zip(named[len(items) :], data["skipped"], strict=True)
+        ]
+        return cls(
+            items,
+            forwards=data["forwards"],
+            seconds=data["seconds"],
+            settings=from_jsonable(data["settings"]),
+            references=from_jsonable(data["references"]),
+            skipped=left_out,
+        )
 
     def report(self, path: str | os.PathLike[str], **options: Any) -> Path:
         """Write the report of this measurement, one HTML page; `options` are those of
@@ -391,59 +322,10 @@ def interval(low: float, high: float) -> str:
 
 
 def show_rank(rank: float, exact: bool = True) -> str:
-    """A rank as text: whole if exact, "~" and three digits if estimated."""
+    """A rank as text: whole if exact, otherwise "~" and some digits."""
     if exact:
         return f"{rank:,.0f}"
-    return f"~{rank:.3g}" if rank >= 1e6 else f"~{rank:,.0f}" if rank >= 100 else f"~{rank:.1f}"
-
-
-def plain_table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[int] = ()
-) -> str:
-    """Columns of text, two spaces apart; those in `right` flush right."""
-    from rich.cells import cell_len  # what a terminal shows, for scripts of double width
-
-    aligned = set(right)
-    lines = [headings, *rows]
-    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(headings))]
-    out = StringIO()
-    for line in lines:
-        cells = [
-            " " * (width - cell_len(cell)) + cell
-            if place in aligned
-            else cell + " " * (width - cell_len(cell))
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        out.write("  ".join(cells).rstrip() + "\n")
-    return out.getvalue()
-
-
-def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same as an HTML table."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in headings)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def load_json(path: str | os.PathLike[str], read: Callable[[Any], T], where: str) -> T:
-    """What `read` makes of a JSON file, with errors that name the path.
-
-    Raises:
-        OSError: there is no such file.
-        ValueError: it is not JSON, or `read` raised one.
-    """
-    try:
-        return read(json.loads(Path(path).read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
-        message = f"is not valid JSON: {error}"
-    except UnicodeDecodeError as error:
-        message = f"is not UTF-8 text: {error.reason}"
-    except ValueError as error:
-        message = str(error)
-    # The decoder's own exception carries the whole text.
-    raise ValueError(f"{where}: {os.fspath(path)!r}: {message}")
+    return f"~{rank:.2g}" if rank >= 1e6 else f"~{rank:,.0f}" if rank >= 100 else f"~{rank:.1f}"
 
 
 def _canaries(
@@ -476,20 +358,3 @@ def _canaries(
         raise ValueError(f"{len(waiting)} of these canaries are not in it")
     return out
 
-
-def to_jsonable(value: Any) -> Any:
-    """JSON has neither infinity nor NaN: written as strings, at any depth."""
-    if isinstance(value, Mapping):
-        return {key: to_jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_jsonable(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def from_jsonable(value: Any) -> Any:
-    """The inverse of `to_jsonable`, tuples apart."""
-    if isinstance(value, dict):
-        return {key: from_jsonable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [from_jsonable(item) for item in value]
-    return float(value) if value in ("inf", "-inf", "nan") else value

@@ -104,8 +104,8 @@ def test_a_loss_that_is_not_finite_survives_a_file_that_is_valid_json(tmp_path: 
     ("text", "match"),
     [
         ("{", "not valid JSON"),
-        ("[]", "does not hold a history"),
-        ('{"kind": "exposures"}', "does not hold a history"),
+        ("[]", "does not hold history"),
+        ('{"kind": "exposures"}', "does not hold history"),
         ('{"kind": "history", "schema_version": 9}', "schema_version=9"),
         ('{"kind": "history", "schema_version": 1}', "'measurements' is missing"),
         ('{"kind": "history", "schema_version": 1, "measurements": 3}', "not what it should be"),
