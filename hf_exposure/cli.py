@@ -115,7 +115,7 @@ def demo(
         settings = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 
     def after_epoch(measurement: Measurement) -> None:
-        out.print(_epoch_line(measurement))
+        out.print(_epoch_line(measurement, headings=round(measurement.epoch or 0) == 1))
 
     with _quiet():
         result = run_demo(
@@ -516,12 +516,16 @@ def _mean(group: Sequence[Exposure]) -> float:
     return sum(one.bits for one in group) / len(group)
 
 
-def _epoch_line(measurement: Measurement) -> str:
+def _epoch_line(measurement: Measurement, headings: bool) -> str:
+    """One row of the table that grows while the demo trains, under its headings if asked for."""
     groups = measurement.exposures.by_repetitions()
-    means = "  ".join(f"{times}x {_mean(group):4.1f}" for times, group in groups.items())
-    loss = measurement.metrics.get("eval_loss")
-    shown = f"held-out loss {loss:.2f}   " if loss is not None else ""
-    return f"  epoch {measurement.epoch or 0:.0f}   {shown}exposure in bits: {means}"
+    loss = measurement.metrics.get("eval_loss", float("nan"))
+    line = f"{measurement.epoch or 0:5.0f}{loss:15.2f}   "
+    line += "".join(f"{_mean(group):6.1f}" for group in groups.values())
+    if not headings:
+        return line
+    times = "".join(f"{f'{times}x':>6}" for times in groups)
+    return f"epoch  held-out loss   mean exposure in bits, by times planted\n{'':23}{times}\n{line}"
 
 
 @contextlib.contextmanager

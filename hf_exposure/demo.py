@@ -275,6 +275,7 @@ def _train(
             train_sampling_strategy="group_by_length",  # most paragraphs are far shorter than 128
             report_to=[],
             disable_tqdm=True,
+            dataloader_pin_memory=False,
         ),
         train_dataset=train,
         eval_dataset=held_out,

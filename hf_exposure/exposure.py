@@ -178,6 +178,10 @@ def measure_exposure(
         (17.2, 16.6, 17.9)
     """
     canaries = canaries if isinstance(canaries, Canaries) else Canaries(list(canaries))
+    if unscorable not in ("raise", "warn"):
+        raise ValueError(
+            f"measure_exposure: unscorable={unscorable!r} is not known; use 'raise' or 'warn'"
+        )
     settings = Settings(method, samples, max_forwards, confidence, seed, batch_size, bos)
     plan = plan_measurement(tokenizer, canaries, bos=bos, unscorable=unscorable)
     if accelerator is not None:
@@ -339,7 +343,7 @@ def _by_tree(
         root = explore(scorer, bound, group.paths, max_forwards=1)
         needed = sample(scorer, root, _PILOT, settings.seed).inner if root.inner else 0.0
         details["exact_forwards_estimate"] = round(needed)
-        if needed > 4 * scorer.room:
+        if needed > 2 * scorer.room:
             exact = False
             unfinished = f"it would take about {needed:.2g} token-forwards"
         elif needed > _MANY and math.isinf(scorer.room):
@@ -360,7 +364,8 @@ def _by_tree(
     sampled: Sampled | None = None
     n = settings.samples
     if math.isfinite(scorer.room):
-        n = min(n, max(settings.min_samples, int(scorer.room / depth)))
+        longest = max(len(path) for path in group.paths)
+        n = min(n, max(settings.min_samples, int(scorer.room / longest)))
     if explored.inner and n > 0:
         sampled = sample(scorer, explored, n, settings.seed, costs)
         details["samples"] = n
@@ -441,7 +446,7 @@ def _by_references(
             estimate = sampling_exposure(
                 cost, others, settings.confidence, tie, log2_size=fmt.bits
             )
-        ties = int(np.sum(np.abs(others - cost) <= tie))
+        ties = int(np.sum((others <= cost + tie) & (others >= cost - tie)))
         out.append(_by_estimate(canary, float(cost), estimate, ties, settings.method))
     return _Measured(out, details, references)
 
@@ -524,14 +529,14 @@ def _reporter(tick: Callable[[int], None], decoder: Decoder, before: int) -> Cal
 
 
 @contextmanager
-def progress_bar(show: bool) -> Iterator[Callable[[int], None]]:
+def progress_bar(show: bool, what: str = "exposure") -> Iterator[Callable[[int], None]]:
     """A bar that counts token-forwards, or none: gives the function to call with the count."""
     if not show:
         yield lambda forwards: None
         return
     from tqdm.auto import tqdm
 
-    with tqdm(desc="exposure", unit=" token-forwards", unit_scale=True) as bar:
+    with tqdm(desc=what, unit=" token-forwards", unit_scale=True) as bar:
 
         def tick(forwards: int) -> None:
             bar.n = forwards

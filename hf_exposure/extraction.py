@@ -250,7 +250,7 @@ def extract_secrets(
     start = time.perf_counter()
     # A rendered conversation holds its own special tokens.
     tree = TokenTree(fmt, tokenizer, before=before, bos=False if chat else bos)
-    with undisturbed(model), progress_bar(progress) as tick:
+    with undisturbed(model), progress_bar(progress, "extraction") as tick:
         decoder = Decoder(model, tree.prompt, tree.columns, batch_size=batch_size)
         limit = math.inf if max_forwards is None else max_forwards
         samples = tree.random_paths(4)
@@ -302,7 +302,7 @@ class _Search(Explorer):
 
     def done(self, least: float) -> bool:
         assert self.decoder is not None
-        certain = sum(cost <= least for cost in self.costs)
+        certain = self.certain(least)
         self.proved_at += [self.decoder.forwards] * (certain - len(self.proved_at))
         return certain >= self.wanted
 

@@ -235,7 +235,7 @@ def test_an_added_token_that_brings_a_space_of_its_own_is_refused() -> None:
     """As with Llama 2's normalizer, under which "00" within a word is "▁00"."""
     tokenizer = TOKENIZERS["sentencepiece_bpe"].__wrapped__()
     tokenizer.add_tokens(["00"])
-    with pytest.raises(ValueError, match="^tokenizer: "):
+    with pytest.raises(ValueError, match=r"^tokenizer: "):
         TokenTree(SecretFormat("The number is {secret}.", secret="[07]{4}"), tokenizer)
 
 

@@ -22,8 +22,8 @@ from hf_exposure.walk import POWERS, Explorer, Sampler, powers_of, unvisited, wa
 from tests.tiny import TOKENIZERS, llama
 
 FREE = np.zeros(0, dtype=np.int64)
-FORMAT = SecretFormat("The number is {secret}.", secret="[0-9]{3}")
-FEWER = SecretFormat("The number is {secret}.", secret="[0-4]{3}")
+FORMAT = SecretFormat("The number is {secret}.", secret="[0-4]{3}")
+INNER = 5 + 25 + 125  # prefixes of it that have children, the full stop comes last
 # Paths of several lengths, an optional part, and a tree that is not exact for Unigram.
 MIXED = SecretFormat("my code {secret}.", secret="[a-c]{3}[0-1]?")
 
@@ -94,7 +94,7 @@ def same_costs(got: dict[str, float], expected: dict[str, float]) -> None:
 
 
 @each_tokenizer
-@pytest.mark.parametrize("fmt", [FEWER, MIXED], ids=["digits", "mixed"])
+@pytest.mark.parametrize("fmt", [FORMAT, MIXED], ids=["digits", "mixed"])
 def test_following_gives_the_costs_of_plain_scoring(kind: str, fmt: SecretFormat) -> None:
     known = space(kind, fmt)
     sampler = Sampler(known.tree.paths(known.secrets))
@@ -107,9 +107,9 @@ def test_following_gives_the_costs_of_plain_scoring(kind: str, fmt: SecretFormat
 def test_prefixes_that_paths_share_are_run_once() -> None:
     known = space()
     decoder = known.decoder()
-    sampler = Sampler(known.tree.paths(["123", "124", "123", "987"]))
+    sampler = Sampler(known.tree.paths(["123", "124", "123", "032"]))
     walk(decoder, known.tree, sampler, DepthFirst())
-    shared = {"1", "12", "123", "124", "9", "98", "987"}
+    shared = {"1", "12", "123", "124", "0", "03", "032"}
     assert decoder.forwards == len(known.tree.prompt) + len(shared)
     assert sampler.costs[0] == sampler.costs[2]
 
@@ -130,7 +130,7 @@ def test_following_nothing_and_a_path_outside_of_the_tree() -> None:
 
 @each_tokenizer
 @each_frontier
-@pytest.mark.parametrize("fmt", [FEWER, MIXED], ids=["digits", "mixed"])
+@pytest.mark.parametrize("fmt", [FORMAT, MIXED], ids=["digits", "mixed"])
 @pytest.mark.parametrize("share", [0.1, 1.0])
 def test_exploring_to_a_bound_finds_all_strings_below_it(
     kind: str, frontier: Any, fmt: SecretFormat, share: float
@@ -161,14 +161,14 @@ def test_what_is_found_hangs_neither_on_the_batch_size_nor_on_memory(
 def test_caches_that_wait_keep_within_the_limit(frontier: Any) -> None:
     known = space()
     decoder, waiting, held = known.decoder(batch_size=8), frontier(), []
-    decoder.cache_limit = 40_000
+    decoder.cache_limit = 20_000
 
     def look() -> None:
         alive = {id(nodes.parents): nodes.parents for nodes in waiting.waiting()}
         held.append(sum(branches.cache_bytes for branches in alive.values()))
 
     walk(decoder, known.tree, Explorer(), waiting, progress=look)
-    assert max(held) <= 40_000
+    assert max(held) <= 20_000
     unlimited = known.decoder(batch_size=8)
     walk(unlimited, known.tree, Explorer(), frontier())
     if frontier is CheapestFirst:  # otherwise nothing was put to the test
@@ -180,23 +180,23 @@ def test_every_prefix_is_run_once(frontier: Any) -> None:
     known = space()
     decoder = known.decoder(batch_size=50)
     walk(decoder, known.tree, Explorer(), frontier())
-    assert decoder.forwards == len(known.tree.prompt) + 10 + 100 + 1000
+    assert decoder.forwards == len(known.tree.prompt) + INNER
 
 
 @each_frontier
-@pytest.mark.parametrize("budget", [1, 2, 11, 12, 106, 111, 500, 1109, 1110, 9999])
+@pytest.mark.parametrize("budget", [1, 2, 6, 7, 31, 100, 154, 155, 999])
 @pytest.mark.parametrize("eager", [True, False])
 def test_what_was_visited_and_what_was_left_make_up_the_space(
     frontier: Any, budget: int, eager: bool
 ) -> None:
     known = space()
-    decoder, explorer, waiting = known.decoder(batch_size=40), Explorer(), frontier()
+    decoder, explorer, waiting = known.decoder(batch_size=10), Explorer(), frontier()
     limit = len(known.tree.prompt) + budget
     finished = walk(decoder, known.tree, explorer, waiting, max_forwards=limit, eager=eager)
     left = unvisited(known.tree, explorer, waiting)
-    assert decoder.forwards == min(limit, len(known.tree.prompt) + 1110)
+    assert decoder.forwards == min(limit, len(known.tree.prompt) + INNER)
     assert finished is (not left)
-    assert finished is (budget >= 1110)
+    assert finished is (budget >= INNER)
     seen = list(found(known, explorer))
     for nodes in left:
         for path in nodes.paths:
@@ -218,15 +218,15 @@ def test_a_budget_that_is_spent_already_visits_nothing(frontier: Any) -> None:
 def test_leaves_that_wait_are_taken_although_no_forward_is_left() -> None:
     known = space()
     decoder, explorer = known.decoder(), Explorer()
-    needed = len(known.tree.prompt) + 10 + 100 + 1000
+    needed = len(known.tree.prompt) + INNER
     assert walk(decoder, known.tree, explorer, DepthFirst(), max_forwards=needed)
-    assert len(explorer.costs) == 1000
+    assert len(explorer.costs) == 125
 
 
 def test_cheapest_first_meets_cheap_leaves_first_and_its_remainder_costs_more() -> None:
     known = space()
     decoder, explorer, waiting = known.decoder(batch_size=1), Explorer(), CheapestFirst()
-    walk(decoder, known.tree, explorer, waiting, max_forwards=200, eager=False)
+    walk(decoder, known.tree, explorer, waiting, max_forwards=130, eager=False)
     best = np.sort(known.costs)[: len(explorer.costs)]
     assert len(best) > 3
     assert np.abs(np.array(explorer.costs) - best).max() < 1e-3
@@ -241,9 +241,12 @@ def test_a_space_of_one_string(fmt: str, frontier: Any) -> None:
     explorer = Explorer(propose=True)
     assert walk(known.decoder(), known.tree, explorer, frontier())
     same_costs(found(known, explorer), known.cost_of)
-    sampler = Sampler([FREE] * 4, np.array([0, 1, 2, 4]), np.array([0.0, 0.3, 0.6, 0.9]))
+    sampler = Sampler([FREE] * 50, np.arange(50) % 5, spread(50, 0))
     assert walk(known.decoder(), known.tree, sampler, DepthFirst())
-    assert np.abs(sampler.costs - known.costs[0]).max() < 1e-3
+    # Draws that leave the canonical path come to nothing.
+    reached = np.isfinite(sampler.costs)
+    assert reached.any()
+    assert np.abs(sampler.costs[reached] - known.costs[0]).max() < 1e-3
 
 
 def test_a_bound_below_everything_leaves_nothing() -> None:
@@ -287,15 +290,15 @@ def test_cheapest_first_needs_few_calls_of_the_model(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(known.model, "forward", counted)
     decoder = known.decoder()
-    walk(decoder, known.tree, Explorer(), CheapestFirst(), max_forwards=700, eager=False)
-    assert decoder.forwards == 700
-    assert calls < 700 / 6
+    walk(decoder, known.tree, Explorer(), CheapestFirst(), eager=False)
+    assert decoder.forwards == len(known.tree.prompt) + INNER
+    assert calls < INNER / 2
 
 
 # Search
 
 
-@pytest.mark.parametrize("wanted", [1, 5, 40])
+@pytest.mark.parametrize("wanted", [1, 5, 25])
 @pytest.mark.parametrize("batch_size", [1, 64])
 @pytest.mark.parametrize(
     ("kind", "fmt"), [("digits_one_by_one", FORMAT), ("unigram", MIXED), ("wordpiece", MIXED)]
@@ -347,10 +350,10 @@ def test_a_beam_keeps_the_cheapest_prefixes_of_each_length(width: int, batch_siz
 
 def test_a_beam_that_is_wide_enough_drops_nothing() -> None:
     known = space()
-    explorer, beam = Explorer(), Beam(1000)
+    explorer, beam = Explorer(), Beam(125)
     assert walk(known.decoder(), known.tree, explorer, beam)
     assert not beam.cut
-    assert len(explorer.costs) == 1000
+    assert len(explorer.costs) == 125
 
 
 class _Recorder(Explorer):
@@ -404,7 +407,7 @@ def test_the_density_at_each_leaf_is_that_of_the_definition(kind: str, share: fl
     )
     walk(known.decoder(), known.tree, sampler, DepthFirst())
     reached = [draw for draw, path in enumerate(sampler.paths) if path is not None]
-    assert len(reached) > n
+    assert len(reached) > n / 4
     for draw in reached:
         path = sampler.paths[draw]
         assert path is not None
@@ -462,7 +465,7 @@ def test_independent_draws_come_as_often_as_their_probability_says() -> None:
 
 
 def test_the_number_of_cheap_strings_is_estimated_without_bias() -> None:
-    known, n, rounds = space(fmt=FEWER, scale=0.1), 6, 60
+    known, n, rounds = space(scale=0.1), 6, 60
     level = float(np.quantile(known.costs, 0.2))
     truth = int((known.costs <= level).sum())
     estimates = []
@@ -506,7 +509,7 @@ def test_draws_are_the_same_for_the_same_positions() -> None:
 
 def test_a_draw_follows_its_guide_and_then_goes_on_freely() -> None:
     known = space()
-    guide = known.tree.path("427")[:2]
+    guide = known.tree.path("423")[:2]
     sampler = Sampler([guide] * 30, np.full(30, 4), spread(30, 0))
     walk(known.decoder(), known.tree, sampler, DepthFirst())
     secrets = known.named(sampler.paths)
@@ -520,11 +523,11 @@ def test_a_draw_follows_its_guide_and_then_goes_on_freely() -> None:
 
 def test_visits_count_draws_at_nodes_that_were_not_explored() -> None:
     known = space()
-    paths = known.tree.paths(["123", "124", "987"])
+    paths = known.tree.paths(["123", "124", "032"])
     sampler = Sampler(paths, np.full(3, -1), np.zeros(3), known=np.array([2, 2, 1]))
     walk(known.decoder(), known.tree, sampler, DepthFirst())
     draws = [sorted(draws.tolist()) for _, _, draws in sampler.visits]
-    # Depth 1: only "9". Depth 2: "12" twice, "98". Depth 3 and the full stop: each its own.
+    # Depth 1: only "0". Depth 2: "12" twice, "03". Depth 3 and the full stop: each its own.
     assert draws == [[1], [1, 2], [1, 1, 1], [1, 1, 1]]
 
 
@@ -603,14 +606,13 @@ def test_pieces_of_one_depth_become_one() -> None:
     assert len(by_depth(pieces)) == 3  # what has a cache costs less than what has none
 
 
-@pytest.mark.slow
-def test_a_hundred_thousand_strings_are_enumerated_in_seconds() -> None:
+def test_a_large_space_is_enumerated_without_a_warning() -> None:
     tokenizer = TOKENIZERS["digits_one_by_one"]()
-    tree = TokenTree(SecretFormat("The number is {secret}.", secret="[0-9]{5}"), tokenizer)
+    tree = TokenTree(SecretFormat("The number is {secret}.", secret="[0-9]{4}"), tokenizer)
     decoder = Decoder(llama(len(tokenizer)), tree.prompt, tree.columns)
     explorer = Explorer()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert walk(decoder, tree, explorer, DepthFirst())
-    assert len(set(explorer.paths)) == 10**5
-    assert decoder.forwards == len(tree.prompt) + 111_110
+    assert len(set(explorer.paths)) == 10**4
+    assert decoder.forwards == len(tree.prompt) + 11_110
