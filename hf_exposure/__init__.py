@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_exposure.callback import ExposureCallback
     from hf_exposure.canaries import Canaries, Canary
+    from hf_exposure.epsilon import EpsilonBound, estimate_epsilon
     from hf_exposure.exposure import measure_exposure
     from hf_exposure.extraction import Extraction, Extractions, extract_secrets
     from hf_exposure.formats import SecretFormat
     from hf_exposure.generation import Generations, generate_secrets
     from hf_exposure.history import History, Measurement
     from hf_exposure.injection import CanaryInjector, inject_canaries, verify_injection
+    from hf_exposure.metrics import metric_path
     from hf_exposure.report import write_report
     from hf_exposure.results import BudgetError, Exposure, Exposures
 
@@ -26,6 +28,7 @@ _HOMES = {
     "Canaries": "canaries",
     "Canary": "canaries",
     "CanaryInjector": "injection",
+    "EpsilonBound": "epsilon",
     "Exposure": "results",
     "ExposureCallback": "callback",
     "Exposures": "results",
@@ -35,10 +38,12 @@ _HOMES = {
     "History": "history",
     "Measurement": "history",
     "SecretFormat": "formats",
+    "estimate_epsilon": "epsilon",
     "extract_secrets": "extraction",
     "generate_secrets": "generation",
     "inject_canaries": "injection",
     "measure_exposure": "exposure",
+    "metric_path": "metrics",
     "verify_injection": "injection",
     "write_report": "report",
 }
@@ -48,6 +53,7 @@ __all__ = [
     "Canaries",
     "Canary",
     "CanaryInjector",
+    "EpsilonBound",
     "Exposure",
     "ExposureCallback",
     "Exposures",
@@ -57,10 +63,12 @@ __all__ = [
     "History",
     "Measurement",
     "SecretFormat",
+    "estimate_epsilon",
     "extract_secrets",
     "generate_secrets",
     "inject_canaries",
     "measure_exposure",
+    "metric_path",
     "verify_injection",
     "write_report",
 ]

@@ -66,6 +66,8 @@ class Explored:
         costs: (m,) costs of the leaves that were met, canaries left out.
         inner: the prefixes that were met and not visited: the unexplored rest lies under them.
         canaries: paths of all canaries of the group, which are counted apart.
+        frontier_paths, frontier_costs, frontier_states: (f,) those prefixes one by one.
+        powers: (f, 5) log2 of the powers' probabilities of coming by them.
     """
 
     bound: float
@@ -73,24 +75,25 @@ class Explored:
     inner: list[Nodes]
     explorer: Explorer
     canaries: set[tuple[int, ...]]
+    frontier_paths: list[Ints] = field(init=False)
     frontier_costs: Floats = field(init=False)
     frontier_states: Ints = field(init=False)
     powers: Floats = field(init=False)
 
     def __post_init__(self) -> None:
-        nothing = np.zeros(0)
-        self.frontier_costs = np.concatenate([nothing, *(nodes.costs for nodes in self.inner)])
-        self.frontier_states = np.concatenate(
-            [np.zeros(0, dtype=np.int64), *(nodes.states for nodes in self.inner)]
-        )
-        tags = np.concatenate(
-            [np.zeros(0, dtype=np.int64), *(nodes.tags for nodes in self.inner)]
-        )
-        self.powers = self.explorer.powers(tags)
-
-    def paths(self) -> list[Ints]:
-        """The path of each unvisited prefix."""
-        return [path for nodes in self.inner for path in nodes.paths]
+        nodes = [
+            (tuple(path), cost, state, tag)
+            for some in self.inner
+            for path, cost, state, tag in zip(
+                some.paths.tolist(), some.costs, some.states, some.tags, strict=True
+            )
+        ]
+        # In an order of its own, whatever the order of the walk was: draws go by it.
+        nodes.sort(key=lambda node: node[0])
+        self.frontier_paths = [np.array(path, dtype=np.int64) for path, *_ in nodes]
+        self.frontier_costs = np.array([cost for _, cost, _, _ in nodes], dtype=np.float64)
+        self.frontier_states = np.array([state for _, _, state, _ in nodes], dtype=np.int64)
+        self.powers = self.explorer.powers(np.array([tag for *_, tag in nodes], dtype=np.int64))
 
 
 def explore(
@@ -251,7 +254,7 @@ def sample(
     each = np.where(usable, _shares(n, starts.shape[1] - len(POWERS)), 0)
     uniform = n - int(each.sum())
 
-    frontier_paths = explored.paths()
+    frontier_paths = explored.frontier_paths
     guides: list[Ints] = []
     powers: list[int] = []
     positions: list[float] = []

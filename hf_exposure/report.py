@@ -344,7 +344,8 @@ def _extraction(
         )
         headings, rows = search.cells(reveal)
         section.tables.append(_Table(headings, rows, frozenset({0, 3, 5}), search.summary()))
-    if sum(plots.exposure_of(one, exposures) is not None for one in found) > 1:
+    shown = [plots.exposure_of(one, exposures) for one in found]
+    if len({round(one.bits, 1) for one in shown if one is not None}) > 1:
         section.figures.append(
             _figure(
                 plots.plot_extraction_cost(found, exposures),

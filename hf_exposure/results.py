@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MASK = "•"
-_PREFIX_SHOWN, _SUFFIX_SHOWN = 16, 8  # characters of a template that a table has room for
+_PREFIX_SHOWN, _SUFFIX_SHOWN = 10, 8  # characters of a template that a table has room for
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ ORDER = [
     "documents",
     "results",
     "history",
+    "epsilon",
     "exposure",
     "extraction",
     "generation",
@@ -60,6 +61,7 @@ LIGHT = {
     "documents",
     "results",
     "history",
+    "epsilon",
 }
 
 # What a model is called; the names under which a call of one would show.

@@ -330,7 +330,7 @@ def test_the_table_has_a_row_for_each_canary_under_its_headings() -> None:
     lines = str(make()).splitlines()
     assert lines[0].split("  ")[0] == "canary" and "90% interval" in lines[0]
     assert len(lines) == 1 + 4 + 1
-    assert re.search(rf"number is {MASK * 9}\. +8 +9\.0 +8\.5–9\.5 +~\S+ +20\.2$", lines[1])
+    assert re.search(rf"…is {MASK * 9}\. +8 +9\.0 +8\.5–9\.5 +~\S+ +20\.2$", lines[1])
     assert "at most 29.9 or 32.9; method auto, 1,234 token-forwards in 1.2 s" in lines[-1]
     assert "1 canary could not be scored: it is longer than the context" in lines[-1]
 

@@ -1,0 +1,488 @@
+"""The exposure of canaries, as a module of Hugging Face `evaluate`.
+
+The formulas are those of `hf_exposure.rank`, the measurement on a model is that of
+`hf_exposure.exposure`; here is what makes them a metric. evaluate's own checks want as many
+references as predictions. Canaries are few and references many, so the shorter of the two is filled
+up with NaN on its way into evaluate's files, and the NaN are taken out again when they come back.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from hf_exposure.rank import (
+    ExposureEstimate,
+    SkewNormal,
+    exp2,
+    sampling_exposure,
+    skewnorm_exposure,
+)
+
+METHODS = ("sampling", "skewnorm")  # those that need no model
+_SETTINGS = ("samples", "max_forwards", "seed", "batch_size", "bos", "accelerator", "progress")
+_ROUNDING = 1e-3  # bits below zero that a sum of rounded log-probabilities may have
+
+_CITATION = r"""
+@inproceedings{carlini2019secret,
+  title     = {The Secret Sharer: Evaluating and Testing Unintended Memorization in Neural
+               Networks},
+  author    = {Carlini, Nicholas and Liu, Chang and Erlingsson, {\'U}lfar and Kos, Jernej and
+               Song, Dawn},
+  booktitle = {28th {USENIX} Security Symposium ({USENIX} Security 19)},
+  pages     = {267--284},
+  year      = {2019},
+  publisher = {{USENIX} Association},
+  url       = {https://arxiv.org/abs/1802.08232},
+}
+"""
+
+_DESCRIPTION = """
+Exposure tells how much a language model has memorized of a canary, a random secret that was put
+into its training data: log2 of the number of possible secrets, less log2 of the canary's rank among
+them by the model's log-perplexity. A secret that the model never saw has 1.44 bits on average, and
+more than 10 bits once in a thousand. With as many bits as the secret space has, the canary is the
+most likely of all possible secrets, and can be extracted.
+"""
+
+_KWARGS_DESCRIPTION = """
+Takes log-perplexities that were measured before (predictions and references), or a model with its
+tokenizer and canaries, and measures.
+
+Args:
+    predictions (list of float): the canaries' log-perplexities, -log2 Pr(secret | what precedes it)
+        in bits, summed over tokens. An infinite one is a secret that the model gives probability 0.
+    references (list of float): those of secrets drawn uniformly from the same secret space, in the
+        same template. As many as you like, whatever the number of predictions; an exposure by
+        sampling is at most log2 of their number.
+    method (str): "sampling" (the default) takes the canary's place among the references, "skewnorm"
+        the tail of a skew-normal distribution fitted to them, which needs 10 references or more.
+        With a model the methods of `hf_exposure.measure_exposure`: "auto" (the default), "exact",
+        "sampling" and "skewnorm".
+    log2_size (float, *optional*): log2 of the number of possible secrets, 29.9 for nine digits. No
+        exposure is larger, and without it there is no rank. With a model the canaries know it.
+    confidence (float): of the intervals, defaults to 0.95.
+    model: a causal language model of transformers, to measure instead of taking log-perplexities.
+    model_id (str): in place of `model`, its folder or its id on the Hub.
+    tokenizer: the tokenizer of `model`; with `model_id` a folder or an id, if it is not the same.
+    canaries: `hf_exposure.Canaries`, the path of a manifest that `Canaries.save` wrote, a list of
+        `hf_exposure.Canary`, or a list of secrets as strings, all of which were inserted.
+    format: the `hf_exposure.SecretFormat` of secrets given as strings, or a dictionary with its
+        "template" and "secret".
+    revision, device (str, *optional*): of `model_id`.
+    samples, max_forwards, seed, batch_size, bos, accelerator, progress: with a model, as
+        `hf_exposure.measure_exposure` has them.
+
+Returns:
+    dict with, for each canary in the order given (bits, unless said otherwise):
+    exposure (list of float): its exposure, from 0 to `log2_size`.
+    low, high (list of float): the ends of its interval. `high` is infinite for a canary cheaper
+        than all references, unless `log2_size` is given.
+    rank, rank_low, rank_high (list of float): its rank among all possible secrets, a count, with
+        its interval; None without `log2_size`.
+    p_value (list of float): the probability that a secret that the model never saw has such an
+        exposure, or a larger one.
+    and for all of them:
+    mean_exposure, max_exposure (float): with a model, over the inserted canaries; None if none was.
+    method (str), confidence (float): how it was computed.
+    With references also num_references (int) and log2_size; with "skewnorm" raw_exposure (list of
+    float), before `log2_size` capped it, and fit (dict with shape, loc, scale and ks, the fit's
+    Kolmogorov-Smirnov distance). With a model also log_perplexity and certified (lists of float),
+    exact (list of bool) and forwards (int), the token-forwards that it took.
+
+Examples:
+    Three canaries among 1,024 references, from 20 bits upwards. The first one is cheaper than all
+    references, the second one has 127 of them before it:
+
+    >>> import evaluate
+    >>> from hf_exposure import metric_path
+    >>> metric = evaluate.load(metric_path())
+    >>> references = [20 + i / 64 for i in range(1024)]
+    >>> results = metric.compute(predictions=[12.5, 21.97, 33.0], references=references)
+    >>> [round(bits, 2) for bits in results["exposure"]]
+    [10.0, 3.0, 0.3]
+    >>> round(results["mean_exposure"], 2)
+    4.43
+
+    Of nine digits there are 10^9, which bounds the interval and gives the rank:
+
+    >>> results = metric.compute(predictions=[21.97], references=references, log2_size=29.9)
+    >>> [round(bits, 2) for bits in (results["low"][0], results["high"][0])]
+    [2.78, 3.26]
+    >>> f"{results['rank'][0]:.3g}"
+    '1.25e+08'
+
+    More exposure than references can show comes from the distribution fitted to them, here the
+    500 quantiles of a normal one with a mean of 30 and a standard deviation of 2 bits. The canary
+    is six standard deviations below:
+
+    >>> from statistics import NormalDist
+    >>> normal = NormalDist(30, 2).quantiles(501)
+    >>> results = metric.compute(predictions=[18.0], references=normal, method="skewnorm")
+    >>> round(results["exposure"][0])
+    30
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class Exposure(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
+    """See above."""
+
+    def _info(self) -> Any:
+        return evaluate.MetricInfo(
+            module_type="metric",
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Value("float64"),
+                    "references": datasets.Value("float64"),
+                }
+            ),
+            license="Apache-2.0",
+            reference_urls=["https://arxiv.org/abs/1802.08232"],
+        )
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
+        """Add log-perplexities of canaries, of references, or of both; any number of each.
+
+        Args:
+            predictions (list/array/tensor, *optional*): the canaries' log-perplexities in bits.
+            references (list/array/tensor, *optional*): the references'.
+        """
+        costs = _costs("predictions", predictions)
+        others = _costs("references", references)
+        rows = max(len(costs), len(others))
+        super().add_batch(
+            predictions=costs + [math.nan] * (rows - len(costs)),
+            references=others + [math.nan] * (rows - len(others)),
+            **kwargs,
+        )
+
+    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
+        """Add the log-perplexity of one canary, of one reference, or of both.
+
+        Args:
+            prediction (float, *optional*): a canary's log-perplexity in bits.
+            reference (float, *optional*): a reference's.
+        """
+        # evaluate.combine gives them the names that they have in `compute`.
+        prediction = kwargs.pop("predictions", prediction)
+        reference = kwargs.pop("references", reference)
+        cost = _costs("prediction", None if prediction is None else [prediction])
+        other = _costs("reference", None if reference is None else [reference])
+        if not cost and not other:
+            raise ValueError("exposure: add needs a prediction, a reference, or both")
+        cost, other = cost or [math.nan], other or [math.nan]
+        super().add(prediction=cost[0], reference=other[0], **kwargs)
+
+    def compute(
+        self,
+        *,
+        predictions: Any = None,
+        references: Any = None,
+        method: str | None = None,
+        log2_size: float | None = None,
+        confidence: float = 0.95,
+        model: Any = None,
+        model_id: str | None = None,
+        tokenizer: Any = None,
+        canaries: Any = None,
+        format: Any = None,
+        revision: str | None = None,
+        device: str | None = None,
+        **settings: Any,
+    ) -> dict[str, Any] | None:
+        """Compute the exposures of all canaries that were given here or added before.
+
+        Of several processes process 0 gets those of all, process 0's canaries first; the others get
+        None. With a model every process measures, because it may be sharded over all of them.
+        """
+        _check_names(settings)
+        _check_number("confidence", confidence, 0 < _number(confidence) < 1, "between 0 and 1")
+        given = {"tokenizer": tokenizer, "format": format, "revision": revision, "device": device}
+        if model is not None or model_id is not None or canaries is not None:
+            if predictions is not None or references is not None or self.writer is not None:
+                raise ValueError(
+                    "exposure: predictions and references are there, and a model or canaries too; "
+                    "give one or the other"
+                )
+            if log2_size is not None:
+                raise ValueError(
+                    "exposure: log2_size is what the canaries' formats say; leave it out"
+                )
+            model, tokenizer = _loaded(model, model_id, canaries, given)
+            canaries = _canaries(canaries, format)
+            method = method or "auto"
+            measured = _measured(model, tokenizer, canaries, method, confidence, settings)
+            return measured if self.process_id == 0 else None
+        if useless := [name for name, value in (given | settings).items() if value is not None]:
+            raise ValueError(
+                f"exposure: {useless[0]} is there but no model; give model= or model_id=, and "
+                "canaries="
+            )
+        _check_method(method or "sampling")
+        if log2_size is not None:
+            wanted = "the size's logarithm: 0 or more, and finite; for nine digits 29.9"
+            _check_number("log2_size", log2_size, 0 <= _number(log2_size) < math.inf, wanted)
+        if predictions is None and references is None and self.writer is None:
+            if self.num_process == 1:
+                raise ValueError(
+                    "exposure: there is nothing to compute from; give predictions and references "
+                    "(log-perplexities), or a model and canaries"
+                )
+            self.add_batch()  # so that the other processes do not wait for this one
+        columns = super().compute(predictions=predictions, references=references)
+        if columns is None:
+            return None
+        return _by_references(
+            columns["predictions"],
+            np.array(columns["references"]),
+            method or "sampling",
+            log2_size,
+            confidence,
+        )
+
+    def _compute(self, *, predictions: Any, references: Any) -> dict[str, list[float]]:
+        """What all calls of `add`, and all processes, have brought together.
+
+        `compute` goes on from here, when evaluate's files are gone: an error leaves none behind.
+        """
+        columns = {"predictions": predictions, "references": references}
+        return {
+            name: [value for value in values if not math.isnan(value)]
+            for name, values in columns.items()
+        }
+
+
+def _by_references(
+    costs: list[float],
+    references: Any,
+    method: str,
+    log2_size: float | None,
+    confidence: float,
+) -> dict[str, Any]:
+    """Where the canaries stand among the references."""
+    for name, values, whose in (
+        ("predictions", costs, "the canaries'"),
+        ("references", references, "uniformly drawn secrets'"),
+    ):
+        if not len(values):
+            raise ValueError(f"exposure: {name} is empty; give {whose} log-perplexities")
+    most = math.inf if log2_size is None else float(log2_size)
+    extra: dict[str, Any] = {"num_references": len(references), "log2_size": log2_size}
+    estimates: list[ExposureEstimate]
+    if method == "skewnorm":
+        fit = _fit(references[np.isfinite(references)])
+        estimates = [skewnorm_exposure(cost, fit, most, confidence) for cost in costs]
+        extra["raw_exposure"] = [float(one.raw_bits) for one in estimates]
+        extra["fit"] = {"shape": fit.shape, "loc": fit.loc, "scale": fit.scale, "ks": fit.ks}
+    else:
+        estimates = [
+            sampling_exposure(cost, references, confidence, log2_size=most) for cost in costs
+        ]
+
+    def ranks(bits: list[float]) -> list[float] | None:
+        return None if log2_size is None else [max(1.0, exp2(most - value)) for value in bits]
+
+    exposure = [float(one.bits) for one in estimates]
+    low = [float(one.low) for one in estimates]
+    high = [float(one.high) for one in estimates]
+    return {
+        "exposure": exposure,
+        "low": low,
+        "high": high,
+        "rank": ranks(exposure),
+        "rank_low": ranks(high),
+        "rank_high": ranks(low),
+        "p_value": [float(one.p_value) for one in estimates],
+        "mean_exposure": math.fsum(exposure) / len(exposure),
+        "max_exposure": max(exposure),
+        "method": method,
+        "confidence": confidence,
+        **extra,
+    }
+
+
+def _fit(references: Any) -> SkewNormal:
+    try:
+        return SkewNormal.fit(references)
+    except ValueError as error:
+        reason = str(error).split(";")[0]
+        raise ValueError(f"exposure: {reason}; give others, or use method='sampling'") from None
+
+
+def _measured(
+    model: Any, tokenizer: Any, canaries: Any, method: str, confidence: float, settings: Any
+) -> dict[str, Any]:
+    """What `measure_exposure` finds, in the form of this metric."""
+    from hf_exposure.exposure import measure_exposure
+
+    found = measure_exposure(
+        model, tokenizer, canaries, method=method, confidence=confidence, **settings
+    )
+    inserted = [float(one.bits) for one in found if one.canary.inserted]
+    numbers = {
+        "exposure": "bits",
+        **{name: name for name in ("low", "high", "rank", "rank_low", "rank_high", "p_value")},
+        **{name: name for name in ("log_perplexity", "certified")},
+    }
+    return {
+        **{key: [float(getattr(one, name)) for one in found] for key, name in numbers.items()},
+        "exact": [bool(one.exact) for one in found],
+        "mean_exposure": math.fsum(inserted) / len(inserted) if inserted else None,
+        "max_exposure": max(inserted, default=None),
+        "method": method,
+        "confidence": confidence,
+        "forwards": int(found.forwards),
+    }
+
+
+def _loaded(model: Any, model_id: Any, canaries: Any, given: dict[str, Any]) -> tuple[Any, Any]:
+    """The model and its tokenizer, loaded if need be."""
+    tokenizer = given["tokenizer"]
+    if canaries is None:
+        raise ValueError(
+            "exposure: canaries is missing; give the canary set, or the path of its manifest"
+        )
+    if (model is None) == (model_id is None):
+        what = "are missing" if model is None else "are both there"
+        raise ValueError(f"exposure: model and model_id {what}; give one of them")
+    if model is not None:
+        for name in ("revision", "device"):
+            if given[name] is not None:
+                raise ValueError(f"exposure: {name} is for model_id; the model here is loaded")
+        if isinstance(model, str):
+            raise ValueError(f"exposure: model={model!r} is a string; give it as model_id")
+        if tokenizer is None:
+            raise ValueError(
+                "exposure: tokenizer is missing; give the one that the model was trained with"
+            )
+        return model, tokenizer
+    if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike)):
+        raise ValueError(
+            "exposure: with model_id the tokenizer is loaded too; give its folder or id, or give a "
+            "loaded model as well, as model"
+        )
+    from hf_exposure.loading import load_model
+
+    try:
+        return load_model(
+            os.fspath(model_id),
+            tokenizer=None if tokenizer is None else os.fspath(tokenizer),
+            revision=given["revision"],
+            device=given["device"],
+        )
+    except OSError as error:
+        reason = str(error).removeprefix("--model: ")
+        raise OSError(f"exposure: model_id: {reason}") from error
+
+
+def _canaries(given: Any, format: Any) -> Any:
+    """The canary set in whatever form it was given. What may be a secret is not shown in errors."""
+    from hf_exposure.canaries import Canaries, Canary
+    from hf_exposure.formats import SecretFormat
+
+    if isinstance(given, (Canaries, str, os.PathLike)):
+        if format is not None:
+            raise ValueError(
+                "exposure: format is for a list of secrets; a canary set knows its own, so leave "
+                "it out"
+            )
+        if isinstance(given, Canaries):
+            return given
+        if not os.path.isfile(given):
+            raise ValueError(
+                "exposure: canaries is a string that names no file; give the path of a manifest "
+                "that Canaries.save wrote, or a list of secrets with their format"
+            )
+        return Canaries.load(given)
+    if not isinstance(given, Iterable):
+        raise TypeError(
+            "exposure: canaries must be a canary set, the path of its manifest, or a list of "
+            f"secrets, not {type(given).__name__}"
+        )
+    items = list(given)
+    if isinstance(format, dict):
+        if missing := {"template", "secret"} - format.keys():
+            raise ValueError(f"exposure: format has no {sorted(missing)[0]!r}")
+        format = SecretFormat.from_dict(format)
+    if format is None and any(isinstance(item, str) for item in items):
+        raise ValueError(
+            "exposure: canaries are strings, but format is missing; give their SecretFormat"
+        )
+    return Canaries(
+        Canary(format, item, repetitions=1) if isinstance(item, str) else item for item in items
+    )
+
+
+def _costs(name: str, values: Any) -> list[float]:
+    """Log-perplexities as plain numbers, from a list, an array or a tensor on any device."""
+    if values is None:
+        return []
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().double()
+    elif not hasattr(values, "__array__"):
+        if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):
+            raise _no_numbers(name, type(values).__name__)
+        values = [item.item() if hasattr(item, "item") else item for item in values]
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        raise _no_numbers(name, "nested lists") from None
+    if array.ndim != 1 or array.dtype.kind not in "fiu":
+        kind = "other things" if array.dtype.kind not in "fiu" else f"{array.ndim} dimensions"
+        raise _no_numbers(name, kind)
+    array = array.astype(np.float64)
+    for wrong, what in (
+        (np.isnan(array), "NaN; look why the model gives no number there, or leave it out"),
+        (array < -_ROUNDING, "negative; a log-perplexity is -log2 Pr, so turn the sign"),
+    ):
+        if wrong.any():
+            raise ValueError(f"exposure: {name}[{int(np.argmax(wrong))}] is {what}")
+    return [float(value) for value in array]
+
+
+def _no_numbers(name: str, found: str) -> ValueError:
+    return ValueError(
+        f"exposure: {name} must be a flat list of numbers, log-perplexities in bits, not {found}"
+    )
+
+
+def _check_method(method: Any) -> None:
+    if method in ("auto", "exact"):
+        raise ValueError(
+            f"exposure: method={method!r} needs the model; give model= or model_id=, and "
+            "canaries=, or use 'sampling' or 'skewnorm'"
+        )
+    if method not in METHODS:
+        raise ValueError(
+            f"exposure: method={method!r} is not known; use {' or '.join(map(repr, METHODS))}"
+        )
+
+
+def _check_names(settings: dict[str, Any]) -> None:
+    for name in settings:
+        if name not in _SETTINGS:
+            raise TypeError(
+                f"exposure: {name} is no argument of compute; besides those that it names itself "
+                f"there are {', '.join(_SETTINGS)}"
+            )
+
+
+def _number(value: Any) -> float:
+    """NaN, which no check lets through, for what is no number."""
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    return float(value) if number else math.nan
+
+
+def _check_number(name: str, value: Any, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise ValueError(f"exposure: {name}={value!r} is not {wanted}")
