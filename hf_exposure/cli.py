@@ -415,7 +415,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    progress.print(Text("Error: ", style="bold red") + Text(message))
+    progress.print(Text("Error: ", style="bold red") + Text(message), soft_wrap=True)
 
 
 def _print_json(data: Any) -> None:

@@ -148,7 +148,7 @@ def test_the_page_is_whole_and_asks_for_nothing_from_outside() -> None:
     assert checker.untold == 0
     assert checker.open == []
     assert "url(" not in page and "@import" not in page
-    assert len(list(pictures(page))) == 4
+    assert len(list(pictures(page))) == 3
 
 
 def test_the_same_input_gives_the_same_bytes() -> None:

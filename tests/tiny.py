@@ -196,7 +196,9 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 }
 
 
-def llama(vocab_size: int, *, seed: int = 0, scale: float = 1.0, **settings: object) -> LlamaForCausalLM:
+def llama(
+    vocab_size: int, *, seed: int = 0, scale: float = 1.0, **settings: object
+) -> LlamaForCausalLM:
     """A random Llama of two layers, its logits spread by `scale` as training would do."""
     torch.manual_seed(seed)
     options: dict[str, object] = {
