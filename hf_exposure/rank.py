@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _RESAMPLES = 400
+_NEAR = 10  # costlier strings that show how much one that was not drawn may weigh
 _MOST_SKEW = 0.995  # of a skew-normal distribution: |skewness| < 0.99527
 _LAGUERRE = np.polynomial.laguerre.laggauss(40)
 
@@ -142,7 +143,13 @@ def weighted_rank(
 
     weights, repeats = weighed(counts)
     weights_below, repeats_below = weighed(below)
-    _, most = _poisson_interval(weights, repeats, confidence, largest_log2_weight)
+    # A heavy string that counts may not have been drawn: what is a little costlier shows how
+    # heavy such strings are.
+    next_ones = np.sort(sample_costs[(sample_costs > cost + tie) & np.isfinite(sample_costs)])
+    near = (next_ones[min(_NEAR, len(next_ones)) - 1] if len(next_ones) else cost) + tie
+    heaviest = float(np.max(-sample_log2_density[sample_costs <= near], initial=-math.inf))
+    heaviest = min(heaviest, largest_log2_weight)
+    _, most = _poisson_interval(weights, repeats, confidence, largest_log2_weight, heaviest)
     least, _ = _poisson_interval(weights_below, repeats_below, confidence, largest_log2_weight)
     rank = min(_log2_sum(math.log2(known), weights + np.log2(repeats)), upper)
     tied = exp2(_log2_sum(-math.inf, weights + np.log2(repeats)))
@@ -168,7 +175,11 @@ def _by_group(log2_weights: Floats, draws: Ints, groups: Ints) -> tuple[Floats, 
 
 
 def _poisson_interval(
-    log2_weights: Floats, draws: Ints, confidence: float, largest_log2_weight: float
+    log2_weights: Floats,
+    draws: Ints,
+    confidence: float,
+    largest_log2_weight: float,
+    heaviest: float = -math.inf,
 ) -> tuple[float, float]:
     """log2 of the ends of the gamma interval for a sum of weighted Poisson counts.
 
@@ -177,14 +188,14 @@ def _poisson_interval(
         low = v / 2y chi2(alpha/2; 2 y^2 / v),
         high = (v + w^2) / 2(y + w) chi2(1 - alpha/2; 2 (y + w)^2 / (v + w^2))
 
-    (Fay and Feuer 1997, section 3); without any draw y = v = 0.
+    (Fay and Feuer 1997, section 3), w of the draws or `heaviest`; without any draw y = v = 0.
     """
     alpha = 1.0 - confidence
     if not len(log2_weights):
         if math.isinf(largest_log2_weight):
             return -math.inf, math.inf
         return -math.inf, largest_log2_weight + math.log2(stats.chi2.ppf(1 - alpha / 2, 2) / 2)
-    unit = float(np.max(log2_weights))
+    unit = max(float(np.max(log2_weights)), heaviest)
     weights = np.exp2(log2_weights - unit)  # in units of the largest one, so w = 1
     y, v = float(draws @ weights), float(draws @ np.square(weights))
     low = v / (2 * y) * stats.chi2.ppf(alpha / 2, 2 * y**2 / v)

@@ -327,7 +327,7 @@ def _shares(n: int, aims: int) -> Ints:
     """How many of `n` draws each proposal gets; what is left over is uniform."""
     if not aims:
         return np.full(len(POWERS), n // (len(POWERS) + 1))
-    each = [n // (4 * len(POWERS))] * len(POWERS) + [n // (2 * aims)] * aims
+    each = [n // (6 * len(POWERS))] * len(POWERS) + [2 * n // (3 * aims)] * aims
     return np.array(each, dtype=np.int64)
 
 

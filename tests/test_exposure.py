@@ -38,7 +38,7 @@ def planted(fmt: SecretFormat, seed: int = 0, each: int = 4) -> Canaries:
 
 @functools.cache
 def all_costs(kind: str, fmt: SecretFormat, scale: float = 0.2) -> dict[str, float]:
-    """Bits of every secret with what follows it: one plain forward for each text, nothing shared."""
+    """Bits of every secret with what follows it: a plain forward for each text, nothing shared."""
     tokenizer, model = TOKENIZERS[kind](), model_of(kind, scale)
     secrets = list(fmt.enumerate())
     ids = [tokenizer(fmt.render(secret))["input_ids"] for secret in secrets]
@@ -56,7 +56,7 @@ def all_costs(kind: str, fmt: SecretFormat, scale: float = 0.2) -> dict[str, flo
             logs = torch.log_softmax(model(input_ids=tokens, use_cache=False).logits.double(), -1)
             step = logs[:, :-1].gather(2, tokens[:, 1:, None])[:, :, 0]
             total = -step[:, common - 1 :].sum(dim=1) / math.log(2)
-            out.update({secrets[place]: float(cost) for place, cost in zip(here, total, strict=True)})
+            out.update(zip((secrets[place] for place in here), total.tolist(), strict=True))
     return out
 
 
@@ -262,7 +262,7 @@ def test_every_position_that_the_model_runs_is_counted() -> None:
         hook.remove()
 
 
-@pytest.mark.parametrize("budget", [150, 400, 1000])
+@pytest.mark.parametrize("budget", [250, 400, 1000])
 def test_auto_keeps_to_its_budget(budget: int) -> None:
     canaries = Canaries([*planted(NUMBER, each=1), *planted(CODE, each=1)])
     least = measure_exposure(model_of(), TOKENIZERS[KIND](), canaries, max_forwards=0).forwards
@@ -310,7 +310,7 @@ def test_the_same_seed_gives_the_same_figures(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["auto", "exact", "sampling", "skewnorm"])
 def test_figures_do_not_hang_on_the_batch_size(method: str) -> None:
-    canaries = planted(NUMBER)
+    canaries = planted(NUMBER if method == "auto" else CODE)
     found = [
         measure_exposure(
             model_of(), TOKENIZERS[KIND](), canaries, method=method,
@@ -318,6 +318,8 @@ def test_figures_do_not_hang_on_the_batch_size(method: str) -> None:
         )
         for batch in (None, 1, 7)
     ]
+    if method == "auto":
+        assert not all(item.exact for item in found[0])
     for other in found[1:]:
         for one, same in zip(found[0], other, strict=True):
             assert figures(one) == pytest.approx(figures(same), rel=1e-3, abs=1e-3)
@@ -362,7 +364,7 @@ def test_uniform_references_hold_the_truth_in_their_interval() -> None:
     )
     truth = true_ranks(all_costs(KIND, NUMBER), canaries, tie_of(found))
     held = [
-        item.low <= NUMBER.bits - math.log2(rank) + 0.01 and item.high >= NUMBER.bits - math.log2(rank) - 0.01
+        item.low - 0.01 <= NUMBER.bits - math.log2(rank) <= item.high + 0.01
         for item, (_, rank) in zip(found, truth, strict=True)
     ]
     assert np.mean(held) >= 0.9
@@ -383,8 +385,8 @@ def test_the_model_and_all_random_states_are_left_as_they_were(fails: bool) -> N
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     if fails:
-        with changed(model, lambda logits: logits * math.nan), pytest.raises(ValueError, match="NaN"):
-            measure_exposure(model, TOKENIZERS[KIND](), planted(NUMBER))
+        with changed(model, lambda logits: logits * math.nan):
+            message(lambda: measure_exposure(model, TOKENIZERS[KIND](), planted(NUMBER)))
     else:
         measure_exposure(model, TOKENIZERS[KIND](), planted(NUMBER), samples=50, max_forwards=300)
     assert {name: module.training for name, module in model.named_modules()} == before
