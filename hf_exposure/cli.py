@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,9 +57,12 @@ CanaryFile = Annotated[
     Path, typer.Option("--canaries", help="The manifest of the canaries, a JSON file.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Reveal = Annotated[bool, typer.Option("--reveal", help="Show the secrets in what is printed.")]
+Reveal = Annotated[bool, typer.Option("--reveal", help="Show the secrets.")]
 MaxForwards = Annotated[
-    int | None, typer.Option("--max-forwards", help="Token-forwards to spend at most.")
+    int | None, typer.Option(
+        "--max-forwards",
+        help="Token-forwards to spend, beside what the canaries' own scores need.",
+    )
 ]
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", help="Rows of a forward; chosen if not given.")
@@ -97,9 +101,10 @@ def demo(
 ) -> None:
     """Train a small model on real text with canaries in it, and show what it memorized.
 
-    Takes about three minutes on two cores, without network, and ends with a report to open in a
-    browser.
+    Takes a few minutes, without network, and ends with a report to open in a browser.
     """
+    import torch
+
     from hf_exposure.demo import paragraphs, run_demo
 
     lines = None
@@ -117,6 +122,7 @@ def demo(
     def after_epoch(measurement: Measurement) -> None:
         out.print(_epoch_line(measurement, headings=round(measurement.epoch or 0) == 1))
 
+    torch.set_num_threads(1)  # on a busy machine, two that wait for each other are far slower
     with _quiet():
         result = run_demo(
             output_dir,
@@ -173,7 +179,13 @@ def inject(
     near_start: Annotated[
         bool, typer.Option("--near-start", help="Plant within the first rows.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Of the secrets and the places.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Of the secrets and the places; by default drawn at random."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an output file that is there.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Plant canaries in a dataset, and write their manifest."""
@@ -181,6 +193,12 @@ def inject(
     from hf_exposure.loading import check_output, describe_rows, load_rows, save_rows
 
     check_output(output)
+    if output.resolve() == Path(dataset).resolve():
+        raise typer.BadParameter("--output is --dataset: name another file for the planted rows")
+    if output.is_file() and not overwrite:
+        raise typer.BadParameter(f"{str(output)!r} is there already: add --overwrite to replace it")
+    # Whoever knows the format and the seed can draw the same secrets.
+    seed = secrets.randbits(32) if seed is None else seed
     if canaries.exists():
         if template is not None or secret is not None:
             raise typer.BadParameter(
@@ -188,6 +206,12 @@ def inject(
                 "its canaries, or name another file with --canaries"
             )
         chosen = Canaries.load(canaries)
+        if chosen.planting:
+            progress.print(
+                f"Warning: the canaries of {str(canaries)!r} have been planted before. If they are "
+                "in this dataset already, they are in it twice now.",
+                soft_wrap=True,
+            )
     else:
         chosen = Canaries.generate(
             _format(template, secret, check),
@@ -378,6 +402,8 @@ def report(
     from hf_exposure.report import write_report
 
     known = Canaries.load(canaries) if canaries is not None else None
+    if reveal and known is None:
+        raise typer.BadParameter("--reveal needs the secrets: give --canaries with the manifest")
     page = output or (results if results.is_dir() else results.parent) / "report.html"
     exposures, history = _measured(results, known)
     found, written = _found(extractions, known) if extractions is not None else ([], None)
@@ -407,10 +433,12 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("interrupted; nothing was written")
         sys.exit(130)
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+    except Exception as error:
         if os.environ.get("HF_EXPOSURE_TRACEBACK"):
             raise
-        _fail(str(error).strip() or type(error).__name__)
+        said = str(error).strip()
+        expected = isinstance(error, (ValueError, TypeError, OSError, RuntimeError, ImportError))
+        _fail(said if said and expected else f"{type(error).__name__}: {said}")
         sys.exit(1)
 
 

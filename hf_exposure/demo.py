@@ -176,10 +176,10 @@ def run_demo(
     folder.mkdir(parents=True, exist_ok=True)
     canaries.save(folder / "canaries.json")
     say(
-        f"{len(rows):,} paragraphs of text, and {len(canaries)} canaries in them: "
-        f"{FORMAT.template!r} with 9 random digits, one of a billion,\n"
-        f"planted {', '.join(map(str, REPETITIONS))} times, {per_repetition} canaries each. "
-        "The paper's own example is among those planted most often."
+        f"{len(rows):,} paragraphs of text, and {len(canaries)} canaries in them, "
+        f"{FORMAT.render('•' * 9)!r}:\n9 random digits, one number of a billion, planted "
+        f"{', '.join(map(str, REPETITIONS))} times, {per_repetition} canaries\neach. The paper's "
+        "own example is among those planted most often."
     )
     survived = verify_injection(train, tokenizer, canaries)
     survived.raise_if_lost()

@@ -18,7 +18,7 @@ from hf_exposure.canaries import Canaries
 from hf_exposure.files import write_text
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
     from typing_extensions import Self
 
 T = TypeVar("T")
@@ -41,22 +41,23 @@ class Tabular(ABC):
     def summary(self) -> str:
         """One line that stands below it."""
 
-    def table(self, reveal: bool = False) -> Table:
-        """A table for rich; secrets are masked unless `reveal`."""
+    def table(self, reveal: bool = False) -> Group:
+        """For rich: the table and the line below it; secrets are masked unless `reveal`."""
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         headings, rows = self.cells(reveal)
-        table = Table(box=None, caption=self.summary(), caption_justify="left", pad_edge=False)
+        table = Table(box=None, pad_edge=False)
         for place, heading in enumerate(headings):
             table.add_column(
                 heading, justify="right" if place in self.right else "left", no_wrap=True
             )
         for row in rows:
             table.add_row(*map(Text, row))
-        return table
+        return Group(table, Text(self.summary()))
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Group:
         return self.table()
 
     def __str__(self) -> str:

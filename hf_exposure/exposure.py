@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -177,6 +178,20 @@ def measure_exposure(
         >>> exposures[0].bits, exposures[0].low, exposures[0].high      # doctest: +SKIP
         (17.2, 16.6, 17.9)
     """
+    if isinstance(canaries, (str, os.PathLike)):
+        raise TypeError(
+            "measure_exposure: canaries is a path; load it first, with Canaries.load(path)"
+        )
+    if not hasattr(model, "modules"):
+        raise TypeError(
+            f"measure_exposure: model is of type {type(model).__name__}; load it first, such as "
+            "with AutoModelForCausalLM.from_pretrained(...)"
+        )
+    if not callable(tokenizer):
+        raise TypeError(
+            f"measure_exposure: tokenizer is of type {type(tokenizer).__name__}; give the model's, "
+            "such as AutoTokenizer.from_pretrained(...)"
+        )
     canaries = canaries if isinstance(canaries, Canaries) else Canaries(list(canaries))
     if unscorable not in ("raise", "warn"):
         raise ValueError(

@@ -49,19 +49,49 @@ def load_model(
 
     if _looks_like_a_path(name) and not Path(name).is_dir():
         raise OSError(f"--model: there is no folder {name!r}; give a model's folder or its Hub id")
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"--dtype: {dtype!r} is not known; use auto, float32, bfloat16 or float16")
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device != "auto":
+        try:
+            torch.zeros(1, device=where)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"--device: {where!r} cannot be used here: {_reason(error)}; leave it out to take "
+                "what is there"
+            ) from error
     spread = {"device_map": "auto"} if device == "auto" else {}
     try:
         tok = AutoTokenizer.from_pretrained(tokenizer or name, revision=revision)
+    except Exception as error:
+        raise OSError(
+            f"--model: no tokenizer can be loaded from {tokenizer or name!r}"
+            f"{_nearby(tokenizer or name)}; save it with the model, or give --tokenizer: "
+            f"{_reason(error)}"
+        ) from error
+    try:
         model = AutoModelForCausalLM.from_pretrained(
             name, revision=revision, dtype=dtype, **spread
         )
-    except (OSError, ValueError) as error:
-        # The libraries explain at length; the first sentence says what is missing.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OSError(f"--model: {name!r} cannot be loaded: {reason}") from error
-    if not spread:
-        torch.nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except Exception as error:
+        raise OSError(
+            f"--model: no causal language model can be loaded from {name!r}{_nearby(name)}: "
+            f"{_reason(error)}"
+        ) from error
+    if device != "auto":
+        torch.nn.Module.to(model, where)
     return model, tok
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what a library says, which often goes on at length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(":") if lines else type(error).__name__
+
+
+def _nearby(name: str) -> str:
+    """Whether a name was meant as a folder: said where it was not found."""
+    return "" if Path(name).exists() else " (no folder here, so it was looked for on the Hub)"
 
 
 def load_rows(name: str, *, config: str | None = None, split: str = "train") -> Dataset:
@@ -71,13 +101,22 @@ def load_rows(name: str, *, config: str | None = None, split: str = "train") -> 
     Raises:
         OSError, ValueError: it is not there, or has no such split.
     """
-    from datasets import DatasetDict, load_dataset, load_from_disk
+    from datasets import DatasetDict, load_from_disk
 
     path = Path(name)
     if path.suffix in _READERS:
         if not path.is_file():
             raise OSError(f"--dataset: there is no file {name!r}")
-        return load_dataset(_READERS[path.suffix], data_files=str(path), split="train")
+        if split != "train":
+            raise ValueError(f"--split: a file such as {name!r} has no splits; leave it out")
+        if path.stat().st_size == 0:
+            raise ValueError(f"--dataset: the file {name!r} is empty")
+        return _read(name, _READERS[path.suffix], data_files=str(path), split="train")
+    if path.is_file():
+        raise ValueError(
+            f"--dataset: {name!r} ends in none of {', '.join(_READERS)}, so it is not known how to "
+            "read it; rename it"
+        )
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         rows = load_from_disk(name)
         if not isinstance(rows, DatasetDict):
@@ -90,11 +129,20 @@ def load_rows(name: str, *, config: str | None = None, split: str = "train") -> 
             f"--dataset: there is no file or folder {name!r}; give a .jsonl, .csv, .parquet or "
             ".txt file, a folder that save_to_disk wrote, or a Hub id"
         )
+    return _read(name, name, config, split=split)
+
+
+def _read(name: str, *arguments: Any, **options: Any) -> Dataset:
+    """`load_dataset`, with one line if it fails."""
+    from datasets import load_dataset
+
     try:
-        return load_dataset(name, config, split=split)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OSError(f"--dataset: {name!r} cannot be loaded: {reason}") from error
+        return load_dataset(*arguments, **options)
+    except Exception as error:
+        inner = error.__cause__ or error.__context__ or error
+        raise OSError(
+            f"--dataset: {name!r}{_nearby(name)} cannot be read: {_reason(inner)}"
+        ) from error
 
 
 def check_output(target: str | os.PathLike[str]) -> None:

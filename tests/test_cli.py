@@ -117,6 +117,30 @@ def test_inject_uses_a_manifest_that_is_there_and_writes_folders(
     assert len(load_from_disk(str(tmp_path / "folder"))) == 30
 
 
+def test_secrets_that_nobody_gave_a_seed_for_are_not_everybodys(
+    tmp_path: Path, rows_file: Path
+) -> None:
+    drawn = []
+    for name in ("a", "b"):
+        succeed(
+            "inject", "--dataset", rows_file, "--output", tmp_path / f"{name}.jsonl",
+            "--canaries", tmp_path / f"{name}.json", *TEMPLATE,
+        )
+        drawn.append({canary.secret for canary in Canaries.load(tmp_path / f"{name}.json")})
+    assert drawn[0] != drawn[1]
+
+
+def test_planting_the_same_canaries_again_is_warned_of(
+    tmp_path: Path, rows_file: Path, manifest: Path
+) -> None:
+    for name in ("a", "b"):
+        result = run(
+            "inject", "--dataset", rows_file, "--output", tmp_path / f"{name}.jsonl",
+            "--canaries", manifest,
+        )
+        assert ("have been planted before" in result.output) is (name == "b")
+
+
 def test_measure_prints_a_masked_table_and_writes_exposures(
     tmp_path: Path, model_folder: Path, manifest: Path
 ) -> None:
@@ -192,7 +216,24 @@ def test_extract_needs_no_canaries_but_a_format(model_folder: Path) -> None:
             ["inject", "--dataset", "ROWS", "--output", "o.jsonl", *TEMPLATE, "--repetitions", "x"],
             "give numbers such as",
         ),
+        (["inject", "--dataset", "ROWS", "--output", "ROWS", *TEMPLATE], "name another file"),
+        (["inject", "--dataset", "EMPTY", "--output", "o.jsonl", *TEMPLATE], "is empty"),
+        (["inject", "--dataset", "BROKEN", "--output", "o.jsonl", *TEMPLATE], "cannot be read"),
+        (
+            ["inject", "--dataset", "ROWS", "--output", "o.jsonl", *TEMPLATE, "--split", "test"],
+            "has no splits",
+        ),
+        (
+            ["measure", "--model", "MODEL", "--canaries", "MANIFEST", "--device", "cuda:7"],
+            "'cuda:7' cannot be used here",
+        ),
+        (
+            ["measure", "--model", "MODEL", "--canaries", "MANIFEST", "--dtype", "foo"],
+            "--dtype: 'foo' is not known",
+        ),
+        (["measure", "--model", "NOTHING", "--canaries", "MANIFEST"], "no tokenizer can be loaded"),
         (["report", "nothing.json"], "nothing.json"),
+        (["report", "MANIFEST", "--reveal"], "give --canaries"),
         (["report", "MANIFEST"], "canaries.json"),
     ],
 )
@@ -206,7 +247,14 @@ def test_a_mistake_is_one_clear_line_and_nothing_is_written(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    there = {"MODEL": model_folder, "MANIFEST": manifest, "ROWS": rows_file}
+    empty, broken, nothing = (tmp_path / name for name in ("e.jsonl", "b.jsonl", "nothing"))
+    empty.touch()
+    broken.write_text('{"text": "one"}\n{"text": ', encoding="utf-8")
+    nothing.mkdir()
+    there = {
+        "MODEL": model_folder, "MANIFEST": manifest, "ROWS": rows_file, "EMPTY": empty,
+        "BROKEN": broken, "NOTHING": nothing,
+    }
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
