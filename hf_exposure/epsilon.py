@@ -11,6 +11,7 @@ A canary that is inserted k times is one unit: what is measured is the epsilon o
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -319,10 +320,13 @@ class _Ranked:
     """All scores, highest first, ties in random order; knows how many of the first ones are in."""
 
     def __init__(self, in_scores: Floats, out_scores: Floats, seed: int) -> None:
-        # Sorted, so that no order of the input matters, and so that ties are broken by the
-        # generator alone: whoever is in must not come first for being in.
-        scores = np.concatenate([np.sort(in_scores), np.sort(out_scores)])
-        ties = np.random.default_rng(seed).random(len(scores))
+        # Sorted, so that no order of the input matters. The generator depends on the scores too:
+        # places among ties tell who is in, so that one fixed order of places, the same in every
+        # audit, would be a bet on how many are in.
+        parts = np.sort(in_scores), np.sort(out_scores)
+        scores = np.concatenate(parts)
+        digest = hashlib.sha256(b"in".join(part.tobytes() for part in parts)).digest()
+        ties = np.random.default_rng([seed, *digest]).random(len(scores))
         order = np.lexsort((ties, -scores))
         self.scores = scores[order]
         self.is_in = order < len(in_scores)

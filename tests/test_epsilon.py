@@ -596,3 +596,15 @@ def test_canaries_of_different_repetitions_are_not_mixed() -> None:
     fixed = Exposures([measured(c, 1.0) for c in Canaries.generate(NUMBER, [0, 4])])
     with pytest.raises(ValueError, match='inclusion="coin"'):
         canary_scores(fixed)
+
+
+@pytest.mark.parametrize("values", [2, 5])
+def test_scores_with_many_ties_and_no_leak_raise_no_more_alarms_than_stated(values: int) -> None:
+    alarms = 0
+    for seed in range(400):
+        draw = np.random.default_rng([values, seed])
+        scores = draw.integers(values, size=100).astype(float)
+        inside = draw.random(100) < 0.5
+        bound = estimate_epsilon(scores[inside], scores[~inside], delta=1e-6)
+        alarms += bound.epsilon > 0
+    assert alarms <= 34  # 5 % are 20; more than 34 has a probability below 1 in 1000
