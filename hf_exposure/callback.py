@@ -24,10 +24,10 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import CallbackHandler, TrainerControl, TrainerState
 
-from hf_exposure.canaries import Canaries, Canary
+from hf_exposure.canaries import Canaries, Canary, mask_secrets
 from hf_exposure.exposure import Plan, Settings, measure_plan, plan_measurement
 from hf_exposure.history import HISTORY_FILE, History, Measurement
-from hf_exposure.results import MASK, BudgetError, Exposures
+from hf_exposure.results import BudgetError, Exposures
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -420,7 +420,7 @@ class ExposureCallback(TrainerCallback):
                 raise
             warnings.warn(
                 f"ExposureCallback: exposure could not be measured at step {step}, and is NaN "
-                f"there: {type(error).__name__}: {self._masked(str(error))}",
+                f"there: {type(error).__name__}: {mask_secrets(str(error), self.canaries)}",
                 stacklevel=3,
             )
             exposures = Exposures([], seconds=time.perf_counter() - start)
@@ -475,12 +475,6 @@ class ExposureCallback(TrainerCallback):
         if args.include_num_input_tokens_seen != "no":
             seen = state.num_input_tokens_seen
         return seen if seen or state.global_step == 0 else None
-
-    def _masked(self, text: str) -> str:
-        """An error from elsewhere may quote what it was given."""
-        for secret in sorted({canary.secret for canary in self.canaries}, key=len, reverse=True):
-            text = text.replace(secret, MASK * len(secret))
-        return text
 
     # Keeping
 

@@ -254,7 +254,7 @@ class Decoder:
             except Exception as error:  # whatever a cache of an unknown kind may do
                 if isinstance(error, NotFiniteError) or _out_of_memory(error):
                     raise
-                reason = f"failed ({type(error).__name__}: {error})"
+                reason = f"failed ({type(error).__name__})"
                 continue
             if self._agree(costs, full):
                 self.noise = _noise(costs, full, real)

@@ -323,7 +323,7 @@ class _Ranked:
         # Sorted, so that no order of the input matters. The generator depends on the scores too:
         # places among ties tell who is in, so that one fixed order of places, the same in every
         # audit, would be a bet on how many are in.
-        parts = np.sort(in_scores), np.sort(out_scores)
+        parts = np.sort(in_scores) + 0.0, np.sort(out_scores) + 0.0  # no negative zeros
         scores = np.concatenate(parts)
         digest = hashlib.sha256(b"in".join(part.tobytes() for part in parts)).digest()
         ties = np.random.default_rng([seed, *digest]).random(len(scores))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_exposure.canaries import Canaries, Canary
+from hf_exposure.canaries import Canaries, Canary, mask_secrets, secrets_masked
 from hf_exposure.decoder import Decoder, undisturbed
 from hf_exposure.rank import (
     ExposureEstimate,
@@ -97,10 +97,13 @@ def plan_measurement(
         try:
             tree = TokenTree(fmt, tokenizer, before=before, bos=begin)
             paths = tree.paths([canaries[place].secret for place in places])
-        except ValueError as error:
-            _skip(skipped, places, str(error), unscorable)
+        except Exception as error:  # tokenizers may raise anything, and quote what they got
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            why = mask_secrets(f"{kind}{error}", canaries)
+        else:
+            groups.append(Group(tree, places, paths))
             continue
-        groups.append(Group(tree, places, paths))
+        _skip(skipped, places, why, unscorable)
     return Plan(canaries, groups, skipped)
 
 
@@ -260,7 +263,7 @@ def measure_plan(
     details: dict[str, Any] = {}
     skipped = dict(plan.skipped)
     spent, unfinished = 0, []
-    with undisturbed(model), progress_bar(progress) as tick:
+    with secrets_masked(plan.canaries), undisturbed(model), progress_bar(progress) as tick:
         for number, group in enumerate(plan.groups):
             left = math.inf
             if settings.max_forwards is not None:

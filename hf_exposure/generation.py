@@ -20,7 +20,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from hf_exposure.canaries import Canaries, Canary, derived
+from hf_exposure.canaries import Canaries, Canary, derived, secrets_masked
 from hf_exposure.decoder import Decoder, undisturbed
 from hf_exposure.documents import Document, Tabular, from_jsonable
 from hf_exposure.exposure import Group, check_context, plan_measurement
@@ -267,7 +267,8 @@ def generate_secrets(
     counts: Counter[int] = Counter()
     attempts: dict[SecretFormat, int] = {}
     texts: dict[str, Counter[str]] = {}
-    with undisturbed(model), _own_settings_aside(model), _counting(model) as forwards:
+    masked, aside = secrets_masked(canaries), _own_settings_aside(model)
+    with masked, undisturbed(model), aside, _counting(model) as forwards:
         for group in plan.groups:
             tree, fmt = group.tree, group.tree.format
             decoder = Decoder(model, tree.prompt, tree.columns)  # it refuses what does not fit

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_exposure.canaries import Canaries, Canary
+from hf_exposure.canaries import Canaries, Canary, secrets_masked
 from hf_exposure.vocabulary import Encoder, Readings
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Survival:
         missing: copies of which nothing was found, because they were removed (de-duplication,
             filters) or never planted.
         extra: copies found, whole or cut, beyond `canary.repetitions`.
-        untrained: of the whole ones, those whose secret has the label -100 in all its tokens.
+        untrained: of the whole ones, those whose secret has the label -100 in some of its tokens.
     """
 
     canary: Canary
@@ -220,7 +220,8 @@ def verify_injection(
     if not isinstance(canaries, Canaries):
         kind = type(canaries).__name__
         raise TypeError(f"verify_injection: canaries must be a Canaries object, not {kind}")
-    search = _Search(canaries, tokenizer)
+    with secrets_masked(canaries):
+        search = _Search(canaries, tokenizer)
     rows = tokens = 0
     held = _Rows.none()
     for chunk in _chunks(tokenized, column, label_column):
@@ -428,7 +429,7 @@ class _Search:
                 if rows.labels is not None:
                     first, last = group.secret(start, end)
                     tokens = np.searchsorted(ends, [first, last - 1], "right")
-                    if (rows.labels[tokens[0] : tokens[1] + 1] == IGNORED).all():
+                    if (rows.labels[tokens[0] : tokens[1] + 1] == IGNORED).any():
                         self.untrained[place] += 1
         limits = borders.tolist()
         size, windows = self.window, self.windows
