@@ -138,8 +138,7 @@ def demo(
     share = result.history.share
     if share is not None:
         out.print(
-            f"\nMeasuring during training took {share:.1%} as many token-forwards as there were "
-            "tokens to train on."
+            f"\nMeasuring took {share:.1%} as many token-forwards as there were tokens to train on."
         )
     out.print(f"Done after {result.seconds:.0f} seconds. Now open {result.report}")
 

@@ -176,10 +176,11 @@ def run_demo(
     folder.mkdir(parents=True, exist_ok=True)
     canaries.save(folder / "canaries.json")
     say(
-        f"{len(rows):,} paragraphs of text, and {len(canaries)} canaries in them, "
-        f"{FORMAT.render('•' * 9)!r}:\n9 random digits, one number of a billion, planted "
-        f"{', '.join(map(str, REPETITIONS))} times, {per_repetition} canaries\neach. The paper's "
-        "own example is among those planted most often."
+        f"{len(rows):,} paragraphs of text, and {len(canaries)} canaries in them:\n"
+        f"  {FORMAT.render('•' * 9)}\n"
+        f"9 random digits, one number of a billion, planted {', '.join(map(str, REPETITIONS))} "
+        f"times,\n{per_repetition} canaries each, the paper's own example among those planted "
+        "most often."
     )
     survived = verify_injection(train, tokenizer, canaries)
     survived.raise_if_lost()
