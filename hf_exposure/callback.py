@@ -24,9 +24,10 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import CallbackHandler, TrainerControl, TrainerState
 
-from hf_exposure.canaries import Canaries, Canary, mask_secrets
+from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.exposure import Plan, Settings, measure_plan, plan_measurement
 from hf_exposure.history import HISTORY_FILE, History, Measurement
+from hf_exposure.masking import mask_secrets
 from hf_exposure.results import BudgetError, Exposures
 
 if TYPE_CHECKING:

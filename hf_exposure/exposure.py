@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_exposure.canaries import Canaries, Canary, mask_secrets, secrets_masked
+from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.decoder import Decoder, undisturbed
+from hf_exposure.masking import mask_secrets, secrets_masked
 from hf_exposure.rank import (
     ExposureEstimate,
     RankEstimate,

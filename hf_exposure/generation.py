@@ -20,12 +20,13 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from hf_exposure.canaries import Canaries, Canary, derived, secrets_masked
+from hf_exposure.canaries import Canaries, Canary, derived
 from hf_exposure.decoder import Decoder, undisturbed
 from hf_exposure.documents import Document, Tabular, from_jsonable
 from hf_exposure.exposure import Group, check_context, plan_measurement
 from hf_exposure.extraction import check_number, versions
 from hf_exposure.formats import SecretFormat
+from hf_exposure.masking import secrets_masked
 from hf_exposure.results import MaskedCanary, short_label
 from hf_exposure.tokens import TokenTree
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_exposure.canaries import Canaries, Canary, secrets_masked
+from hf_exposure.canaries import Canaries, Canary
+from hf_exposure.masking import secrets_masked
 from hf_exposure.vocabulary import Encoder, Readings
 
 if TYPE_CHECKING:

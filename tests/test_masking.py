@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from hf_exposure.canaries import Canaries, Canary, mask_secrets, secrets_masked
+from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.exposure import measure_exposure
 from hf_exposure.formats import SecretFormat
 from hf_exposure.generation import generate_secrets
+from hf_exposure.masking import mask_secrets, secrets_masked
 from hf_exposure.survival import verify_injection
 from tests.tiny import TOKENIZERS, llama
 
