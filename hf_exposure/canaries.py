@@ -17,6 +17,7 @@ from hf_exposure.formats import SecretFormat
 
 SCHEMA_VERSION = 1
 INCLUSIONS = ("fixed", "coin")
+MASK = "•"  # shown for each character of a secret
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Canary:
 
     def label(self, reveal: bool = False) -> str:
         """The text to show: the secret as one "•" for each character, unless `reveal`."""
-        return self.text if reveal else self.format.render("•" * len(self.secret))
+        return self.text if reveal else self.format.render(MASK * len(self.secret))
 
     def __repr__(self) -> str:
         planned = f", planned={self.planned}" if self.planned is not None else ""

@@ -6,6 +6,7 @@ Secrets are masked in all that is printed or written, unless `reveal=True`.
 from __future__ import annotations
 
 import html
+import importlib.metadata
 import json
 import math
 import os
@@ -180,6 +181,11 @@ def load_json(path: str | os.PathLike[str], read: Callable[[Any], T], where: str
         message = str(error)
     # The decoder's own exception carries the whole text.
     raise ValueError(f"{where}: {os.fspath(path)!r}: {message}")
+
+
+def versions(*names: str) -> dict[str, str]:
+    """The installed versions of libraries that a result rests on."""
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def to_jsonable(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import os
 import time
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.decoder import Decoder, undisturbed
+from hf_exposure.documents import versions
 from hf_exposure.masking import mask_secrets, secrets_masked
 from hf_exposure.rank import (
     ExposureEstimate,
@@ -527,10 +527,6 @@ def _skip(skipped: dict[int, str], places: tuple[int, ...], why: str, unscorable
 
 
 def _describe(settings: Settings, details: dict[str, Any]) -> dict[str, Any]:
-    versions = {
-        name: importlib.metadata.version(name)
-        for name in ("torch", "transformers", "numpy", "scipy", "outlines-core")
-    }
     return {
         "method": settings.method,
         "samples": settings.samples,
@@ -539,7 +535,7 @@ def _describe(settings: Settings, details: dict[str, Any]) -> dict[str, Any]:
         "seed": settings.seed,
         "bos": settings.bos,
         "formats": details,
-        "versions": versions,
+        "versions": versions("torch", "transformers", "numpy", "scipy", "outlines-core"),
     }
 
 

@@ -6,7 +6,6 @@ was not planted may be somebody's.
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import sys
 import time
@@ -16,13 +15,13 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from hf_exposure.canaries import Canaries, Canary
+from hf_exposure.canaries import MASK, Canaries, Canary
 from hf_exposure.decoder import Decoder, undisturbed
-from hf_exposure.documents import Document, Tabular, from_jsonable
+from hf_exposure.documents import Document, Tabular, from_jsonable, versions
 from hf_exposure.exposure import check_context, context_before, progress_bar
 from hf_exposure.formats import SecretFormat
 from hf_exposure.frontier import Beam, CheapestFirst, Frontier
-from hf_exposure.results import MASK, MaskedCanary, short_label
+from hf_exposure.results import MaskedCanary, short_label
 from hf_exposure.tokens import TokenTree
 from hf_exposure.walk import Explorer, unvisited, walk
 
@@ -288,7 +287,7 @@ def extract_secrets(
             "noise_bits": decoder.noise,
             "batch_size": decoder.batch_size,
             "canaries": None if canaries is None else len(canaries.by_format(fmt)),
-            "versions": versions(),
+            "versions": versions("torch", "transformers"),
         },
     )
 
@@ -383,11 +382,6 @@ def _extraction(entry: dict[str, Any], fmt: SecretFormat, canaries: Canaries | N
 def times(number: int) -> str:
     """A number of repetitions as text."""
     return "once" if number == 1 else f"{number} times"
-
-
-def versions() -> dict[str, str]:
-    """Of the libraries that an extraction rests on."""
-    return {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
 
 
 def check_number(what: str, value: Any, least: int = 1) -> None:

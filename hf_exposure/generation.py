@@ -22,9 +22,9 @@ from transformers import (
 
 from hf_exposure.canaries import Canaries, Canary, derived
 from hf_exposure.decoder import Decoder, undisturbed
-from hf_exposure.documents import Document, Tabular, from_jsonable
+from hf_exposure.documents import Document, Tabular, from_jsonable, versions
 from hf_exposure.exposure import Group, check_context, plan_measurement
-from hf_exposure.extraction import check_number, versions
+from hf_exposure.extraction import check_number
 from hf_exposure.formats import SecretFormat
 from hf_exposure.masking import secrets_masked
 from hf_exposure.results import MaskedCanary, short_label
@@ -308,7 +308,7 @@ def generate_secrets(
             "bos": bos,
             "batch_size": batch_size,
             "generate": {name: _plain(value) for name, value in generate_kwargs.items()},
-            "versions": versions(),
+            "versions": versions("torch", "transformers"),
         },
         texts=texts,
     )

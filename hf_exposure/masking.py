@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from hf_exposure.canaries import Canary
+from hf_exposure.canaries import MASK, Canary
 
 
 def mask_secrets(text: str, canaries: Iterable[Canary]) -> str:
@@ -17,7 +17,7 @@ def mask_secrets(text: str, canaries: Iterable[Canary]) -> str:
     for canary in sorted(set(canaries), key=lambda one: len(one.secret), reverse=True):
         text = text.replace(canary.text, canary.label())
         if len(canary.secret) > 3:
-            text = text.replace(canary.secret, "•" * len(canary.secret))
+            text = text.replace(canary.secret, MASK * len(canary.secret))
     return text
 
 

@@ -13,14 +13,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from hf_exposure.canaries import Canaries, Canary
+from hf_exposure.canaries import MASK, Canaries, Canary
 from hf_exposure.documents import Document, Tabular, from_jsonable
 from hf_exposure.formats import SecretFormat
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MASK = "•"
 _PREFIX_SHOWN, _SUFFIX_SHOWN = 10, 8  # characters of a template that a table has room for
 
 

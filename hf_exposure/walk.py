@@ -158,11 +158,10 @@ def _drop_caches(frontier: Frontier, limit: int) -> None:
         branches.cache = None
 
 
-def powers_of(nodes: Nodes, inside: NDArray[np.bool_], rows: int) -> Floats:
+def powers_of(nodes: Nodes, inside: NDArray[np.bool_]) -> Floats:
     """(n, 5) log2 of each proposal's probability of going from the parent to each child.
 
-    A child outside, or of probability 0, has none. Children are row by row; `rows` is the number
-    of parents.
+    A child outside, or of probability 0, has none. Children are row by row.
     """
     inside = inside & np.isfinite(nodes.costs)
     scores = np.full((len(nodes), len(POWERS)), -np.inf)
@@ -236,7 +235,7 @@ class Explorer:
         inside = nodes.costs <= self.bound
         kept = nodes[inside]
         if self.propose:
-            step = powers_of(nodes, inside, len(parents))[inside]
+            step = powers_of(nodes, inside)[inside]
             kept.tags = self._log2_powers.add(self.powers(parents[kept.rows]) + step)
         return kept
 
@@ -362,7 +361,7 @@ class Sampler:
         depth = nodes.parents.paths.shape[1]
         here, rows = self._draws_at(parents)
         inside = nodes.costs <= self.bound
-        steps = self._steps(nodes, inside, len(parents))
+        steps = self._steps(nodes, inside)
         chosen = np.full(len(here), -1, dtype=np.int64)
         column = self._guides[here, min(depth, self._guides.shape[1] - 1)]
         guided = column >= 0
@@ -412,11 +411,11 @@ class Sampler:
             np.array(draws, dtype=np.int64),
         )
 
-    def _steps(self, nodes: Nodes, inside: NDArray[np.bool_], rows: int) -> Floats:
+    def _steps(self, nodes: Nodes, inside: NDArray[np.bool_]) -> Floats:
         """(n, k) log2 of each proposal's probability of going from the parent to each child."""
         if (self._power < 0).all():
             return np.zeros((len(nodes), self.log2_powers.shape[1]))
-        steps = powers_of(nodes, inside, rows)
+        steps = powers_of(nodes, inside)
         if self._aims is None:
             return steps
         inside = inside & np.isfinite(nodes.costs)

@@ -16,11 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_exposure.canaries import Canaries, Canary
+from hf_exposure.canaries import MASK, Canaries, Canary
 from hf_exposure.documents import plain_table
 from hf_exposure.formats import SecretFormat
 from hf_exposure.results import (
-    MASK,
     Exposure,
     Exposures,
     MaskedCanary,

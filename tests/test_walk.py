@@ -537,7 +537,7 @@ def test_a_token_of_probability_zero_is_never_drawn() -> None:
     zeros = np.zeros(5, dtype=np.int64)
     parents = Branches(np.zeros((2, 0), dtype=np.int64), np.zeros((2, 3)))
     nodes = Nodes(parents, rows, np.array([0, 1, 2, 0, 1]), zeros, costs, zeros)
-    step = np.exp2(powers_of(nodes, np.ones(5, dtype=bool), 2))
+    step = np.exp2(powers_of(nodes, np.ones(5, dtype=bool)))
     assert np.allclose(step[:3].sum(axis=0), 1)
     assert (step[[1, 3, 4]] == 0).all()
     sampler = Sampler([FREE] * 40, np.full(40, 4), spread(40, 0))
