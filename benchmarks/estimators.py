@@ -33,7 +33,8 @@ from hf_exposure.files import write_text
 from hf_exposure.formats import SecretFormat
 from hf_exposure.frontier import DepthFirst
 from hf_exposure.rank import SkewNormal, sampling_exposure, skewnorm_exposure
-from hf_exposure.ranking import Scorer, explore, ranks, sample
+from hf_exposure.ranking import explore, ranks, sample
+from hf_exposure.scoring import ScoredTree
 from hf_exposure.tokens import TokenTree
 from hf_exposure.walk import Explorer, walk
 
@@ -150,7 +151,7 @@ def measure(
 
     decoder = Decoder(model, tree.prompt, tree.columns)
     decoder.probe(paths[-4:])
-    scorer = Scorer(tree, decoder)
+    scorer = ScoredTree(tree, decoder)
     costs = scorer.follow(paths)
     tie = max(4 * decoder.noise, 2.0**-20 * float(costs.max()))
     # Strings within the noise of scoring count as ties, so the truth has them, too.

@@ -25,9 +25,11 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import CallbackHandler, TrainerControl, TrainerState
 
 from hf_exposure.canaries import Canaries, Canary
-from hf_exposure.exposure import Plan, Settings, measure_plan, plan_measurement
+from hf_exposure.exposure import measure_plan
 from hf_exposure.history import HISTORY_FILE, History, Measurement
 from hf_exposure.masking import mask_secrets
+from hf_exposure.planning import Plan, Settings, plan_measurement
+from hf_exposure.processes import Processes
 from hf_exposure.results import BudgetError, Exposures
 
 if TYPE_CHECKING:
@@ -441,7 +443,8 @@ class ExposureCallback(TrainerCallback):
             since = (tokens or 0) - ((self.history[-1].tokens or 0) if self.history else 0)
             settings = within_budget(settings, plan, int(SHARE * max(0, since)))
         try:
-            return measure_plan(model, plan, settings, unscorable="warn")
+            processes = Processes.of(model, split=True)
+            return measure_plan(model, plan, settings, processes=processes, unscorable="warn")
         except BudgetError as error:
             warnings.warn(
                 "ExposureCallback: method='exact' takes more token-forwards than it has; figures "

@@ -264,8 +264,9 @@ def measure(
     reveal: Reveal = False,
 ) -> None:
     """Measure how exposed canaries are in a model."""
-    from hf_exposure.exposure import Settings, measure_exposure
+    from hf_exposure.exposure import measure_exposure
     from hf_exposure.loading import load_model
+    from hf_exposure.planning import Settings
 
     planted = Canaries.load(canaries)
     Settings(method, samples, max_forwards, confidence, seed, batch_size)  # before the model loads

@@ -20,7 +20,7 @@ import itertools
 import math
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -95,8 +95,12 @@ class Decoder:
         columns: (C,) tokens whose probabilities are wanted.
         batch_size: rows of a forward; None derives it from the vocabulary. Halved, and kept so,
             when memory runs out.
+        before_forward: called before each forward, for processes that go in step.
 
     Attributes:
+        halved: whether memory ran out, so that `batch_size` is smaller than it was.
+        waiting_bytes: memory of the caches of branches that wait; told by the walk.
+        peak_bytes: the most that those, the branches of a step and its logits have held at once.
         forwards: token-forwards so far: positions that the model has computed, prompt included.
         cached: whether the model's cache is used.
         context: the largest number of tokens that the model was made for, None if it has no limit.
@@ -117,6 +121,7 @@ class Decoder:
         columns: Ints,
         *,
         batch_size: int | None = None,
+        before_forward: Callable[[], None] | None = None,
     ) -> None:
         # A step here is not one of all processes, and DDP would wait for the others.
         parallel = (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)
@@ -130,11 +135,13 @@ class Decoder:
         self._columns = torch.as_tensor(self._tokens, device=self._device)
         self._accepts = set(inspect.signature(bare.forward).parameters)
         config = getattr(bare, "config", None)
-        self._check(config, int(weight.shape[0]))
+        # ZeRO-3 leaves an empty tensor where a parameter was, and its shape beside it.
+        self._vocabulary = int(getattr(weight, "ds_shape", weight.shape)[0])
+        self._check(config, self._vocabulary)
         self.context = _context(config)
         self._cache_name: str | None = None
         self._root: Branches | None = None
-        most = min(512, _LOGITS // int(weight.shape[0]), _CHILDREN // max(1, len(columns)))
+        most = min(512, _LOGITS // self._vocabulary, _CHILDREN // max(1, len(columns)))
         self.batch_size = batch_size or max(1, most)
         self.cache_limit = _CACHE_BYTES
         self.forwards = 0
@@ -142,6 +149,9 @@ class Decoder:
         self.joins = True
         self._masks = True  # whether a cached step gets a mask
         self.noise = math.nan
+        self.halved = False
+        self.waiting_bytes = self.peak_bytes = 0
+        self._before_forward = before_forward
 
     def _check(self, config: Any, size: int) -> None:
         if getattr(config, "is_encoder_decoder", False):
@@ -165,6 +175,10 @@ class Decoder:
                 self.cached = False
             self._root = Branches(np.zeros((1, 0), dtype=np.int64), bits, cache)
         return replace(self._root)  # walks let go of what they do not need any more
+
+    def idle(self) -> None:
+        """The smallest forward there is, for a process that waits for others in step."""
+        self._call(np.array([self._prompt[:1]]), keep=1, use_cache=False)
 
     def price(self, parents: Branches) -> int:
         """Token-forwards that one step from one of these branches takes."""
@@ -194,7 +208,7 @@ class Decoder:
                 if not _out_of_memory(error) or len(place) == 1:
                     raise
             if branches is None:  # out here, where the error no longer holds on to tensors
-                self.batch_size = len(place) // 2
+                self.batch_size, self.halved = len(place) // 2, True
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 continue
@@ -206,13 +220,20 @@ class Decoder:
         depth = parents.paths.shape[1]
         if not self.cached:
             bits, _ = self._forward(self._with_prompt(paths), 0, None)
-            return Branches(paths, bits)
+            return self._weighed(parents, Branches(paths, bits))
         if parents.cache is None:
             return self._again(paths)
         tokens = self._tokens[columns][:, None]
         cache = self._select(parents.cache, rows)
         bits, cache = self._forward(tokens, len(self._prompt) + depth, cache)
-        return Branches(paths, bits, cache)
+        return self._weighed(parents, Branches(paths, bits, cache))
+
+    def _weighed(self, parents: Branches, made: Branches) -> Branches:
+        """The branches of a step, whose memory is taken note of."""
+        held = self.waiting_bytes + parents.cache_bytes + made.cache_bytes + made.bits.nbytes
+        logits = len(made.paths) * self._vocabulary * 4  # in single precision
+        self.peak_bytes = max(self.peak_bytes, held + logits)
+        return made
 
     def _again(self, paths: Ints) -> Branches:
         """Branches whose cache was dropped, run again from the prompt on, token by token.
@@ -408,6 +429,8 @@ class Decoder:
         inputs.update({k: v for k, v in optional.items() if k in self._accepts})
         if cache is not None and self._cache_name is not None:
             inputs[self._cache_name] = cache
+        if self._before_forward is not None:
+            self._before_forward()
         output = self._model(**inputs)
         self.forwards += rows * width
         return output

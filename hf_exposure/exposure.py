@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,24 +16,25 @@ from numpy.typing import NDArray
 from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.decoder import Decoder, undisturbed
 from hf_exposure.documents import versions
-from hf_exposure.masking import mask_secrets, secrets_masked
-from hf_exposure.rank import (
-    ExposureEstimate,
-    RankEstimate,
-    SkewNormal,
-    exp2,
-    sampling_exposure,
-    skewnorm_exposure,
-    weighted_rank,
+from hf_exposure.masking import secrets_masked
+from hf_exposure.planning import (
+    Group,
+    Plan,
+    Settings,
+    check_context,
+    context_before,
+    leave_out,
+    plan_measurement,
 )
-from hf_exposure.ranking import Sampled, Scorer, explore, ranks, sample
+from hf_exposure.processes import Processes
+from hf_exposure.ranking import Sampled, explore, ranks, sample
+from hf_exposure.references import Measured, by_references
 from hf_exposure.results import BudgetError, Exposure, Exposures
-from hf_exposure.tokens import TokenTree
+from hf_exposure.scoring import ScoredTree, Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-METHODS = ("auto", "exact", "sampling", "skewnorm")
 _PILOT = 120  # draws that estimate how many prefixes an exact rank has to visit
 _MANY = 10**7  # forwards that are worth a warning before they are begun
 
@@ -42,96 +42,9 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Group:
-    """Canaries that share a secret format and a context, and so a token tree.
-
-    Attributes:
-        places: their positions in the set.
-        paths: for each of them its path in the tree.
-    """
-
-    tree: TokenTree
-    places: tuple[int, ...]
-    paths: list[Ints]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All of a measurement that does not depend on the model; made once, used at every evaluation.
-
-    Attributes:
-        canaries: the whole set.
-        groups: one for each format.
-        skipped: canaries that cannot be scored, by position, and why.
-    """
-
-    canaries: Canaries
-    groups: list[Group]
-    skipped: dict[int, str]
-
-
-def plan_measurement(
-    tokenizer: PreTrainedTokenizerBase,
-    canaries: Canaries,
-    *,
-    bos: bool | None = None,
-    unscorable: str = "raise",
-) -> Plan:
-    """Build the token tree of every format of a canary set.
-
-    Args:
-        bos: whether special tokens come before the text, as in training. None follows the
-            tokenizer's default.
-        unscorable: "raise", or "warn" to go on without the canaries that cannot be scored.
-
-    Raises:
-        ValueError: the tokenizer cannot write a template or its secrets (with "raise").
-    """
-    groups: list[Group] = []
-    skipped: dict[int, str] = {}
-    before = context_before(canaries, tokenizer)
-    # A rendered conversation holds its own special tokens.
-    begin = False if canaries.planting.get("chat") else bos
-    for fmt in canaries.formats:
-        places = tuple(i for i, canary in enumerate(canaries) if canary.format == fmt)
-        try:
-            tree = TokenTree(fmt, tokenizer, before=before, bos=begin)
-            paths = tree.paths([canaries[place].secret for place in places])
-        except Exception as error:  # tokenizers may raise anything, and quote what they got
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            why = mask_secrets(f"{kind}{error}", canaries)
-        else:
-            groups.append(Group(tree, places, paths))
-            continue
-        _skip(skipped, places, why, unscorable)
-    return Plan(canaries, groups, skipped)
-
-
-def context_before(canaries: Canaries, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What stands before a canary where it was planted: nothing in a row of its own, a space
-    within a paragraph, the rendered beginning of the conversation in a chat."""
-    planting = canaries.planting
-    if planting.get("chat") and planting.get("mode") == "rows":
-        mark = "\x00canary\x00"
-        messages = [
-            {"role": "user", "content": planting["request"]},
-            {"role": "assistant", "content": mark},
-        ]
-        try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False)
-        except ValueError as error:
-            raise ValueError(
-                "tokenizer: the canaries were planted in conversations, but it has no chat "
-                f"template to render them with ({error})"
-            ) from None
-        return str(text).partition(mark)[0]
-    return " " if planting.get("mode") == "splice" else ""
-
-
 def measure_exposure(
     model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     canaries: Canaries | Iterable[Canary],
     method: str = "auto",
     samples: int = 2000,
@@ -149,8 +62,9 @@ def measure_exposure(
 
     Args:
         model: a causal language model of transformers. Its mode and all random states are left as
-            they were.
-        tokenizer: the one that it was trained with.
+            they were. Where it is spread over processes (FSDP, ZeRO-3), all of them have to call
+            this. Or a `Scorer`, such as a model behind an endpoint.
+        tokenizer: the one that it was trained with; a `Scorer` needs none, but for conversations.
         canaries: the canaries, inserted ones and controls.
         method: "auto" explores the most likely secrets and samples the rest; "exact" explores
             until every rank is certain; "sampling" and "skewnorm" are the paper's two estimators
@@ -163,7 +77,8 @@ def measure_exposure(
         confidence: of all intervals.
         seed: of all draws; the same seed gives the same figures.
         batch_size: rows of a forward; None chooses, and memory running out halves it.
-        accelerator: of a script of your own, to unwrap the model.
+        accelerator: of a script of your own. Its processes share the work, so all of them have to
+            call this; every one gets the same figures.
         progress: show a progress bar.
         bos: whether special tokens come before the text, as in training; None follows the
             tokenizer's default.
@@ -175,6 +90,7 @@ def measure_exposure(
 
     Raises:
         ValueError: bad arguments, a canary that cannot be scored, or a model that gives NaN.
+        ProcessFailedError: another process has failed.
         BudgetError: "exact" does not get by with `max_forwards`; holds what "auto" gives.
 
     Example:
@@ -186,6 +102,10 @@ def measure_exposure(
         raise TypeError(
             "measure_exposure: canaries is a path; load it first, with Canaries.load(path)"
         )
+    canaries = canaries if isinstance(canaries, Canaries) else Canaries(list(canaries))
+    settings = Settings(method, samples, max_forwards, confidence, seed, batch_size, bos)
+    if isinstance(model, Scorer):
+        return measure_scorer(model, tokenizer, canaries, settings)
     if not hasattr(model, "modules"):
         raise TypeError(
             f"measure_exposure: model is of type {type(model).__name__}; load it first, such as "
@@ -196,57 +116,15 @@ def measure_exposure(
             f"measure_exposure: tokenizer is of type {type(tokenizer).__name__}; give the model's, "
             "such as AutoTokenizer.from_pretrained(...)"
         )
-    canaries = canaries if isinstance(canaries, Canaries) else Canaries(list(canaries))
     if unscorable not in ("raise", "warn"):
         raise ValueError(
             f"measure_exposure: unscorable={unscorable!r} is not known; use 'raise' or 'warn'"
         )
-    settings = Settings(method, samples, max_forwards, confidence, seed, batch_size, bos)
     plan = plan_measurement(tokenizer, canaries, bos=bos, unscorable=unscorable)
-    if accelerator is not None:
-        model = accelerator.unwrap_model(model)
-    return measure_plan(model, plan, settings, progress=progress, unscorable=unscorable)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The arguments of a measurement, checked; see `measure_exposure`.
-
-    Attributes:
-        min_samples: draws that "auto" makes even where the budget does not reach for them.
-    """
-
-    method: str = "auto"
-    samples: int = 2000
-    max_forwards: int | None = None
-    confidence: float = 0.95
-    seed: int = 0
-    batch_size: int | None = None
-    bos: bool | None = None
-    min_samples: int = 0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(
-                f"measure_exposure: method={self.method!r} is not known; "
-                f"use one of {', '.join(map(repr, METHODS))}"
-            )
-        least = {"sampling": 1, "skewnorm": 10}.get(self.method, 0)
-        for name, value, low in (
-            ("samples", self.samples, least),
-            ("max_forwards", self.max_forwards, 0),
-            ("batch_size", self.batch_size, 1),
-        ):
-            if value is not None and (isinstance(value, bool) or not value >= low):
-                raise ValueError(
-                    f"measure_exposure: {name}={value!r} is too small for method="
-                    f"{self.method!r}; give a whole number of at least {low}"
-                )
-        if not 0 < self.confidence < 1:
-            raise ValueError(
-                f"measure_exposure: confidence={self.confidence!r} is not between 0 and 1; "
-                "0.95 is usual"
-            )
+    processes = Processes.of(model, split=accelerator is not None)
+    return measure_plan(
+        model, plan, settings, processes=processes, progress=progress, unscorable=unscorable
+    )
 
 
 def measure_plan(
@@ -254,17 +132,31 @@ def measure_plan(
     plan: Plan,
     settings: Settings,
     *,
+    processes: Processes | None = None,
     progress: bool = False,
     unscorable: str = "raise",
 ) -> Exposures:
-    """Measure what `plan_measurement` has prepared; see `measure_exposure`."""
+    """Measure what `plan_measurement` has prepared; see `measure_exposure`.
+
+    Args:
+        processes: those that call this at the same time, with equal arguments; None takes those
+            that have to, because the model is spread over them.
+    """
     start = time.perf_counter()
+    processes = Processes.of(model, split=False) if processes is None else processes
     results: dict[int, Exposure] = {}
     references: dict[str, list[float]] = {}
     details: dict[str, Any] = {}
     skipped = dict(plan.skipped)
-    spent, unfinished = 0, []
-    with secrets_masked(plan.canaries), undisturbed(model), progress_bar(progress) as tick:
+    spent, peak, unfinished = 0, 0, []
+    batch_size = settings.batch_size
+    show = progress and processes.number == 0
+    with (
+        processes.together(),
+        secrets_masked(plan.canaries),
+        undisturbed(model),
+        progress_bar(show) as tick,
+    ):
         for number, group in enumerate(plan.groups):
             left = math.inf
             if settings.max_forwards is not None:
@@ -272,27 +164,37 @@ def measure_plan(
             tree, name = group.tree, group.tree.format.template
             try:
                 decoder = Decoder(
-                    model, tree.prompt, tree.columns, batch_size=settings.batch_size
+                    model,
+                    tree.prompt,
+                    tree.columns,
+                    batch_size=batch_size,
+                    before_forward=processes.before_forward,
                 )
-                check_context(decoder, tree, group.paths)
+                check_context(decoder.context, tree, group.paths)
             except ValueError as error:
-                _skip(skipped, group.places, str(error), unscorable)
+                leave_out(skipped, group.places, str(error), unscorable)
                 continue
-            scorer = Scorer(tree, decoder, left, _reporter(tick, decoder, spent))
+            processes.forward = decoder.idle
+            report = _reporter(tick, decoder, spent)
+            scored = ScoredTree(tree, decoder, left, report, processes)
             canaries = [plan.canaries[place] for place in group.places]
-            measured = _measure_group(scorer, group, canaries, settings)
+            measured = _measure_group(scored, group, canaries, settings)
             results.update(zip(group.places, measured.exposures, strict=True))
             if measured.references is not None:
                 references[name] = measured.references.tolist()
             if measured.unfinished:
                 unfinished.append(measured.unfinished)
-            spent += decoder.forwards
-            details[name] = measured.details
+            if decoder.halved:  # memory will not suffice for the next format either
+                batch_size = decoder.batch_size
+            peak = max(peak, *scored.gather(decoder.peak_bytes))
+            spent += scored.forwards
+            details[name] = measured.details | {"forwards": scored.forwards}
     exposures = Exposures(
         [results[place] for place in sorted(results)],
         forwards=spent,
         seconds=time.perf_counter() - start,
-        settings=_describe(settings, details),
+        settings=_describe(settings, details)
+        | {"processes": processes.count, "peak_bytes": peak},
         references=references,
         skipped=[(plan.canaries[place], why) for place, why in sorted(skipped.items())],
     )
@@ -306,94 +208,135 @@ def measure_plan(
     return exposures
 
 
-@dataclass
-class _Measured:
-    exposures: list[Exposure]
-    details: dict[str, Any]
-    references: Floats | None = None
-    unfinished: str = ""
+def measure_scorer(
+    scorer: Scorer,
+    tokenizer: PreTrainedTokenizerBase | None,
+    canaries: Canaries,
+    settings: Settings,
+) -> Exposures:
+    """Measure a model of which only log-perplexities are known; see `measure_exposure`."""
+    if settings.method not in ("sampling", "skewnorm"):
+        raise ValueError(
+            f"measure_exposure: method={settings.method!r} needs a model at hand, to look at "
+            f"every next token, and {type(scorer).__name__} gives log-perplexities only; use "
+            "method='sampling' or 'skewnorm'"
+        )
+    start, before_all = time.perf_counter(), scorer.forwards
+    before = context_before(canaries, tokenizer)
+    results: dict[int, Exposure] = {}
+    references: dict[str, list[float]] = {}
+    details: dict[str, Any] = {}
+    with secrets_masked(canaries):
+        for fmt in canaries.formats:
+            places = [place for place, canary in enumerate(canaries) if canary.format == fmt]
+            group = [canaries[place] for place in places]
+            secrets = [canary.secret for canary in group]
+            forwards = scorer.forwards
+            costs = scorer.log_perplexities(fmt, secrets, before)
+            # In another order, so that whatever hangs on the batch shows.
+            again = scorer.log_perplexities(fmt, secrets[::-1], before)[::-1]
+            finite = np.isfinite(costs) & np.isfinite(again)
+            noise = float(np.abs(costs - again)[finite].max(initial=0.0))
+            tie = _tie(noise, costs)
+            measured = by_references(scorer, group, costs, tie, settings, before)
+            results.update(zip(places, measured.exposures, strict=True))
+            if measured.references is not None:
+                references[fmt.template] = measured.references.tolist()
+            details[fmt.template] = measured.details | {
+                "bits": fmt.bits,
+                "noise_bits": noise,
+                "tie_bits": tie,
+                "forwards": scorer.forwards - forwards,
+            }
+    return Exposures(
+        [results[place] for place in sorted(results)],
+        forwards=scorer.forwards - before_all,
+        seconds=time.perf_counter() - start,
+        settings=_describe(settings, details) | {"scorer": type(scorer).__name__},
+        references=references,
+    )
+
+
+def _tie(noise: float, costs: Floats) -> float:
+    """Costs closer than this are equal, as far as can be told."""
+    # Single precision keeps 24 bits of each log-probability, whatever was seen of the noise.
+    return max(4 * noise, 2.0**-20 * float(costs[np.isfinite(costs)].max(initial=1.0)))
 
 
 def _measure_group(
-    scorer: Scorer, group: Group, canaries: list[Canary], settings: Settings
-) -> _Measured:
-    decoder = scorer.decoder
+    scored: ScoredTree, group: Group, canaries: list[Canary], settings: Settings
+) -> Measured:
+    decoder, tree = scored.decoder, scored.tree
     # The longest paths show the most rounding; a handful is enough.
     decoder.probe(sorted(group.paths, key=len)[-4:])
-    costs = scorer.follow(group.paths)
-    finite = costs[np.isfinite(costs)]
-    # Single precision keeps 24 bits of each log-probability, whatever the probe has seen.
-    rounding = 2.0**-20 * float(finite.max(initial=1.0))
-    tie = max(4 * decoder.noise, rounding)
+    noise = max(scored.gather(decoder.noise))
+    costs = scored.follow(group.paths)
+    tie = _tie(noise, costs)
     if settings.method in ("sampling", "skewnorm"):
-        measured = _by_references(scorer, canaries, costs, tie, settings)
+        measured = by_references(scored, canaries, costs, tie, settings, tree.before)
     else:
-        measured = _by_tree(scorer, group, canaries, costs, tie, settings)
-    tree = scorer.tree
+        measured = _by_tree(scored, group, canaries, costs, tie, settings)
     measured.details |= {
         "bits": tree.format.bits,
         "paths": tree.way,
         "false_share": tree.false_share,
         "prompt_tokens": len(tree.prompt),
         "cached": decoder.cached,
-        "noise_bits": decoder.noise,
+        "noise_bits": noise,
         "tie_bits": tie,
         "batch_size": decoder.batch_size,
-        "forwards": decoder.forwards,
+        "halved": decoder.halved,
     }
     return measured
 
 
 def _by_tree(
-    scorer: Scorer,
+    scored: ScoredTree,
     group: Group,
     canaries: list[Canary],
     costs: Floats,
     tie: float,
     settings: Settings,
-) -> _Measured:
+) -> Measured:
     """`auto` and `exact`: explore, and sample what is left unless all is certain."""
-    decoder = scorer.decoder
     bound = float(costs[np.isfinite(costs)].max(initial=-math.inf)) + tie
     depth = float(np.mean([len(path) for path in group.paths]))
     exact, unfinished = settings.method == "exact", ""
     details: dict[str, Any] = {}
     if exact and math.isfinite(bound):
-        root = explore(scorer, bound, group.paths, max_forwards=1)
-        needed = sample(scorer, root, _PILOT, settings.seed).inner if root.inner else 0.0
+        root = explore(scored, bound, group.paths, max_forwards=1)
+        needed = 0.0 if root.complete else sample(scored, root, _PILOT, settings.seed).inner
         details["exact_forwards_estimate"] = round(needed)
-        if needed > 2 * scorer.room:
+        if needed > 2 * scored.room:
             exact = False
             unfinished = f"it would take about {needed:.2g} token-forwards"
-        elif needed > _MANY and math.isinf(scorer.room):
+        elif needed > _MANY and math.isinf(scored.room):
             warnings.warn(
                 f"measure_exposure: method='exact' will take about {needed:.2g} token-forwards; "
                 "set max_forwards, or use method='auto'",
                 stacklevel=2,
             )
-    before = decoder.forwards
-    budget = scorer.room if exact else _share_to_explore(scorer, settings, depth)
-    explored = explore(
-        scorer, bound, group.paths, max_forwards=budget, depth_first=exact
-    )
-    details["explored"] = decoder.forwards - before
-    if exact and explored.inner:
-        unfinished = f"{decoder.forwards - before} prefixes were visited before it ran out"
+    before = scored.forwards
+    budget = scored.room if exact else _share_to_explore(scored, settings, depth)
+    explored = explore(scored, bound, group.paths, max_forwards=budget, depth_first=exact)
+    details["explored"] = scored.forwards - before
+    if exact and not explored.complete:
+        unfinished = f"{scored.forwards - before} prefixes were visited before it ran out"
 
     sampled: Sampled | None = None
     n = settings.samples
-    if math.isfinite(scorer.room):
+    if math.isfinite(scored.room):
         longest = max(len(path) for path in group.paths)
-        n = min(n, max(settings.min_samples, int(scorer.room / longest)))
-    if explored.inner and n > 0:
-        sampled = sample(scorer, explored, n, settings.seed, costs)
+        n = min(n, max(settings.min_samples, int(scored.room / longest)))
+    if not explored.complete and n > 0:
+        sampled = sample(scored, explored, n, settings.seed, costs)
         details["samples"] = n
     controls = np.array([not canary.inserted for canary in canaries])
-    estimates = ranks(scorer, explored, sampled, costs, controls, tie, settings.confidence)
+    estimates = ranks(scored, explored, sampled, costs, controls, tie, settings.confidence)
     method = "exact" if settings.method == "exact" and not unfinished else "auto"
-    return _Measured(
+    return Measured(
         [
-            _exposure(canary, float(cost), estimate, method)
+            Exposure.of_rank(canary, float(cost), estimate, method)
             for canary, cost, estimate in zip(canaries, costs, estimates, strict=True)
         ],
         details,
@@ -401,129 +344,12 @@ def _by_tree(
     )
 
 
-def _share_to_explore(scorer: Scorer, settings: Settings, depth: float) -> float:
+def _share_to_explore(scored: ScoredTree, settings: Settings, depth: float) -> float:
     """Forwards to explore with: a third of what is there, or more where sampling leaves some."""
-    if math.isinf(scorer.room):
+    if math.isinf(scored.room):
         return float(max(settings.samples, 100))
     sampling = settings.samples * depth
-    return max(scorer.room / 3, scorer.room - sampling)
-
-
-def _exposure(canary: Canary, cost: float, estimate: RankEstimate, method: str) -> Exposure:
-    most = canary.format.bits
-
-    def bits(log2_rank: float) -> float:
-        return max(0.0, most - log2_rank)
-
-    return Exposure(
-        canary=canary,
-        bits=bits(estimate.log2_rank),
-        low=bits(estimate.log2_high),
-        high=bits(estimate.log2_low),
-        rank=estimate.rank,
-        rank_low=estimate.low,
-        rank_high=estimate.high,
-        certified=bits(estimate.log2_upper_bound),
-        ties=estimate.ties,
-        exact=estimate.exact,
-        log_perplexity=cost,
-        method=method,
-        p_value=exp2(-bits(estimate.log2_rank)),
-    )
-
-
-def _by_references(
-    scorer: Scorer, canaries: list[Canary], costs: Floats, tie: float, settings: Settings
-) -> _Measured:
-    """The paper's estimators: where the canaries stand among uniform references.
-
-    A space no larger than the sample is taken whole, and then `sampling` gives the exact rank.
-    """
-    fmt, tree = scorer.tree.format, scorer.tree
-    inserted = {canary.secret for canary in canaries if canary.inserted}
-    whole = fmt.size <= settings.samples
-    secrets = list(fmt.enumerate()) if whole else fmt.sample(settings.samples, settings.seed)
-    secrets = [secret for secret in secrets if secret not in inserted]
-    references = scorer.follow(tree.paths(secrets)) if secrets else np.zeros(0)
-    details: dict[str, Any] = {"references": len(references), "whole_space": whole}
-    fit = None
-    if settings.method == "skewnorm":
-        fit = SkewNormal.fit(references[np.isfinite(references)])
-        details["fit"] = {
-            "shape": fit.shape, "loc": fit.loc, "scale": fit.scale, "ks": fit.ks
-        }
-    names = np.array(secrets, dtype=object)
-    out = []
-    for canary, cost in zip(canaries, costs, strict=True):
-        others = references[names != canary.secret]
-        if fit is not None:
-            estimate = skewnorm_exposure(cost, fit, fmt.bits, settings.confidence)
-        elif whole:
-            out.append(_exposure(canary, float(cost), _whole_rank(cost, others, tie), "sampling"))
-            continue
-        else:
-            estimate = sampling_exposure(
-                cost, others, settings.confidence, tie, log2_size=fmt.bits
-            )
-        ties = int(np.sum((others <= cost + tie) & (others >= cost - tie)))
-        out.append(_by_estimate(canary, float(cost), estimate, ties, settings.method))
-    return _Measured(out, details, references)
-
-
-def _whole_rank(cost: float, others: Floats, tie: float) -> RankEstimate:
-    """The rank among all other strings of R."""
-    nothing = np.zeros(0)
-    return weighted_rank(
-        cost, others, nothing, nothing, nothing, nothing,
-        log2_size=math.inf, tie=tie, confidence=0.95, largest_log2_weight=math.inf,
-    )
-
-
-def _by_estimate(
-    canary: Canary, cost: float, estimate: ExposureEstimate, ties: int, method: str
-) -> Exposure:
-    most = canary.format.bits
-
-    def rank(bits: float) -> float:
-        return max(1.0, exp2(most - bits))
-
-    return Exposure(
-        canary=canary,
-        bits=estimate.bits,
-        low=estimate.low,
-        high=estimate.high,
-        rank=rank(estimate.bits),
-        rank_low=rank(estimate.high),
-        rank_high=rank(estimate.low),
-        certified=min(most, max(0.0, most - cost)),
-        ties=ties,
-        exact=False,
-        log_perplexity=cost,
-        method=method,
-        p_value=estimate.p_value,
-        raw_bits=estimate.raw_bits,
-    )
-
-
-def check_context(decoder: Decoder, tree: TokenTree, paths: list[Ints]) -> None:
-    """Refuse paths that do not fit the model's context together with their prompt.
-
-    Raises:
-        ValueError: the longest does not.
-    """
-    longest = len(tree.prompt) + max(len(path) for path in paths)
-    if decoder.context is not None and longest > decoder.context:
-        raise ValueError(
-            f"canaries: the longest one of {tree.format.template!r} has {longest} tokens, "
-            f"more than the model's context of {decoder.context}; use a shorter template"
-        )
-
-
-def _skip(skipped: dict[int, str], places: tuple[int, ...], why: str, unscorable: str) -> None:
-    if unscorable != "warn":
-        raise ValueError(why) from None
-    warnings.warn(f"{len(places)} canaries cannot be scored: {why}", stacklevel=3)
-    skipped.update(dict.fromkeys(places, why))
+    return max(scored.room / 3, scored.room - sampling)
 
 
 def _describe(settings: Settings, details: dict[str, Any]) -> dict[str, Any]:

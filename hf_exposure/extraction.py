@@ -18,9 +18,10 @@ import numpy as np
 from hf_exposure.canaries import MASK, Canaries, Canary
 from hf_exposure.decoder import Decoder, undisturbed
 from hf_exposure.documents import Document, Tabular, from_jsonable, versions
-from hf_exposure.exposure import check_context, context_before, progress_bar
+from hf_exposure.exposure import progress_bar
 from hf_exposure.formats import SecretFormat
 from hf_exposure.frontier import Beam, CheapestFirst, Frontier
+from hf_exposure.planning import check_context, context_before
 from hf_exposure.results import MaskedCanary, short_label
 from hf_exposure.tokens import TokenTree
 from hf_exposure.walk import Explorer, unvisited, walk
@@ -253,7 +254,7 @@ def extract_secrets(
         decoder = Decoder(model, tree.prompt, tree.columns, batch_size=batch_size)
         limit = math.inf if max_forwards is None else max_forwards
         samples = tree.random_paths(4)
-        check_context(decoder, tree, samples)
+        check_context(decoder.context, tree, samples)
         decoder.probe(samples)
 
         def report() -> None:

@@ -23,10 +23,10 @@ from transformers import (
 from hf_exposure.canaries import Canaries, Canary, derived
 from hf_exposure.decoder import Decoder, undisturbed
 from hf_exposure.documents import Document, Tabular, from_jsonable, versions
-from hf_exposure.exposure import Group, check_context, plan_measurement
 from hf_exposure.extraction import check_number
 from hf_exposure.formats import SecretFormat
 from hf_exposure.masking import secrets_masked
+from hf_exposure.planning import Group, check_context, plan_measurement
 from hf_exposure.results import MaskedCanary, short_label
 from hf_exposure.tokens import TokenTree
 
@@ -273,7 +273,7 @@ def generate_secrets(
         for group in plan.groups:
             tree, fmt = group.tree, group.tree.format
             decoder = Decoder(model, tree.prompt, tree.columns)  # it refuses what does not fit
-            check_context(decoder, tree, group.paths)
+            check_context(decoder.context, tree, group.paths)
             torch.manual_seed(derived(seed, "generation", fmt.template).getrandbits(63))
             room = (decoder.context or _LONGEST) - len(tree.prompt)
             ids = _generate(model, group, num_samples, constrained, batch_size, options, room)

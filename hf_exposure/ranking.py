@@ -6,98 +6,60 @@ format and a context, so that one exploration and one sample serve all of them.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from hf_exposure.decoder import Decoder
-from hf_exposure.frontier import CheapestFirst, DepthFirst, Frontier, Nodes
+from hf_exposure.frontier import CheapestFirst, DepthFirst, Frontier
 from hf_exposure.rank import RankEstimate, last_rank, weighted_rank
-from hf_exposure.tokens import TokenTree
+from hf_exposure.scoring import ScoredTree
 from hf_exposure.walk import POWERS, Explorer, Sampler, unvisited, walk
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+_Draw = tuple[Ints, int, float, int]  # guide, proposal, position in it, place in the frontier
 
 _MODEL = int(np.flatnonzero(POWERS == 1.0)[0])  # the proposal that is the model's distribution
 _AIMS = 4  # canaries at most that proposals aim at
 _COMMON = 0.1  # where so many uniform draws cost no more than a canary, it needs no aim
 _PILOT_SHARE = 40  # one draw of so many is for finding out where to aim
+_BEGIN = 32  # prefixes that all processes visit alike before they share the rest
 _LOOKS = 64  # leaves that a draw looks at from their parent
 
 
-@dataclass
-class Scorer:
-    """One token tree under one model, with the forwards that it may spend.
-
-    Attributes:
-        max_forwards: token-forwards that all questions together may take; the canaries' own
-            log-perplexities and the decoder's probe are always done.
-        progress: called now and then while forwards are made.
-    """
-
-    tree: TokenTree
-    decoder: Decoder
-    max_forwards: float = math.inf
-    progress: Callable[[], None] | None = None
-
-    @property
-    def room(self) -> float:
-        """Forwards that are left."""
-        return max(0.0, self.max_forwards - self.decoder.forwards)
-
-    def follow(self, paths: list[Ints]) -> Floats:
-        """(n,) log-perplexities in bits of given leaves. Shared prefixes are run once."""
-        sampler = Sampler(paths)
-        walk(self.decoder, self.tree, sampler, DepthFirst(), progress=self.progress)
-        return sampler.costs
-
-
-@dataclass
+@dataclass(frozen=True)
 class Explored:
     """What is known of the strings that cost at most `bound`.
 
     Attributes:
         costs: (m,) costs of the leaves that were met, canaries left out.
-        inner: the prefixes that were met and not visited: the unexplored rest lies under them.
         canaries: paths of all canaries of the group, which are counted apart.
-        frontier_paths, frontier_costs, frontier_states: (f,) those prefixes one by one.
+        frontier_paths, frontier_costs, frontier_states: (f,) the prefixes that were met and not
+            visited: the unexplored rest lies under them.
         powers: (f, 5) log2 of the powers' probabilities of coming by them.
     """
 
     bound: float
     costs: Floats
-    inner: list[Nodes]
-    explorer: Explorer
     canaries: set[tuple[int, ...]]
-    frontier_paths: list[Ints] = field(init=False)
-    frontier_costs: Floats = field(init=False)
-    frontier_states: Ints = field(init=False)
-    powers: Floats = field(init=False)
+    frontier_paths: list[Ints]
+    frontier_costs: Floats
+    frontier_states: Ints
+    powers: Floats
 
-    def __post_init__(self) -> None:
-        nodes = [
-            (tuple(path), cost, state, tag)
-            for some in self.inner
-            for path, cost, state, tag in zip(
-                some.paths.tolist(), some.costs, some.states, some.tags, strict=True
-            )
-        ]
-        # In an order of its own, whatever the order of the walk was: draws go by it.
-        nodes.sort(key=lambda node: node[0])
-        self.frontier_paths = [np.array(path, dtype=np.int64) for path, *_ in nodes]
-        self.frontier_costs = np.array([cost for _, cost, _, _ in nodes], dtype=np.float64)
-        self.frontier_states = np.array([state for _, _, state, _ in nodes], dtype=np.int64)
-        self.powers = self.explorer.powers(np.array([tag for *_, tag in nodes], dtype=np.int64))
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left unexplored."""
+        return not self.frontier_paths
 
 
 def explore(
-    scorer: Scorer,
+    scored: ScoredTree,
     bound: float,
     canaries: list[Ints],
     *,
@@ -106,27 +68,84 @@ def explore(
 ) -> Explored:
     """Visit prefixes that cost at most `bound` bits, the cheapest first, as far as forwards last.
 
-    Depth first visits the same ones if it comes to the end, and holds few at a time.
+    Depth first visits the same ones if it comes to the end, and holds few at a time. Several
+    processes begin alike and then go on under different prefixes each.
     """
     explorer = Explorer(bound=bound, propose=True)
-    frontier: Frontier = DepthFirst() if depth_first else CheapestFirst()
-    upto = min(scorer.decoder.forwards + max_forwards, scorer.max_forwards)
-    if math.isfinite(bound):
-        walk(
-            scorer.decoder,
-            scorer.tree,
-            explorer,
-            frontier,
-            max_forwards=max(upto, scorer.decoder.forwards + 1),
-            eager=depth_first,
-            progress=scorer.progress,
+    count = scored.processes.count
+    budget = min(max_forwards, scored.room)
+    begin = min(budget, _BEGIN if budget > 2 * _BEGIN * count else math.inf)
+    frontier: Frontier = DepthFirst() if depth_first and count == 1 else CheapestFirst()
+    if math.isfinite(bound) and (scored.processes.number == 0 or begin < budget):
+        _walk_on(scored, explorer, frontier, budget if count == 1 else begin, depth_first)
+    if count > 1 and begin < budget and not math.isinf(frontier.least()):
+        frontier = _dealt(scored, explorer, frontier, depth_first)
+        _walk_on(scored, explorer, frontier, budget / count - begin, depth_first)
+    elif scored.processes.number > 0:  # all has been done by all, or by the first alone
+        explorer, frontier = Explorer(), CheapestFirst()
+    nodes = [
+        (tuple(path), cost, state, log2)
+        for some in unvisited(scored.tree, explorer, frontier)
+        for path, cost, state, log2 in zip(
+            some.paths.tolist(), some.costs, some.states, explorer.powers(some.tags), strict=True
         )
-    inner = unvisited(scorer.tree, explorer, frontier)
+    ]
     own = {tuple(path.tolist()) for path in canaries}
     costs = [
         cost for cost, path in zip(explorer.costs, explorer.paths, strict=True) if path not in own
     ]
-    return Explored(bound, np.array(costs), inner, explorer, own)
+    met = scored.gather((costs, nodes))
+    # In an order of its own, whatever the order of the walk was: draws go by it.
+    nodes = sorted((node for _, some in met for node in some), key=lambda node: node[0])
+    return Explored(
+        bound,
+        np.array([cost for some, _ in met for cost in some], dtype=np.float64),
+        own,
+        [np.array(path, dtype=np.int64) for path, *_ in nodes],
+        np.array([cost for _, cost, _, _ in nodes], dtype=np.float64),
+        np.array([state for _, _, state, _ in nodes], dtype=np.int64),
+        np.array([log2 for *_, log2 in nodes], dtype=np.float64).reshape(-1, len(POWERS)),
+    )
+
+
+def _walk_on(
+    scored: ScoredTree, explorer: Explorer, frontier: Frontier, forwards: float, eager: bool
+) -> None:
+    """Explore with at least one forward, from the root or from what waits."""
+    walk(
+        scored.decoder,
+        scored.tree,
+        explorer,
+        frontier,
+        max_forwards=scored.decoder.forwards + max(1, forwards),
+        eager=eager,
+        progress=scored.progress,
+    )
+
+
+def _dealt(
+    scored: ScoredTree, explorer: Explorer, frontier: Frontier, depth_first: bool
+) -> Frontier:
+    """This process's share of the nodes that wait, and of the leaves that were met.
+
+    Every process has come so far by itself. Should rounding have led them to different nodes,
+    the first takes all of its own.
+    """
+    processes = scored.processes
+    blocks = list(frontier.waiting())
+    digest = hashlib.sha256(repr([nodes.paths.tolist() for nodes in blocks]).encode()).hexdigest()
+    alike = len(set(scored.gather(digest))) == 1
+    share: Frontier = DepthFirst() if depth_first else CheapestFirst()
+    place = 0
+    for nodes in blocks:  # cheapest first within each, so dealing them one by one is fair
+        turn = np.arange(place, place + len(nodes)) % processes.count
+        place += len(nodes)
+        mine = turn == processes.number if alike else np.full(len(nodes), processes.number == 0)
+        share.push(nodes[mine])
+    if processes.number > 0:
+        explorer.costs.clear()
+        explorer.paths.clear()
+    return share
 
 
 @dataclass(frozen=True)
@@ -159,20 +178,27 @@ class Aims:
         return np.asarray(bits[:, None] + special.log_ndtr(z) / math.log(2))
 
 
-def aim(scorer: Scorer, explored: Explored, costs: Floats, n: int, seed: int) -> Aims | None:
+def aim(scored: ScoredTree, explored: Explored, costs: Floats, n: int, seed: int) -> Aims | None:
     """Aims at canaries that uniform draws would hardly tell anything about, if there are any.
 
     Args:
         costs: the canaries' log-perplexities.
         n: uniform draws that the fit is made from.
     """
-    tree = scorer.tree
+    # Found out by every process, but rounding must not make them differ: the first one's counts.
+    return scored.gather(_aim(scored, explored, costs, n, seed))[0]
+
+
+def _aim(
+    scored: ScoredTree, explored: Explored, costs: Floats, n: int, seed: int
+) -> Aims | None:
+    tree = scored.tree
     least = explored.frontier_costs.min(initial=math.inf)
     targets = np.unique(costs[(costs >= least) & np.isfinite(costs)])
     if not len(targets) or n < 8:
         return None
-    pilot = Sampler(tree.paths(_uniform(scorer, n, seed, "pilot")))
-    walk(scorer.decoder, tree, pilot, DepthFirst(), progress=scorer.progress)
+    pilot = Sampler(tree.paths(_uniform(scored, n, seed, "pilot")))
+    walk(scored.decoder, tree, pilot, DepthFirst(), progress=scored.progress)
     bits, rest = [np.full(n, tree.format.bits)], [pilot.costs]
     for draws, node_costs, states in pilot.trail:
         bits.append(tree.log2_counts[states])
@@ -229,7 +255,7 @@ class Sampled:
 
 
 def sample(
-    scorer: Scorer, explored: Explored, n: int, seed: int, costs: Floats | None = None
+    scored: ScoredTree, explored: Explored, n: int, seed: int, costs: Floats | None = None
 ) -> Sampled:
     """Draw `n` times from the mixture of proposals: powers of the model, aims, and uniform.
 
@@ -238,10 +264,10 @@ def sample(
     Args:
         costs: the canaries' log-perplexities, to aim at.
     """
-    fmt, tree = scorer.tree.format, scorer.tree
+    fmt, tree = scored.tree.format, scored.tree
     draw = np.random.default_rng([seed, 1])
     pilot = n // _PILOT_SHARE
-    aims = None if costs is None else aim(scorer, explored, costs, pilot, seed)
+    aims = None if costs is None else aim(scored, explored, costs, pilot, seed)
     n = n if aims is None else n - pilot
     # (f, k) log2 of each proposal's probability of each frontier node.
     starts = explored.powers
@@ -254,41 +280,31 @@ def sample(
     each = np.where(usable, _shares(n, starts.shape[1] - len(POWERS)), 0)
     uniform = n - int(each.sum())
 
-    frontier_paths = explored.frontier_paths
-    guides: list[Ints] = []
-    powers: list[int] = []
-    positions: list[float] = []
-    nodes: list[int] = []
+    # Neighbouring draws of a proposal share prefixes, so each process takes a block of each.
+    mine: list[_Draw] = []
     for k, count in enumerate(each):
         where, rest = _slices(starts[:, k], int(count), draw)
-        for place, position in zip(where.tolist(), rest.tolist(), strict=True):
-            guides.append(frontier_paths[place])
-            powers.append(k)
-            positions.append(position)
-            nodes.append(place)
-    ancestor = {tuple(path.tolist()): place for place, path in enumerate(frontier_paths)}
-    depths = sorted({len(path) for path in ancestor})
-    for path in tree.paths(_uniform(scorer, uniform, seed)):
-        begun = path.tolist()
-        met = next((ancestor[b] for d in depths if (b := tuple(begun[:d])) in ancestor), None)
-        if met is not None:  # otherwise it is explored, or costs too much
-            guides.append(path)
-            powers.append(-1)
-            positions.append(0.0)
-            nodes.append(met)
-
+        mine += scored.processes.part(
+            [
+                (explored.frontier_paths[place], k, position, place)
+                for place, position in zip(where.tolist(), rest.tolist(), strict=True)
+            ]
+        )
+    mine += scored.processes.part(_uniform_draws(scored, explored, uniform, seed))
+    nodes = np.array([node for *_, node in mine], dtype=np.int64)
     sampler = Sampler(
-        guides,
-        np.array(powers, dtype=np.int64),
-        np.array(positions),
-        np.array([len(frontier_paths[node]) for node in nodes], dtype=np.int64),
+        [guide for guide, *_ in mine],
+        np.array([power for _, power, _, _ in mine], dtype=np.int64),
+        np.array([position for _, _, position, _ in mine], dtype=np.float64),
+        np.array([len(explored.frontier_paths[node]) for node in nodes], dtype=np.int64),
         explored.bound,
-        starts=starts[np.array(nodes, dtype=np.int64)],
+        starts=starts[nodes],
         aims=aims,
         looks=_LOOKS,
         leaf=tree.leaf,
     )
-    walk(scorer.decoder, tree, sampler, DepthFirst(), progress=scorer.progress)
+    if mine:
+        walk(scored.decoder, tree, sampler, DepthFirst(), progress=scored.progress)
 
     log2_uniform = math.log2(uniform) - fmt.bits if uniform else -math.inf
     with np.errstate(divide="ignore"):
@@ -312,15 +328,40 @@ def sample(
     paths = [*sampler.paths, *siblings.paths]
     found = np.array([path is not None and path not in explored.canaries for path in paths], bool)
     log2_model = float(log2_each[_MODEL] - totals[_MODEL]) if usable[_MODEL] else -math.inf
+    parts = scored.gather(
+        (
+            np.where(found, np.concatenate([sampler.costs, siblings.costs]), np.inf),
+            density(np.concatenate([sampler.log2_powers, siblings.log2_proposals]), 0.0),
+            np.concatenate([np.ones(len(mine), dtype=np.int64), siblings.draws]),
+            np.concatenate([np.arange(len(mine)), len(mine) + siblings.parents]),
+            inner,
+        )
+    )
+    # Groups of one process are no groups of another.
+    first = np.cumsum([0, *(1 + groups.max(initial=-1) for _, _, _, groups, _ in parts)])
     return Sampled(
-        np.where(found, np.concatenate([sampler.costs, siblings.costs]), np.inf),
-        density(np.concatenate([sampler.log2_powers, siblings.log2_proposals]), 0.0),
-        np.concatenate([np.ones(len(guides), dtype=np.int64), siblings.draws]),
-        np.concatenate([np.arange(len(guides)), len(guides) + siblings.parents]),
+        np.concatenate([part[0] for part in parts]),
+        np.concatenate([part[1] for part in parts]),
+        np.concatenate([part[2] for part in parts]),
+        np.concatenate([part[3] + begin for part, begin in zip(parts, first, strict=False)]),
         log2_uniform,
         log2_model,
-        inner,
+        sum(part[4] for part in parts),
     )
+
+
+def _uniform_draws(scored: ScoredTree, explored: Explored, n: int, seed: int) -> list[_Draw]:
+    """Of `n` uniform draws those that lie under the frontier, with the node that each is under.
+    The others are explored, or cost too much."""
+    ancestor = {tuple(path.tolist()): place for place, path in enumerate(explored.frontier_paths)}
+    depths = sorted({len(path) for path in ancestor})
+    out: list[_Draw] = []
+    for path in scored.tree.paths(_uniform(scored, n, seed)):
+        begun = path.tolist()
+        met = next((ancestor[b] for d in depths if (b := tuple(begun[:d])) in ancestor), None)
+        if met is not None:
+            out.append((path, -1, 0.0, met))
+    return out
 
 
 def _shares(n: int, aims: int) -> Ints:
@@ -332,7 +373,7 @@ def _shares(n: int, aims: int) -> Ints:
 
 
 def ranks(
-    scorer: Scorer,
+    scored: ScoredTree,
     explored: Explored,
     sampled: Sampled | None,
     costs: Floats,
@@ -357,19 +398,19 @@ def ranks(
         others[place] = False
         if math.isinf(costs[place]):
             left_out = int(np.sum(~controls)) - int(not controls[place])
-            out.append(last_rank(scorer.tree.format.size - left_out))
+            out.append(last_rank(scored.tree.format.size - left_out))
             continue
         out.append(
             weighted_rank(
                 costs[place],
                 np.concatenate([explored.costs, costs[others]]),
                 explored.frontier_costs,
-                scorer.tree.log2_counts[explored.frontier_states],
+                scored.tree.log2_counts[explored.frontier_states],
                 np.zeros(0) if sampled is None else sampled.costs,
                 np.zeros(0) if sampled is None else sampled.log2_density,
                 draws=None if sampled is None else sampled.draws,
                 groups=None if sampled is None else sampled.groups,
-                log2_size=scorer.tree.format.bits,
+                log2_size=scored.tree.format.bits,
                 tie=tie,
                 confidence=confidence,
                 largest_log2_weight=(
@@ -380,12 +421,12 @@ def ranks(
     return out
 
 
-def _uniform(scorer: Scorer, n: int, seed: int, purpose: str = "uniform") -> list[str]:
+def _uniform(scored: ScoredTree, n: int, seed: int, purpose: str = "uniform") -> list[str]:
     """`n` secrets, one from each of n equal slices of the secret space."""
-    size = scorer.tree.format.size
+    size = scored.tree.format.size
     draw = random.Random(f"{seed} {purpose}")
     return [
-        scorer.tree.format.unrank(draw.randrange(i * size, (i + 1) * size) // n) for i in range(n)
+        scored.tree.format.unrank(draw.randrange(i * size, (i + 1) * size) // n) for i in range(n)
     ]
 
 

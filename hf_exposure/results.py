@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 from hf_exposure.canaries import MASK, Canaries, Canary
 from hf_exposure.documents import Document, Tabular, from_jsonable
 from hf_exposure.formats import SecretFormat
+from hf_exposure.rank import ExposureEstimate, RankEstimate, exp2
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,6 +82,61 @@ class Exposure:
     p_value: float
     raw_bits: float | None = None
 
+    @classmethod
+    def of_rank(cls, canary: Canary, cost: float, estimate: RankEstimate, method: str) -> Exposure:
+        """From a rank: log2 of |R| less log2 of it. `cost` is the log-perplexity in bits."""
+        most = canary.format.bits
+
+        def bits(log2_rank: float) -> float:
+            return max(0.0, most - log2_rank)
+
+        return cls(
+            canary=canary,
+            bits=bits(estimate.log2_rank),
+            low=bits(estimate.log2_high),
+            high=bits(estimate.log2_low),
+            rank=estimate.rank,
+            rank_low=estimate.low,
+            rank_high=estimate.high,
+            certified=bits(estimate.log2_upper_bound),
+            ties=estimate.ties,
+            exact=estimate.exact,
+            log_perplexity=cost,
+            method=method,
+            p_value=exp2(-bits(estimate.log2_rank)),
+        )
+
+    @classmethod
+    def of_estimate(
+        cls, canary: Canary, cost: float, estimate: ExposureEstimate, ties: int, method: str
+    ) -> Exposure:
+        """From an exposure in bits, as the paper's estimators give it.
+
+        One forward pass alone certifies log2 of |R| less the log-perplexity: no more than
+        1 / Pr(canary) strings can be as likely.
+        """
+        most = canary.format.bits
+
+        def rank(bits: float) -> float:
+            return max(1.0, exp2(most - bits))
+
+        return cls(
+            canary=canary,
+            bits=estimate.bits,
+            low=estimate.low,
+            high=estimate.high,
+            rank=rank(estimate.bits),
+            rank_low=rank(estimate.high),
+            rank_high=rank(estimate.low),
+            certified=min(most, max(0.0, most - cost)),
+            ties=ties,
+            exact=False,
+            log_perplexity=cost,
+            method=method,
+            p_value=estimate.p_value,
+            raw_bits=estimate.raw_bits,
+        )
+
 
 _NUMBERS = tuple(entry.name for entry in fields(Exposure) if entry.name != "canary")
 
@@ -96,6 +152,7 @@ class Exposures(Tabular, Document, Sequence[Exposure]):
         references: for each template the log-perplexities in bits of uniform references, where the
             method drew any.
         skipped: canaries that could not be scored, and why.
+        cost: all that the measurement took, as a dictionary.
 
     Example:
         >>> fmt = SecretFormat("My code is {secret}.", secret=r"[0-9]{4}")
@@ -128,6 +185,18 @@ class Exposures(Tabular, Document, Sequence[Exposure]):
         self.settings: dict[str, Any] = dict(settings or {})
         self.references = {key: list(values) for key, values in (references or {}).items()}
         self.skipped = list(skipped)
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """`forwards`, `seconds`, `processes`, and `peak_bytes`: the most memory that branches held
+        at once in one process, with caches and logits (weights and the model's own intermediate
+        tensors come on top)."""
+        return {
+            "forwards": self.forwards,
+            "seconds": self.seconds,
+            "processes": self.settings.get("processes", 1),
+            "peak_bytes": self.settings.get("peak_bytes", 0),
+        }
 
     @overload
     def __getitem__(self, index: int) -> Exposure: ...

@@ -62,7 +62,8 @@ def walk(
     """Visit the tree from its root on.
 
     Args:
-        frontier: empty; holds what was met and not visited when the walk ends.
+        frontier: holds what was met and not visited when the walk ends. If anything waits in it
+            already, the walk goes on from there.
         max_forwards: stop when `decoder.forwards` reaches this.
         eager: take whole batches from the start. Otherwise their size grows with the number of
             nodes visited, so that a search visits hardly more nodes than one by one.
@@ -74,7 +75,9 @@ def walk(
     visited, spent = 0, False
     if decoder.forwards >= max_forwards:
         return False
-    _visit(tree, visitor, frontier, decoder.root(), np.array([0]), np.array([0]), np.zeros(1))
+    if math.isinf(frontier.least()):
+        root = np.array([0])
+        _visit(tree, visitor, frontier, decoder.root(), root, root, np.zeros(1))
     while not visitor.done(frontier.least()):
         if spent:
             return False
@@ -97,7 +100,7 @@ def walk(
             for place, branches in decoder.step(nodes.parents, nodes.rows, nodes.columns):
                 part = nodes[place]
                 _visit(tree, visitor, frontier, branches, part.states, part.tags, part.costs)
-        _drop_caches(frontier, decoder.cache_limit)
+        decoder.waiting_bytes = _drop_caches(frontier, decoder.cache_limit)
         if progress:
             progress()
     return True
@@ -147,8 +150,11 @@ def _visit(
     frontier.push(nodes.sorted())
 
 
-def _drop_caches(frontier: Frontier, limit: int) -> None:
-    """Let go of the caches of the nodes that will be taken last, until the rest fits."""
+def _drop_caches(frontier: Frontier, limit: int) -> int:
+    """Let go of the caches of the nodes that will be taken last, until the rest fits.
+
+    Returns the bytes of those that are left.
+    """
     parents = {id(nodes.parents): nodes.parents for nodes in frontier.waiting()}
     used = sum(branches.cache_bytes for branches in parents.values())
     for branches in parents.values():
@@ -156,6 +162,7 @@ def _drop_caches(frontier: Frontier, limit: int) -> None:
             break
         used -= branches.cache_bytes
         branches.cache = None
+    return used
 
 
 def powers_of(nodes: Nodes, inside: NDArray[np.bool_]) -> Floats:

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from hf_exposure.canaries import Canaries, Canary
-from hf_exposure.exposure import measure_exposure, plan_measurement
+from hf_exposure.exposure import measure_exposure
 from hf_exposure.formats import SecretFormat
+from hf_exposure.planning import plan_measurement
 from hf_exposure.results import BudgetError, Exposure, Exposures
 from tests.tiny import TOKENIZERS, llama
 

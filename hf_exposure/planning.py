@@ -1,0 +1,183 @@
+"""What of a measurement does not depend on the model: its settings, and the tree of every format.
+
+Made once, used at every evaluation.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_exposure.canaries import Canaries
+from hf_exposure.masking import mask_secrets
+from hf_exposure.tokens import TokenTree
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Ints = NDArray[np.int64]
+
+METHODS = ("auto", "exact", "sampling", "skewnorm")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of a measurement, checked; see `measure_exposure`.
+
+    Attributes:
+        min_samples: draws that "auto" makes even where the budget does not reach for them.
+    """
+
+    method: str = "auto"
+    samples: int = 2000
+    max_forwards: int | None = None
+    confidence: float = 0.95
+    seed: int = 0
+    batch_size: int | None = None
+    bos: bool | None = None
+    min_samples: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(
+                f"measure_exposure: method={self.method!r} is not known; "
+                f"use one of {', '.join(map(repr, METHODS))}"
+            )
+        least = {"sampling": 1, "skewnorm": 10}.get(self.method, 0)
+        for name, value, low in (
+            ("samples", self.samples, least),
+            ("max_forwards", self.max_forwards, 0),
+            ("batch_size", self.batch_size, 1),
+        ):
+            if value is not None and (isinstance(value, bool) or not value >= low):
+                raise ValueError(
+                    f"measure_exposure: {name}={value!r} is too small for method="
+                    f"{self.method!r}; give a whole number of at least {low}"
+                )
+        if not 0 < self.confidence < 1:
+            raise ValueError(
+                f"measure_exposure: confidence={self.confidence!r} is not between 0 and 1; "
+                "0.95 is usual"
+            )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Canaries that share a secret format and a context, and so a token tree.
+
+    Attributes:
+        places: their positions in the set.
+        paths: for each of them its path in the tree.
+    """
+
+    tree: TokenTree
+    places: tuple[int, ...]
+    paths: list[Ints]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of a measurement that does not depend on the model; made once, used at every evaluation.
+
+    Attributes:
+        canaries: the whole set.
+        groups: one for each format.
+        skipped: canaries that cannot be scored, by position, and why.
+    """
+
+    canaries: Canaries
+    groups: list[Group]
+    skipped: dict[int, str]
+
+
+def plan_measurement(
+    tokenizer: PreTrainedTokenizerBase,
+    canaries: Canaries,
+    *,
+    bos: bool | None = None,
+    unscorable: str = "raise",
+) -> Plan:
+    """Build the token tree of every format of a canary set.
+
+    Args:
+        bos: whether special tokens come before the text, as in training. None follows the
+            tokenizer's default.
+        unscorable: "raise", or "warn" to go on without the canaries that cannot be scored.
+
+    Raises:
+        ValueError: the tokenizer cannot write a template or its secrets (with "raise").
+    """
+    groups: list[Group] = []
+    skipped: dict[int, str] = {}
+    before = context_before(canaries, tokenizer)
+    # A rendered conversation holds its own special tokens.
+    begin = False if canaries.planting.get("chat") else bos
+    for fmt in canaries.formats:
+        places = tuple(i for i, canary in enumerate(canaries) if canary.format == fmt)
+        try:
+            tree = TokenTree(fmt, tokenizer, before=before, bos=begin)
+            paths = tree.paths([canaries[place].secret for place in places])
+        except Exception as error:  # tokenizers may raise anything, and quote what they got
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            why = mask_secrets(f"{kind}{error}", canaries)
+        else:
+            groups.append(Group(tree, places, paths))
+            continue
+        leave_out(skipped, places, why, unscorable)
+    return Plan(canaries, groups, skipped)
+
+
+def context_before(canaries: Canaries, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """What stands before a canary where it was planted: nothing in a row of its own, a space
+    within a paragraph, the rendered beginning of the conversation in a chat."""
+    planting = canaries.planting
+    if planting.get("chat") and planting.get("mode") == "rows":
+        mark = "\x00canary\x00"
+        messages = [
+            {"role": "user", "content": planting["request"]},
+            {"role": "assistant", "content": mark},
+        ]
+        if tokenizer is None:
+            raise ValueError(
+                "measure_exposure: tokenizer=None, but the canaries were planted in conversations, "
+                "which its chat template renders; give the tokenizer"
+            )
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False)
+        except ValueError as error:
+            raise ValueError(
+                "tokenizer: the canaries were planted in conversations, but it has no chat "
+                f"template to render them with ({error})"
+            ) from None
+        return str(text).partition(mark)[0]
+    return " " if planting.get("mode") == "splice" else ""
+
+
+def check_context(context: int | None, tree: TokenTree, paths: list[Ints]) -> None:
+    """Refuse paths that do not fit a context of so many tokens together with their prompt.
+
+    Raises:
+        ValueError: the longest does not.
+    """
+    longest = len(tree.prompt) + max(len(path) for path in paths)
+    if context is not None and longest > context:
+        raise ValueError(
+            f"canaries: the longest one of {tree.format.template!r} has {longest} tokens, "
+            f"more than the model's context of {context}; use a shorter template"
+        )
+
+
+def leave_out(skipped: dict[int, str], places: tuple[int, ...], why: str, unscorable: str) -> None:
+    """Note why canaries cannot be scored, with a warning.
+
+    Raises:
+        ValueError: `unscorable` is not "warn".
+    """
+    if unscorable != "warn":
+        raise ValueError(why) from None
+    warnings.warn(f"{len(places)} canaries cannot be scored: {why}", stacklevel=3)
+    skipped.update(dict.fromkeys(places, why))
