@@ -27,9 +27,9 @@ from transformers.trainer_callback import CallbackHandler, TrainerControl, Train
 from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.exposure import measure_plan
 from hf_exposure.history import HISTORY_FILE, History, Measurement
-from hf_exposure.masking import mask_secrets
+from hf_exposure.masking import mask_secrets, secrets_masked
 from hf_exposure.planning import Plan, Settings, plan_measurement
-from hf_exposure.processes import Processes
+from hf_exposure.processes import BrokenForwardError, Processes
 from hf_exposure.results import BudgetError, Exposures
 
 if TYPE_CHECKING:
@@ -419,7 +419,7 @@ class ExposureCallback(TrainerCallback):
         try:
             exposures = self._measure(model, plan, tokens)
         except Exception as error:
-            if self.errors == "raise":
+            if self.errors == "raise" or isinstance(error, BrokenForwardError):
                 raise
             warnings.warn(
                 f"ExposureCallback: exposure could not be measured at step {step}, and is NaN "
@@ -438,18 +438,29 @@ class ExposureCallback(TrainerCallback):
         return dict(figures)
 
     def _measure(self, model: Any, plan: Plan, tokens: int | None) -> Exposures:
-        settings = self.settings
-        if settings.max_forwards is None:
-            since = (tokens or 0) - ((self.history[-1].tokens or 0) if self.history else 0)
-            settings = within_budget(settings, plan, int(SHARE * max(0, since)))
+        processes = Processes.of(model, split=True)
+        with processes.together(), secrets_masked(self.canaries):
+            settings = self.settings
+            if settings.max_forwards is None:
+                since = (tokens or 0) - ((self.history[-1].tokens or 0) if self.history else 0)
+                settings = within_budget(settings, plan, int(SHARE * max(0, since)))
+            exposures = self._measured(model, plan, settings, processes)
+        groups = exposures.settings["formats"].values()
+        sizes = [group["batch_size"] for group in groups if group["halved"]]
+        if sizes:  # memory will not suffice the next time either
+            self.settings = replace(self.settings, batch_size=min(sizes))
+        return exposures
+
+    def _measured(
+        self, model: Any, plan: Plan, settings: Settings, processes: Processes
+    ) -> Exposures:
         try:
-            processes = Processes.of(model, split=True)
             return measure_plan(model, plan, settings, processes=processes, unscorable="warn")
         except BudgetError as error:
             warnings.warn(
                 "ExposureCallback: method='exact' takes more token-forwards than it has; figures "
                 "are those of method='auto'. max_forwards gives it more",
-                stacklevel=4,
+                stacklevel=5,
             )
             return error.exposures
 

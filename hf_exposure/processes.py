@@ -26,6 +26,11 @@ class ProcessFailedError(RuntimeError):
     """Another process of the measurement has failed; the message is its error."""
 
 
+class BrokenForwardError(RuntimeError):
+    """A forward that is one of all processes has failed in this one. The others wait within theirs,
+    where nothing reaches them; only the end of this process does, so it must not be held back."""
+
+
 class Processes:
     """The processes of a measurement; one alone if not told otherwise.
 
@@ -33,8 +38,8 @@ class Processes:
 
     - `gather` gives the same list to all processes.
     - Within `together` an error in one process is raised in all, if only as a
-      `ProcessFailedError`. A process that dies without an error is noticed by torch.distributed,
-      after its timeout at the latest.
+      `ProcessFailedError`; but see `BrokenForwardError`. A process that dies is noticed by
+      torch.distributed, after its timeout at the latest.
     - In step, all processes make equally many forwards between two calls of `gather`.
 
     Args:
@@ -52,7 +57,7 @@ class Processes:
         self.count = count
         self.in_step = in_step and count > 1
         self.forward: Callable[[], None] | None = None
-        self._waiting = False
+        self._waiting = self._inside = False
 
     @classmethod
     def of(cls, model: Any, *, split: bool) -> Processes:
@@ -91,27 +96,37 @@ class Processes:
         self._wait_in_step()
         return self._exchange(value, None)
 
-    def before_forward(self) -> None:
-        """To be called before each forward: in step, waits until all processes make one."""
+    @contextmanager
+    def forward_turn(self) -> Iterator[None]:
+        """To be held during each forward: in step, begins when all processes make one."""
         if self.in_step and not self._waiting:
             self._turn(_WORKING)
+        try:
+            yield
+        except Exception as error:
+            if not self.in_step:
+                raise
+            raise BrokenForwardError(f"{type(error).__name__}: {error}") from error
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What all processes do, up to the end or an error."""
+        """What all processes do, up to the end or an error. Within another one it does nothing."""
+        if self.alone or self._inside:
+            yield
+            return
+        self._inside = True
         try:
             yield
-            if not self.alone:
-                self._wait_in_step()
-                self._exchange(None, None)
-        except ProcessFailedError:
+            self.gather(None)
+        except (ProcessFailedError, BrokenForwardError):
             raise
         except Exception as error:
             if self.in_step:
                 self._turn(_FAILED, raising=False)
-            if not self.alone:
-                self._exchange(None, f"{type(error).__name__}: {error}", raising=False)
+            self._exchange(None, f"{type(error).__name__}: {error}", raising=False)
             raise
+        finally:
+            self._inside = False
 
     def _wait_in_step(self) -> None:
         """Make forwards as long as any other process does."""
