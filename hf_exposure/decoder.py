@@ -5,41 +5,45 @@ together; the prompt is run once, and the model's own cache is selected with its
 `reorder_cache`. Costs are log-perplexities in bits: log-softmax in float32 or better, sums in
 float64. Memory holds (rows, vocabulary) logits for one chunk at a time; only the columns that the
 secret space needs are kept.
-
-Rows of several caches are put into one by joining those tensors that `reorder_cache` replaces, so
-that branches which come from different places can still be run together. No list of architectures
-says where all this works: `Decoder.probe` compares with a full forward.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import itertools
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hf_exposure.caches import Joined, bytes_of, can_be_selected, select
+from hf_exposure.processes import BrokenForwardError, ProcessFailedError
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+T = TypeVar("T")
 
 _CACHES = ("past_key_values", "cache_params")
 _CACHE_BYTES = 1 << 30  # caches of branches that wait, before the last in line are dropped
 _LOGITS = 1 << 25  # rows times vocabulary of one forward, unless batch_size says otherwise
+_PIECE = 1 << 22  # rows times vocabulary that are normalized at once
 _CHILDREN = 1 << 21  # rows times columns: as many children may come of one forward
-_TRUSTED = {torch.float16: 0.5, torch.bfloat16: 0.5}  # bits of one token; other types 0.01
+_HALF = (torch.float16, torch.bfloat16)
+_TRUSTED = dict.fromkeys(_HALF, 0.5)  # bits of one token; other types 0.01
 
 
 class NotFiniteError(ValueError):
     """The model's logits hold NaN, so that nothing can be measured."""
+
+
+_NEVER_HELD = (NotFiniteError, ProcessFailedError, BrokenForwardError)
 
 
 @dataclass
@@ -63,7 +67,7 @@ class Branches:
         if self.cache is None:
             return 0
         if self._bytes is None:
-            self._bytes = sum(tensor.nbytes for tensor in _tensors(self.cache))
+            self._bytes = bytes_of(self.cache)
         return self._bytes
 
 
@@ -75,15 +79,8 @@ def together(parts: Sequence[tuple[Branches, Ints]]) -> Branches:
     paths = np.concatenate([branches.paths[rows] for branches, rows in parts])
     cache = None
     if parts[0][0].cache is not None:
-        cache = _Joined([(branches.cache, rows) for branches, rows in parts])
+        cache = Joined([(branches.cache, rows) for branches, rows in parts])
     return Branches(paths, np.zeros((0, 0)), cache)
-
-
-@dataclass
-class _Joined:
-    """Rows of several caches: parts of (cache, (n,) rows of it)."""
-
-    parts: list[tuple[Any, Ints]]
 
 
 class Decoder:
@@ -92,10 +89,12 @@ class Decoder:
     Args:
         model: a causal language model of transformers, in any mode; use within `undisturbed`.
         prompt: the tokens that come first, at least one.
-        columns: (C,) tokens whose probabilities are wanted.
+        columns: (C,) tokens whose probabilities are wanted; None for all that the model knows.
         batch_size: rows of a forward; None derives it from the vocabulary. Halved, and kept so,
             when memory runs out.
-        before_forward: called before each forward, for processes that go in step.
+        turn: gives a context that is held during each forward, for processes that go in step.
+        warp: what a sampling scheme makes of (rows, vocabulary) logits, minus infinity where a
+            token is cut off; costs are then those under the scheme.
 
     Attributes:
         halved: whether memory ran out, so that `batch_size` is smaller than it was.
@@ -110,48 +109,65 @@ class Decoder:
             cached steps and by a full forward.
 
     Raises:
-        ValueError: the model is an encoder-decoder, its vocabulary is too small for the tokens, or
-            a path with its prompt does not fit its context (raised by the step that leaves it).
+        ValueError: the model is an encoder-decoder or asks for more than tokens, its vocabulary is
+            too small for them, or a path with its prompt does not fit its context (raised by the
+            step that leaves it).
     """
 
     def __init__(
         self,
         model: Any,
         prompt: Sequence[int],
-        columns: Ints,
+        columns: Ints | None,
         *,
         batch_size: int | None = None,
-        before_forward: Callable[[], None] | None = None,
+        turn: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        warp: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        # A step here is not one of all processes, and DDP would wait for the others.
-        parallel = (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)
-        self._model = model.module if isinstance(model, parallel) else model
+        self._model = _unwrapped(model)
         bare = _bare(model)
         self._name = type(bare).__name__
         self._prompt = list(prompt)
-        self._tokens = np.asarray(columns, dtype=np.int64)
-        weight = bare.get_input_embeddings().weight
-        self._device = torch.device(weight.device)
-        self._columns = torch.as_tensor(self._tokens, device=self._device)
-        self._accepts = set(inspect.signature(bare.forward).parameters)
         config = getattr(bare, "config", None)
-        # ZeRO-3 leaves an empty tensor where a parameter was, and its shape beside it.
-        self._vocabulary = int(getattr(weight, "ds_shape", weight.shape)[0])
+        self._vocabulary, self._device = _vocabulary(bare, config)
+        columns = np.arange(self._vocabulary) if columns is None else columns
+        self._tokens = np.asarray(columns, dtype=np.int64)
+        self._columns = torch.as_tensor(self._tokens, device=self._device)
+        parameters = inspect.signature(bare.forward).parameters
+        self._accepts = set(parameters)
+        self._check_asked(parameters)
         self._check(config, self._vocabulary)
         self.context = _context(config)
         self._cache_name: str | None = None
         self._root: Branches | None = None
         most = min(512, _LOGITS // self._vocabulary, _CHILDREN // max(1, len(columns)))
         self.batch_size = batch_size or max(1, most)
+        self._chosen = batch_size is None
         self.cache_limit = _CACHE_BYTES
         self.forwards = 0
         self.cached = True
         self.joins = True
-        self._masks = True  # whether a cached step gets a mask
+        self._masks = self._positions = True  # whether a cached step gets them
+        self._shown: torch.dtype | None = None  # the precision of its logits
         self.noise = math.nan
         self.halved = False
         self.waiting_bytes = self.peak_bytes = 0
-        self._before_forward = before_forward
+        self._turn = turn
+        self._warp = warp
+
+    def _check_asked(self, parameters: Mapping[str, inspect.Parameter]) -> None:
+        given = {"input_ids", "attention_mask", "logits_to_keep", "use_cache", "return_dict"}
+        some = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        asked = [
+            name
+            for name, one in parameters.items()
+            if one.default is one.empty and one.kind not in some and name not in given
+        ]
+        if asked:
+            raise ValueError(
+                f"model: {self._name} asks for {', '.join(asked)}, but exposure is measured on "
+                "text alone, given as input_ids; use a causal language model"
+            )
 
     def _check(self, config: Any, size: int) -> None:
         if getattr(config, "is_encoder_decoder", False):
@@ -166,6 +182,11 @@ class Decoder:
                 f"whose token {largest} is needed; give the tokenizer that it was trained with, or "
                 "call model.resize_token_embeddings(len(tokenizer))"
             )
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows."""
+        return self._vocabulary
 
     def root(self) -> Branches:
         """The empty path. The prompt is run on the first call only."""
@@ -198,21 +219,27 @@ class Decoder:
         Yields:
             Places in `rows` and the branches made from them.
         """
+        return self._in_chunks(
+            len(rows), lambda place: self._step(parents, rows[place], columns[place])
+        )
+
+    def _in_chunks(self, count: int, run: Callable[[Ints], T]) -> Iterator[tuple[Ints, T]]:
+        """Places among `count` rows and what `run` makes of them, as many at once as fit."""
         begin = 0
-        while begin < len(rows):
-            place = np.arange(begin, min(begin + self.batch_size, len(rows)))
-            branches = None
+        while begin < count:
+            place = np.arange(begin, min(begin + self.batch_size, count))
+            made = None
             try:
-                branches = self._step(parents, rows[place], columns[place])
+                made = run(place)
             except RuntimeError as error:
                 if not _out_of_memory(error) or len(place) == 1:
                     raise
-            if branches is None:  # out here, where the error no longer holds on to tensors
+            if made is None:  # out here, where the error no longer holds on to tensors
                 self.batch_size, self.halved = len(place) // 2, True
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 continue
-            yield place, branches
+            yield place, made
             begin += len(place)
 
     def _step(self, parents: Branches, rows: Ints, columns: Ints) -> Branches:
@@ -224,7 +251,7 @@ class Decoder:
         if parents.cache is None:
             return self._again(paths)
         tokens = self._tokens[columns][:, None]
-        cache = self._select(parents.cache, rows)
+        cache = select(parents.cache, rows, self._device)
         bits, cache = self._forward(tokens, len(self._prompt) + depth, cache)
         return self._weighed(parents, Branches(paths, bits, cache))
 
@@ -265,15 +292,17 @@ class Decoder:
         grid, real = self._probes(paths)
         full = self._full(grid)
         reason = "is not possible, for it keeps none whose rows can be selected"
-        # A mask is what bamba needs in a cached step, and what mamba does not bear.
-        for self.joins, self._masks in itertools.product((True, False), (True, False)):
+        # A mask is what bamba needs in a cached step, and what mamba does not bear; positions are
+        # what it needs too, and what RoBERTa, which begins with another one, does not bear.
+        ways = itertools.product((True, False), (True, False), (True, False))
+        for self.joins, self._positions, self._masks in ways:
             self.root()
             if not self.cached:
                 break
             try:
                 costs = self._costs(grid)
             except Exception as error:  # whatever a cache of an unknown kind may do
-                if isinstance(error, NotFiniteError) or _out_of_memory(error):
+                if isinstance(error, _NEVER_HELD) or _out_of_memory(error):
                     raise
                 reason = f"failed ({type(error).__name__})"
                 continue
@@ -295,12 +324,59 @@ class Decoder:
             raise ValueError(
                 f"model: {self._name} gives a token another probability when more text follows it "
                 f"(by {difference:.2g} bits): it is not a causal language model, not deterministic "
-                f"in eval mode, or its precision, {self._dtype()}, does not suffice"
+                f"in eval mode, or its precision, {self._precision()}, does not suffice"
             )
+
+    def trust(self, other: Decoder) -> None:
+        """Take over what `other`, a decoder of the same model, has found out by its `probe`."""
+        self.noise, self.cached, self.joins = other.noise, other.cached, other.joins
+        self._positions, self._masks = other._positions, other._masks
+
+    def forced(self, sequences: Sequence[Ints], begins: Ints) -> Iterator[tuple[int, Floats, Ints]]:
+        """Costs of given tokens, by full forwards that are told all that comes before each.
+
+        Args:
+            sequences: token ids, whole. The prompt and the columns play no part.
+            begins: (n,) place of the first token in each whose cost is wanted, at least 1.
+
+        Yields:
+            A place in `sequences`, the bits of its tokens from `begins` on, and the tokens that
+            greedy decoding would choose in their places: of equally likely ones that which
+            `torch.argmax` names, on a CPU the one with the lowest id.
+        """
+        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+        if self._chosen and len(sequences):
+            most = _LOGITS // (self._vocabulary * int((lengths - begins).max()))
+            self.batch_size = max(1, min(self.batch_size, most))
+        order = np.argsort(lengths, kind="stable")
+
+        def run(part: Ints) -> list[tuple[Floats, Ints]]:
+            return self._forced([sequences[place] for place in order[part]], begins[order[part]])
+
+        for part, made in self._in_chunks(len(order), run):
+            for place, (bits, greedy) in zip(order[part].tolist(), made, strict=True):
+                yield place, bits, greedy
+
+    def _forced(self, sequences: list[Ints], begins: Ints) -> list[tuple[Floats, Ints]]:
+        """See `forced`: for each sequence its bits and the greedy tokens."""
+        # Nothing is asked about what follows the last token. What stands to the right has no say
+        # in a causal model, so that rows may be filled up.
+        width = max(map(len, sequences)) - 1
+        ids = np.array([np.pad(one[:-1], (0, width + 1 - len(one))) for one in sequences])
+        first = int(begins.min()) - 1
+        output = self._call(ids, keep=width - first, use_cache=False)
+        logits = self._logits(output)[:, first - width :]
+        out = []
+        for row, tokens, begin in zip(logits, sequences, begins.tolist(), strict=True):
+            own = row[begin - 1 - first : len(tokens) - 1 - first]
+            following = torch.as_tensor(tokens[begin:])[:, None]
+            greedy = np.asarray(_single(own).argmax(-1).cpu().numpy())
+            out.append((self._bits(own, following)[:, 0], greedy))
+        return out
 
     def _agree(self, costs: Floats, truth: Floats) -> bool:
         """Whether the costs of tokens differ by no more than rounding explains."""
-        dtype = self._dtype()
+        dtype = self._precision()
         with np.errstate(invalid="ignore"):
             allowed = _TRUSTED.get(dtype, 0.01) + 8 * torch.finfo(dtype).eps * np.abs(truth)
         return bool((np.abs(_difference(costs, truth)) <= allowed).all())
@@ -324,14 +400,15 @@ class Decoder:
     def _costs(self, grid: Ints) -> Floats:
         """(B, L) costs of the tokens of paths in `grid`, run as a walk may do: in two parts,
         which are joined and swapped at every step."""
-        branches, order = self.root(), np.zeros(len(grid), dtype=np.int64)
+        branches = self.root()
         out = np.zeros(grid.shape)
-        row_of = order  # the row of each path in `branches`
+        row_of = np.zeros(len(grid), dtype=np.int64)  # the row of each path in `branches`
         for depth in range(grid.shape[1]):
             out[:, depth] = branches.bits[row_of, grid[:, depth]]
             if depth + 1 == grid.shape[1]:
                 break
-            order = np.arange(len(grid))[::-1]
+            # Another order than at the step before, so that rows move, and from part to part too.
+            order = np.arange(len(grid))[::-1] if depth % 2 else np.roll(np.arange(len(grid)), 2)
             parts = [order] if not self.joins else [order[1:], order[:1]]
             stepped = [self._step(branches, row_of[part], grid[part, depth]) for part in parts]
             if self.joins:
@@ -343,45 +420,28 @@ class Decoder:
             row_of = np.argsort(np.concatenate(parts))
         return out
 
+    def full_costs(self, paths: Ints) -> Floats:
+        """(B, L) bits of the tokens of given paths, by forwards over all of each, without a cache.
+
+        Raises:
+            ValueError: they do not fit the model's context together with the prompt.
+        """
+        return self._full(paths)
+
     def _full(self, grid: Ints) -> Floats:
-        """(B, L) the same costs from one forward over prompt and path, without a cache."""
-        ids = self._with_prompt(grid)
-        logits = self._call(ids, keep=grid.shape[1] + 1, use_cache=False).logits
-        logits = logits[:, -grid.shape[1] - 1 : -1]
-        bits = self._bits(logits.reshape(-1, logits.shape[-1])).reshape(*grid.shape, -1)
-        return np.asarray(np.take_along_axis(bits, grid[:, :, None], axis=2)[:, :, 0])
+        """(B, L) the same costs from forwards over prompt and path, one for each path, without a
+        cache and with nothing but tokens and mask, as in training."""
+        out = []
+        for path, ids in zip(grid, self._with_prompt(grid), strict=True):
+            output = self._call(ids[None], keep=len(path) + 1, use_cache=False)
+            bits = self._bits(self._logits(output)[0, -len(path) - 1 : -1])
+            out.append(bits[np.arange(len(path)), path])
+        return np.array(out)
 
     def _with_prompt(self, paths: Ints) -> Ints:
         tokens = self._tokens[paths]
         prompt = np.broadcast_to(np.array(self._prompt), (len(paths), len(self._prompt)))
         return np.concatenate([prompt, tokens], axis=1)
-
-    def _select(self, cache: Any, rows: Ints) -> Any:
-        """A cache of the given rows, without touching the one that it comes from."""
-        if isinstance(cache, _Joined):
-            return self._join(cache, rows)
-        selected = _twin(cache)
-        selected.reorder_cache(torch.as_tensor(rows, device=self._device))
-        return selected
-
-    def _join(self, joined: _Joined, rows: Ints) -> Any:
-        """A cache of the given rows of a joined one."""
-        ends = np.cumsum([len(chosen) for _, chosen in joined.parts])
-        part_of = np.searchsorted(ends, rows, "right")
-        order, parts = [], []
-        for number in np.unique(part_of):
-            cache, chosen = joined.parts[number]
-            here = np.flatnonzero(part_of == number)
-            order.append(here)
-            own = chosen[rows[here] - ends[number] + len(chosen)]
-            parts.append((cache, self._select(cache, own)))
-        if len(parts) == 1:
-            return parts[0][1]
-        back = np.argsort(np.concatenate(order))
-        whole = _joined([old for old, _ in parts], [new for _, new in parts])
-        if (back[1:] < back[:-1]).any():
-            whole.reorder_cache(torch.as_tensor(back, device=self._device))
-        return whole
 
     def _forward(self, ids: Ints, past: int, cache: Any | None) -> tuple[Floats, Any | None]:
         """Bits of the next token after `ids`, which stand at positions `past` and on."""
@@ -390,12 +450,12 @@ class Decoder:
         if self.cached:
             for name in _CACHES:
                 found = getattr(output, name, None)
-                if found is not None and hasattr(found, "reorder_cache"):
+                if can_be_selected(found):
                     self._cache_name = name
                     break
             else:
                 found = None
-        return self._bits(output.logits[:, -1]), found
+        return self._bits(self._logits(output)[:, -1]), found
 
     def _call(
         self,
@@ -414,7 +474,8 @@ class Decoder:
             )
         tokens = torch.as_tensor(ids, device=self._device)
         inputs: dict[str, Any] = {"input_ids": tokens}
-        # Some architectures are silently wrong without mask and positions.
+        # Some architectures are silently wrong without mask and positions in a cached step. The
+        # first forward goes without positions, as in training: not all models count from 0.
         optional: dict[str, Any] = {
             "attention_mask": torch.ones(
                 rows, past + width, dtype=torch.long, device=self._device
@@ -426,45 +487,89 @@ class Decoder:
         }
         if past and not self._masks:
             del optional["attention_mask"]
+        if not past or not self._positions:
+            del optional["position_ids"]
         inputs.update({k: v for k, v in optional.items() if k in self._accepts})
         if cache is not None and self._cache_name is not None:
             inputs[self._cache_name] = cache
-        if self._before_forward is not None:
-            self._before_forward()
-        output = self._model(**inputs)
+        with self._turn():
+            output = self._model(**inputs)
         self.forwards += rows * width
         return output
 
-    def _bits(self, logits: torch.Tensor) -> Floats:
-        """(rows, C) costs in bits of the columns, from (rows, vocabulary) logits."""
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
-        total = torch.logsumexp(logits, dim=-1, keepdim=True)
+    def _logits(self, output: Any) -> torch.Tensor:
+        """(rows, positions, vocabulary) logits of a forward. Models of people's own may give a
+        dictionary, a tuple that begins with the logits, or the logits alone."""
+        logits = getattr(output, "logits", output)
+        if isinstance(logits, dict):
+            logits = logits.get("logits")
+        elif isinstance(logits, (tuple, list)) and len(logits):
+            logits = logits[0]
+        if not isinstance(logits, torch.Tensor) or logits.dim() != 3:
+            raise ValueError(
+                f"model: {self._name} gave no logits of shape (rows, positions, vocabulary); "
+                "exposure needs a causal language model (AutoModelForCausalLM)"
+            )
+        return logits
+
+    def _bits(self, logits: torch.Tensor, following: torch.Tensor | None = None) -> Floats:
+        """(rows, C) costs in bits of the columns, from (rows, vocabulary) logits.
+
+        Args:
+            following: (rows, C) tokens of each row to look at in place of the columns.
+        """
+        if self._shown is None:
+            self._shown = _precision_of(logits)
+        # In pieces, for single precision, logsumexp and a warp make a copy of what they are given.
+        size = max(1, _PIECE // logits.shape[-1])
+        columns = self._columns.to(logits.device)
+        totals, chosen = [], []
+        for number, piece in enumerate(logits.split(size)):
+            scores = _single(piece) if self._warp is None else self._warp(_single(piece))
+            totals.append(torch.logsumexp(scores, -1, keepdim=True))
+            if following is None:
+                chosen.append(scores[:, columns])
+            else:
+                own = following[number * size : (number + 1) * size].to(logits.device)
+                chosen.append(scores.gather(1, own))
+        total = torch.cat(totals)
         # A NaN anywhere in a row is in its sum; minus infinity for a few tokens is a mask.
         if not bool(torch.isfinite(total).all()):
             raise NotFiniteError(
                 f"model: {self._name} gave logits that are NaN or infinite; "
                 "check its weights (a diverged training?) and its precision"
             )
-        nats = total - logits[:, self._columns.to(logits.device)]
+        nats = total - torch.cat(chosen)
         return np.asarray(nats.double().cpu().numpy() / math.log(2))
 
-    def _dtype(self) -> torch.dtype:
-        weights = (weight for weight in self._model.parameters() if weight.is_floating_point())
-        return next((weight.dtype for weight in weights), torch.float32)
+    def _precision(self) -> torch.dtype:
+        """The coarsest numbers that the model computes with, as far as its weights and its logits
+        show. Weights of 8 and 4 bits are taken for bfloat16: they are exact, what they are
+        multiplied with is not."""
+        kinds = {self._shown or torch.float32}
+        for weight in self._model.parameters():
+            kinds.add(weight.dtype if weight.dtype.itemsize > 1 else torch.bfloat16)
+        if getattr(_bare(self._model), "is_quantized", False):
+            kinds.add(torch.bfloat16)
+        return max((k for k in kinds if k.is_floating_point), key=lambda k: torch.finfo(k).eps)
 
 
 @contextlib.contextmanager
 def undisturbed(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients; every module's mode and all random states are put back.
 
-    They are put back also when an error passes through.
+    They are put back also when an error passes through. What `torch.compile` has compiled runs as
+    it was before: chunks and caches have a new shape at nearly every step, and compiling for each
+    of them would take longer than all of the measurement.
     """
     modes = [(module, module.training) for module in model.modules()]
     states = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    plainly: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if any(_is_compiled(module) for module, _ in modes):
+        plainly = torch.compiler.set_stance("force_eager")
     try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        with plainly, torch.random.fork_rng(devices=devices), torch.no_grad():
             model.eval()
             yield
     finally:
@@ -474,59 +579,9 @@ def undisturbed(model: Any) -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-def _twin(value: Any) -> Any:
-    """A copy of a cache that shares its tensors, so that selecting rows leaves the cache alone."""
-    if isinstance(value, list):
-        return [_twin(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _twin(item) for key, item in value.items()}
-    if hasattr(value, "reorder_cache") and hasattr(value, "__dict__"):
-        twin = copy.copy(value)
-        twin.__dict__.update({key: _twin(item) for key, item in vars(value).items()})
-        return twin
-    return value
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors of a cache, or of a joined one's parts."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, _Joined):
-        for cache, _ in value.parts:
-            yield from _tensors(cache)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-    elif hasattr(value, "reorder_cache") and hasattr(value, "__dict__"):
-        yield from _tensors(list(vars(value).values()))
-
-
-def _joined(before: list[Any], after: list[Any]) -> Any:
-    """One cache of the rows of all in `after`.
-
-    Args:
-        before: the caches that those were selected from. What `reorder_cache` has replaced in
-            them is one row for each branch, all else is the same for all.
-    """
-    old, new = before[0], after[0]
-    if isinstance(new, torch.Tensor):
-        return new if new is old else torch.cat(after)
-    if isinstance(new, list):
-        columns = zip(zip(*before, strict=True), zip(*after, strict=True), strict=True)
-        return [_joined(list(olds), list(news)) for olds, news in columns]
-    if isinstance(new, dict):
-        return {
-            key: _joined([one[key] for one in before], [one[key] for one in after]) for key in new
-        }
-    if hasattr(new, "reorder_cache") and hasattr(new, "__dict__"):
-        joined = copy.copy(new)
-        joined.__dict__.update(
-            _joined([vars(one) for one in before], [vars(one) for one in after])
-        )
-        return joined
-    return new
+def _single(logits: torch.Tensor) -> torch.Tensor:
+    """The same in single precision, or in double if that is what they are."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _difference(costs: Floats, truth: Floats) -> Floats:
@@ -540,6 +595,37 @@ def _noise(costs: Floats, truth: Floats, real: NDArray[np.bool_]) -> float:
     return float(np.abs(np.cumsum(_difference(costs, truth), axis=1))[real].max())
 
 
+def _unwrapped(model: Any) -> Any:
+    """The model as its forward is to be called: without what compiles it or keeps processes in
+    step, for a step here is not one of all processes, and DDP would wait for the others."""
+    parallel = (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)
+    while True:
+        if isinstance(model, parallel):
+            model = model.module
+        elif getattr(model, "_orig_mod", None) is not None:
+            model = model._orig_mod
+        else:
+            return model
+
+
+def _is_compiled(module: Any) -> bool:
+    """Whether `torch.compile` was told to compile a module, in one of the three ways there are."""
+    return (
+        hasattr(module, "_orig_mod")  # torch.compile(module)
+        or getattr(module, "_compiled_call_impl", None) is not None  # module.compile()
+        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+    )
+
+
+def _precision_of(logits: torch.Tensor) -> torch.dtype:
+    """The type of logits, or the shorter one that all of them come from: `autocast` and some
+    models give back in single precision what they have computed in half."""
+    for dtype in _HALF if logits.dtype == torch.float32 else ():
+        if torch.equal(logits.to(dtype).float(), logits):
+            return dtype
+    return logits.dtype
+
+
 def _bare(model: Any) -> Any:
     """The model of transformers itself, looking through wrappers (DDP, torch.compile, PEFT)."""
     while True:
@@ -549,6 +635,22 @@ def _bare(model: Any) -> Any:
         if inner is None or inner is model:
             return model
         model = inner
+
+
+def _vocabulary(model: Any, config: Any) -> tuple[int, torch.device]:
+    """How many tokens a model knows, and where its input goes."""
+    try:
+        weight = model.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError):  # a model of somebody's own
+        size = getattr(config, "vocab_size", None)
+        if not isinstance(size, int):
+            raise ValueError(
+                f"model: {type(model).__name__} tells no size of its vocabulary; give it "
+                "get_input_embeddings(), or a config with vocab_size"
+            ) from None
+        return size, next((one.device for one in model.parameters()), torch.device("cpu"))
+    # ZeRO-3 leaves an empty tensor where a parameter was, and its shape beside it.
+    return int(getattr(weight, "ds_shape", weight.shape)[0]), torch.device(weight.device)
 
 
 def _context(config: Any) -> int | None:

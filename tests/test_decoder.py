@@ -187,9 +187,9 @@ def test_the_probe_finds_out_whether_the_cache_can_be_used(name: str) -> None:
 
 @pytest.mark.parametrize("path", [[0], [1, 2], [0, 1, 2, 3, 4, 5]])
 def test_the_probe_swaps_rows_however_few_and_short_the_paths_are(path: list[int]) -> None:
-    """MiniMax is right as long as there is only one row, or one step."""
+    """MiniMax is right as long as there is only one row, or one step, or rows keep their places."""
     decoder = Decoder(made("minimax"), PROMPT, COLUMNS)
-    with pytest.warns(UserWarning, match="MiniMaxForCausalLM"):
+    with pytest.warns(UserWarning, match=r"MiniMaxForCausalLM: .* differs by \d"):
         decoder.probe([np.array(path)])
     assert not decoder.cached
 
@@ -448,6 +448,27 @@ def test_no_double_precision_tensor_of_the_whole_vocabulary_is_made() -> None:
         list(decoder.step(decoder.root(), zeros, zeros))
     assert (torch.float32, 5 * 4000) in made_here
     assert max(size for dtype, size in made_here if dtype == torch.float64) <= 5 * len(COLUMNS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_vocabulary_is_held_once(dtype: torch.dtype) -> None:
+    """1,024 branches of Gemma 3's 262,144 tokens: of all tensors only the logits are that large,
+    those that torch makes inside of logsumexp included."""
+    vocabulary, width = 1 << 18, dtype.itemsize
+    model = llama(
+        vocabulary, hidden_size=8, num_attention_heads=2, num_key_value_heads=1, intermediate_size=8
+    ).to(dtype)
+    decoder = Decoder(model, PROMPT, COLUMNS)
+    zeros = np.zeros(1024, dtype=np.int64)
+    root = decoder.root()
+    steps = decoder.step(root, zeros, zeros)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        place, branches = next(steps)
+    logits = len(place) * vocabulary * width
+    made = [event.self_cpu_memory_usage for event in profile.events()]
+    assert logits == 128 * vocabulary * width
+    assert [size for size in made if size > logits // 2] == [logits]
+    assert branches.bits.shape == (128, len(COLUMNS))
 
 
 def test_the_batch_is_smaller_for_large_vocabularies_and_many_columns() -> None:
