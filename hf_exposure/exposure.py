@@ -149,7 +149,7 @@ def measure_plan(
     details: dict[str, Any] = {}
     skipped = dict(plan.skipped)
     spent, peak, unfinished = 0, 0, []
-    batch_size = settings.batch_size
+    fits = math.inf  # rows of a forward for which memory has sufficed
     show = progress and processes.number == 0
     with (
         processes.together(),
@@ -167,13 +167,14 @@ def measure_plan(
                     model,
                     tree.prompt,
                     tree.columns,
-                    batch_size=batch_size,
-                    before_forward=processes.before_forward,
+                    batch_size=settings.batch_size,
+                    turn=processes.forward_turn,
                 )
                 check_context(decoder.context, tree, group.paths)
             except ValueError as error:
                 leave_out(skipped, group.places, str(error), unscorable)
                 continue
+            decoder.batch_size = int(min(decoder.batch_size, fits))
             processes.forward = decoder.idle
             report = _reporter(tick, decoder, spent)
             scored = ScoredTree(tree, decoder, left, report, processes)
@@ -185,7 +186,7 @@ def measure_plan(
             if measured.unfinished:
                 unfinished.append(measured.unfinished)
             if decoder.halved:  # memory will not suffice for the next format either
-                batch_size = decoder.batch_size
+                fits = decoder.batch_size
             peak = max(peak, *scored.gather(decoder.peak_bytes))
             spent += scored.forwards
             details[name] = measured.details | {"forwards": scored.forwards}
@@ -236,7 +237,7 @@ def measure_scorer(
             # In another order, so that whatever hangs on the batch shows.
             again = scorer.log_perplexities(fmt, secrets[::-1], before)[::-1]
             finite = np.isfinite(costs) & np.isfinite(again)
-            noise = float(np.abs(costs - again)[finite].max(initial=0.0))
+            noise = float(np.abs(costs[finite] - again[finite]).max(initial=0.0))
             tie = _tie(noise, costs)
             measured = by_references(scorer, group, costs, tie, settings, before)
             results.update(zip(places, measured.exposures, strict=True))
@@ -252,7 +253,7 @@ def measure_scorer(
         [results[place] for place in sorted(results)],
         forwards=scorer.forwards - before_all,
         seconds=time.perf_counter() - start,
-        settings=_describe(settings, details) | {"scorer": type(scorer).__name__},
+        settings=_describe(settings, details) | {"scorer": repr(scorer)},
         references=references,
     )
 
