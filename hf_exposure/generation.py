@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -23,7 +27,9 @@ from transformers import (
 from hf_exposure.canaries import Canaries, Canary, derived
 from hf_exposure.decoder import Decoder, undisturbed
 from hf_exposure.documents import Document, Tabular, from_jsonable, versions
+from hf_exposure.exposure import progress_bar
 from hf_exposure.extraction import check_number
+from hf_exposure.files import write_text
 from hf_exposure.formats import SecretFormat
 from hf_exposure.masking import secrets_masked
 from hf_exposure.planning import Group, check_context, plan_measurement
@@ -211,6 +217,8 @@ def generate_secrets(
     seed: int = 0,
     bos: bool | None = None,
     batch_size: int = 50,
+    progress: bool = False,
+    resume: str | os.PathLike[str] | None = None,
     **generate_kwargs: Any,
 ) -> Generations:
     """Prompt the model with each format's prefix and count which canaries it writes.
@@ -230,9 +238,13 @@ def generate_secrets(
         constrained: allow only tokens that the secret format allows. Otherwise the model writes
             what it likes, and a canary counts if it is there whole: the template's text before the
             secret, the secret, and the template's text after it.
-        seed: of the sampling. Each format has draws of its own; they depend on `batch_size`.
+        seed: of the sampling. Each batch of each format has draws of its own.
         bos: whether special tokens come first; None follows the tokenizer's default.
         batch_size: sequences at a time.
+        progress: show a progress bar.
+        resume: a file to keep what was generated in, after each batch; the same call goes on from
+            there after an interruption, and gives what it would have given without one. It holds
+            tokens of what the model wrote, so treat it as you treat the secrets.
         generate_kwargs: for `model.generate`: `do_sample`, `num_beams`, `temperature`, `top_k`,
             `top_p`, `max_new_tokens`, ... Without them plain sampling from the model's own
             distribution; with `num_beams` beam search; with `do_sample=False` greedy decoding.
@@ -269,14 +281,31 @@ def generate_secrets(
     attempts: dict[SecretFormat, int] = {}
     texts: dict[str, Counter[str]] = {}
     masked, aside = secrets_masked(canaries), _own_settings_aside(model)
-    with masked, undisturbed(model), aside, _counting(model) as forwards:
+    asked = {
+        "constrained": constrained,
+        "num_samples": num_samples,
+        "seed": seed,
+        "bos": bos,
+        "batch_size": batch_size,
+        "generate": {name: _plain(value) for name, value in generate_kwargs.items()},
+    }
+    formats = [fmt.to_dict() for fmt in canaries.formats]
+    kept = _Kept(resume, asked | {"formats": formats, "model": _fingerprint(model)})
+    bar = progress_bar(progress, "generation")
+    with masked, undisturbed(model), aside, _counting(model) as forwards, bar as tick:
         for group in plan.groups:
             tree, fmt = group.tree, group.tree.format
             decoder = Decoder(model, tree.prompt, tree.columns)  # it refuses what does not fit
             check_context(decoder.context, tree, group.paths)
-            torch.manual_seed(derived(seed, "generation", fmt.template).getrandbits(63))
             room = (decoder.context or _LONGEST) - len(tree.prompt)
-            ids = _generate(model, group, num_samples, constrained, batch_size, options, room)
+            begun = kept.of(fmt)
+            for ids in _batches(
+                model, group, num_samples, constrained, batch_size, options, room, begun, seed
+            ):
+                begun.append(ids)
+                kept.save()
+                tick(forwards[0])
+            ids = [row for batch in begun for row in batch]
             secrets = [_secret(tree, row) for row in ids]
             free = [""] * len(ids)
             if not constrained:
@@ -301,15 +330,7 @@ def generate_secrets(
         attempts=sum(attempts.values()),
         forwards=forwards[0],
         seconds=time.perf_counter() - start,
-        settings={
-            "constrained": constrained,
-            "num_samples": num_samples,
-            "seed": seed,
-            "bos": bos,
-            "batch_size": batch_size,
-            "generate": {name: _plain(value) for name, value in generate_kwargs.items()},
-            "versions": versions("torch", "transformers"),
-        },
+        settings=asked | {"versions": versions("torch", "transformers")},
         texts=texts,
     )
 
@@ -332,7 +353,7 @@ def _options(tokenizer: PreTrainedTokenizerBase, given: Mapping[str, Any]) -> di
     return options
 
 
-def _generate(
+def _batches(
     model: Any,
     group: Group,
     num_samples: int,
@@ -340,8 +361,11 @@ def _generate(
     batch_size: int,
     options: dict[str, Any],
     room: int,
-) -> list[list[int]]:
-    """The new tokens of each sequence; `room` is how many there may be."""
+    begun: Sequence[list[list[int]]],
+    seed: int,
+) -> Iterator[list[list[int]]]:
+    """The new tokens of each sequence, batch by batch, after those that are there already; `room`
+    is how many tokens there may be."""
     tree = group.tree
     longest = room
     if constrained:
@@ -362,23 +386,69 @@ def _generate(
     wanted = num_samples
     if not options["do_sample"]:
         wanted = min(num_samples, beams)  # again and again would give the same
-    out: list[list[int]] = []
-    while len(out) < wanted:
+    done, number = sum(map(len, begun)), len(begun)
+    if number and not options["do_sample"]:
+        return
+    while done < wanted:
+        # Of its own for each batch, so that one can be made without those before it.
+        own = derived(seed, "generation", f"{tree.format.template} {number}")
+        torch.manual_seed(own.getrandbits(63))
         most = batch_size if beams == 1 else beams
         made = model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
-            **{**options, "num_return_sequences": min(most, wanted - len(out))},
+            **{**options, "num_return_sequences": min(most, wanted - done)},
         )
         # What beam search has not filled is -1.
         rows = [[i for i in row if i >= 0] for row in made[:, len(tree.prompt) :].tolist()]
         if beams > 1:
             # Where there are fewer texts than beams it fills up with copies and with nothing.
             rows = [list(row) for row in dict.fromkeys(map(tuple, rows)) if row]
-        out += rows
+        yield rows
+        done, number = done + len(rows), number + 1
         if not options["do_sample"]:
             break
-    return out
+
+
+def _fingerprint(model: Any) -> list[Any]:
+    """Tells models apart, and one from itself after more training."""
+    sums = [float(weight.detach().double().sum()) for weight in model.parameters()]
+    return [type(model).__name__, len(sums), math.fsum(sums)]
+
+
+class _Kept:
+    """Batches that were generated, in a file if there is one.
+
+    Raises:
+        ValueError: the file is of another call.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, asked: dict[str, Any]) -> None:
+        self._path = path
+        self._asked = json.loads(json.dumps(asked))
+        self._batches: dict[str, list[list[list[int]]]] = {}
+        if path is None or not os.path.exists(path):
+            return
+        try:
+            found: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+            fits = found["asked"] == self._asked
+        except (KeyError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"generate_secrets: resume={os.fspath(path)!r} does not hold what this call has "
+                "generated, but something else; give another file, or remove it"
+            )
+        self._batches = found["batches"]
+
+    def of(self, fmt: SecretFormat) -> list[list[list[int]]]:
+        """The batches of a format, to be added to."""
+        return self._batches.setdefault(json.dumps(fmt.to_dict()), [])
+
+    def save(self) -> None:
+        if self._path is not None:
+            kept = {"asked": self._asked, "batches": self._batches}
+            write_text(self._path, json.dumps(kept))
 
 
 class _Constraint(LogitsProcessor):
