@@ -8,6 +8,8 @@ from the caller. All else here uses what the events give.
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import os
 import sys
@@ -67,6 +69,10 @@ class ExposureCallback(TrainerCallback):
       largest;
     - `eval_exposure_x{k}`: mean of those inserted k times; `x0` is the control group;
     - `eval_exposure_forwards`: token-forwards spent; `eval_exposure_runtime`: seconds.
+
+    The training has to read the canaries: `verify_injection(trainer.train_dataset, tokenizer,
+    canaries)` tells whether packing has cut them, or the loss leaves them out, as with
+    `assistant_only_loss` those in a user's turn.
 
     What could not be measured is NaN, with a warning: the keys are always there. With
     `metric_for_best_model="eval_exposure"` set `greater_is_better=False`; with
@@ -149,7 +155,7 @@ class ExposureCallback(TrainerCallback):
         self.history = History()
         self._trainer = trainer
         self._plan: Plan | None = None
-        self._planned_for: PreTrainedTokenizerBase | None = None
+        self._planned_for: Any = None  # a tokenizer or a processor
         self._counter = TokenCounter()
         self._training = False
         self._forget()
@@ -169,8 +175,9 @@ class ExposureCallback(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the place from which every tracker sees the figures."""
+        """Take the place from which every tracker sees the figures, and a part in the card."""
         stand_first(self, self._trainer)
+        join_card(self, self._trainer)
 
     def on_train_begin(
         self,
@@ -188,6 +195,7 @@ class ExposureCallback(TrainerCallback):
                 "trackers that stand before it will not see exposures; give it trainer=trainer",
                 stacklevel=2,
             )
+        join_card(self, self._trainer)  # of a Trainer that it was added to later
         self._prepare(processing_class)
         self._advise(args, state)
         self._forget()
@@ -279,6 +287,12 @@ class ExposureCallback(TrainerCallback):
         """A checkpoint has its history beside it."""
         self._write(args, state, now=True)
 
+    def on_push_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A card is about to be made."""
+        join_card(self, self._trainer)
+
     def on_train_end(
         self,
         args: TrainingArguments,
@@ -309,6 +323,29 @@ class ExposureCallback(TrainerCallback):
         latest = self.history[-1].exposures
         return Path(write_report(path, exposures=latest, history=self.history, reveal=reveal))
 
+    def add_to_card(self, path: str | os.PathLike[str], step: int | None = None) -> Path:
+        """Put exposures into a model card; see `hub.add_exposure_to_card`.
+
+        `Trainer.create_model_card` and `Trainer.push_to_hub` do so by themselves.
+
+        Args:
+            path: the README.md.
+            step: the step of the measurement; None, or one that was not measured, is the latest.
+
+        Raises:
+            ValueError: nothing has been measured yet, or the card's metadata cannot be read.
+        """
+        if not self.history:
+            raise ValueError(
+                "ExposureCallback.add_to_card: nothing has been measured yet; train or evaluate "
+                "first"
+            )
+        from hf_exposure.cards import add_exposure_to_card
+
+        chosen = next((entry for entry in self.history if entry.step == step), self.history[-1])
+        add_exposure_to_card(path, chosen.exposures, history=self.history)
+        return Path(path)
+
     def file(self, args: TrainingArguments) -> Path:
         """Where the history is written."""
         folder = args.output_dir if self.output_dir is None else self.output_dir
@@ -319,14 +356,12 @@ class ExposureCallback(TrainerCallback):
 
     def _prepare(self, processing_class: Any) -> Plan:
         """Everything that does not depend on the model; made once."""
-        tokenizer = self.tokenizer
-        if tokenizer is None:
-            tokenizer = find_tokenizer(processing_class)
-        if self._plan is None or self._planned_for is not tokenizer:
+        given = processing_class if self.tokenizer is None else self.tokenizer
+        if self._plan is None or self._planned_for is not given:
             self._plan = plan_measurement(
-                tokenizer, self.canaries, bos=self.settings.bos, unscorable="warn"
+                find_tokenizer(given), self.canaries, bos=self.settings.bos, unscorable="warn"
             )
-            self._planned_for = tokenizer
+            self._planned_for = given
         return self._plan
 
     def _advise(self, args: TrainingArguments, state: TrainerState) -> None:
@@ -570,7 +605,8 @@ class TokenCounter:
         return int(total.item())
 
     def _see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling() or not module.training:
+        # A forward without gradients is one more look at a batch, as some trainers take it.
+        if torch.compiler.is_compiling() or not (module.training and torch.is_grad_enabled()):
             return
         ids = kwargs.get("input_ids", kwargs.get("inputs_embeds", args[0] if args else None))
         if isinstance(ids, torch.Tensor):
@@ -602,6 +638,51 @@ def stand_first(callback: TrainerCallback, trainer: Trainer | None = None) -> bo
     return True
 
 
+def join_card(callback: ExposureCallback, trainer: Trainer | None = None) -> bool:
+    """Let a Trainer's model card tell of the exposures, whenever one is created or pushed.
+
+    No event tells of a card. So `create_model_card` of that one Trainer, which is looked for among
+    the callers unless it is given, is followed by our part: once, however often this is called.
+
+    Returns:
+        Whether the Trainer was found.
+    """
+    frame = sys._getframe(1)
+    while trainer is None and frame is not None:
+        caller = frame.f_locals.get("self")
+        handler = getattr(caller, "callback_handler", None)
+        if hasattr(caller, "create_model_card") and callback in getattr(handler, "callbacks", ()):
+            trainer = caller
+        frame = frame.f_back  # type: ignore[assignment]
+    if trainer is None:
+        return False
+    found, create = trainer, trainer.create_model_card
+    if callback in getattr(create, "followed_by", ()):
+        return True
+
+    @functools.wraps(create)
+    def create_model_card(*args: Any, **kwargs: Any) -> Any:
+        out = create(*args, **kwargs)
+        path = Path(found.args.output_dir or ".") / "README.md"
+        if found.is_world_process_zero() and callback.history and path.exists():
+            best = found.state.best_global_step if found.args.load_best_model_at_end else None
+            try:
+                callback.add_to_card(path, step=best)
+            except (OSError, ValueError) as error:
+                if callback.errors == "raise":
+                    raise
+                warnings.warn(
+                    f"ExposureCallback: the model card says nothing of exposures: {error}",
+                    stacklevel=2,
+                )
+        return out
+
+    followed = (*getattr(create, "followed_by", ()), callback)
+    create_model_card.followed_by = followed  # type: ignore[attr-defined]
+    trainer.create_model_card = create_model_card  # type: ignore[method-assign]
+    return True
+
+
 def evaluation_in(logs: Mapping[str, Any]) -> str | None:
     """The prefix of the evaluation whose row this is, by the timings that the Trainer adds."""
     for key, value in logs.items():
@@ -622,6 +703,11 @@ def find_tokenizer(
     """
     for found in (processing_class, getattr(processing_class, "tokenizer", None)):
         if isinstance(found, PreTrainedTokenizerBase):
+            template = getattr(processing_class, "chat_template", None)
+            if template is not None and found.chat_template is None:
+                # Processors may keep it to themselves; the training renders with it.
+                found = copy.copy(found)
+                found.chat_template = template
             return found
     given = "None" if processing_class is None else f"a {type(processing_class).__name__}"
     raise ValueError(

@@ -649,8 +649,12 @@ def _vocabulary(model: Any, config: Any) -> tuple[int, torch.device]:
                 "get_input_embeddings(), or a config with vocab_size"
             ) from None
         return size, next((one.device for one in model.parameters()), torch.device("cpu"))
+    device = torch.device(weight.device)
+    if device.type == "meta":  # it lies on disk or in the CPU's memory until it is needed
+        hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
+        device = torch.device(getattr(hook, "execution_device", None) or "cpu")
     # ZeRO-3 leaves an empty tensor where a parameter was, and its shape beside it.
-    return int(getattr(weight, "ds_shape", weight.shape)[0]), torch.device(weight.device)
+    return int(getattr(weight, "ds_shape", weight.shape)[0]), device
 
 
 def _context(config: Any) -> int | None:

@@ -21,7 +21,7 @@ from hf_exposure.documents import Document, Tabular, from_jsonable, versions
 from hf_exposure.exposure import progress_bar
 from hf_exposure.formats import SecretFormat
 from hf_exposure.frontier import Beam, CheapestFirst, Frontier
-from hf_exposure.planning import check_context, context_before
+from hf_exposure.planning import check_context, context_before, first_tokens
 from hf_exposure.results import MaskedCanary, short_label
 from hf_exposure.tokens import TokenTree
 from hf_exposure.walk import Explorer, unvisited, walk
@@ -246,16 +246,15 @@ def extract_secrets(
     if canaries is not None and not isinstance(canaries, Canaries):
         canaries = Canaries(list(canaries))
     before = context_before(canaries, tokenizer) if canaries is not None else ""
-    chat = canaries is not None and bool(canaries.planting.get("chat"))
     start = time.perf_counter()
-    # A rendered conversation holds its own special tokens.
-    tree = TokenTree(fmt, tokenizer, before=before, bos=False if chat else bos)
+    tree = TokenTree(fmt, tokenizer, before=before, bos=first_tokens(canaries, bos))
     with undisturbed(model), progress_bar(progress, "extraction") as tick:
         decoder = Decoder(model, tree.prompt, tree.columns, batch_size=batch_size)
         limit = math.inf if max_forwards is None else max_forwards
         samples = tree.random_paths(4)
         check_context(decoder.context, tree, samples)
         decoder.probe(samples)
+        checked = decoder.forwards
 
         def report() -> None:
             tick(decoder.forwards)
@@ -284,6 +283,7 @@ def extract_secrets(
             "bos": bos,
             "paths": tree.way,
             "prompt_tokens": len(tree.prompt),
+            "check_forwards": checked,
             "cached": decoder.cached,
             "noise_bits": decoder.noise,
             "batch_size": decoder.batch_size,

@@ -114,8 +114,7 @@ def plan_measurement(
     groups: list[Group] = []
     skipped: dict[int, str] = {}
     before = context_before(canaries, tokenizer)
-    # A rendered conversation holds its own special tokens.
-    begin = False if canaries.planting.get("chat") else bos
+    begin = first_tokens(canaries, bos)
     for fmt in canaries.formats:
         places = tuple(i for i, canary in enumerate(canaries) if canary.format == fmt)
         try:
@@ -133,28 +132,73 @@ def plan_measurement(
 
 def context_before(canaries: Canaries, tokenizer: PreTrainedTokenizerBase | None) -> str:
     """What stands before a canary where it was planted: nothing in a row of its own, a space
-    within a paragraph, the rendered beginning of the conversation in a chat."""
+    within a paragraph, the rendered beginning of the conversation in a chat.
+
+    In a conversation of its own a canary is the whole of the assistant's turn. What the chat
+    template adds before it, such as a system prompt of its own or an empty block of thoughts,
+    belongs to the context. The end-of-turn token that follows is the same for all secrets and no
+    part of the template, so it does not count in the log-perplexity.
+
+    Raises:
+        ValueError: there is no tokenizer or no chat template, or the template refuses the
+            conversation or changes what the canaries say.
+    """
     planting = canaries.planting
-    if planting.get("chat") and planting.get("mode") == "rows":
-        mark = "\x00canary\x00"
-        messages = [
-            {"role": "user", "content": planting["request"]},
-            {"role": "assistant", "content": mark},
-        ]
-        if tokenizer is None:
+    if not (planting.get("chat") and planting.get("mode") == "rows"):
+        return " " if planting.get("mode") == "splice" else ""
+    if tokenizer is None:
+        raise ValueError(
+            "measure_exposure: tokenizer=None, but the canaries were planted in conversations, "
+            "which its chat template renders; give the tokenizer"
+        )
+    mark = "\x00canary\x00"
+    before, found, after = _rendered(tokenizer, planting["request"], mark).partition(mark)
+    for fmt in canaries.formats:
+        text = fmt.render(fmt.sample(1, seed=1)[0])
+        rendered = _rendered(tokenizer, planting["request"], text)
+        if not found or rendered != before + text + after:
             raise ValueError(
-                "measure_exposure: tokenizer=None, but the canaries were planted in conversations, "
-                "which its chat template renders; give the tokenizer"
+                f"tokenizer: its chat template does not keep {fmt.template!r} as it stands; choose "
+                "a template and a secret expression without spaces at the ends"
             )
-        try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False)
-        except ValueError as error:
+        whole, begin = (
+            tokenizer(piece, add_special_tokens=False)["input_ids"]
+            for piece in (rendered, before + text)
+        )
+        if whole[: len(begin)] != begin:
+            warnings.warn(
+                f"tokenizer: the end of {fmt.template!r} shares a token with what follows it in "
+                "the chat template, and log-perplexities are those of a text that ends there; let "
+                "it end with a full stop or a word of its own",
+                stacklevel=3,
+            )
+    return before
+
+
+def first_tokens(canaries: Canaries | None, bos: bool | None) -> bool | None:
+    """Whether special tokens are put before `context_before`: a rendered conversation has its
+    own, so that none are. None follows the tokenizer's default."""
+    planting = {} if canaries is None else canaries.planting
+    return False if planting.get("chat") and planting.get("mode") == "rows" else bos
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, request: str, text: str) -> str:
+    """The conversation that `CanaryInjector` plants, with `text` as the answer."""
+    messages = [{"role": "user", "content": request}, {"role": "assistant", "content": text}]
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception as error:  # templates raise what they like, and may quote the text
+        why = str(error).replace(text, "...")
+        if getattr(tokenizer, "chat_template", None) is None:
             raise ValueError(
                 "tokenizer: the canaries were planted in conversations, but it has no chat "
-                f"template to render them with ({error})"
+                f"template to render them with ({why})"
             ) from None
-        return str(text).partition(mark)[0]
-    return " " if planting.get("mode") == "splice" else ""
+        raise ValueError(
+            "tokenizer: its chat template refuses the conversations that the canaries were planted "
+            f"in, a user's turn and an assistant's ({why}); plant them with mode='splice' in "
+            "conversations that it accepts"
+        ) from None
 
 
 def check_context(context: int | None, tree: TokenTree, paths: list[Ints]) -> None:

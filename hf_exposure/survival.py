@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 
 IGNORED = -100  # the label of tokens that training leaves out
+MASKS = ("assistant_masks", "completion_mask")  # 0 for tokens that training will leave out
+_LENGTHS = "seq_lengths"  # of the documents that TRL has packed into a row
 _CHUNK = 1_000_000  # tokens read at a time
 _LINES = 40  # of a report's table
 _MARK = b"\xff"  # no text holds this byte, so a special token that it surrounds matches no text
@@ -78,7 +80,7 @@ class InjectionReport(Sequence[Survival]):
 
     Attributes:
         canaries: one `Survival` for each canary.
-        rows: rows that were looked at.
+        rows: rows that were looked at; of rows with "seq_lengths", the documents in them.
         tokens: tokens that were looked at.
     """
 
@@ -192,11 +194,16 @@ def verify_injection(
     *,
     column: str = "input_ids",
     label_column: str = "labels",
+    mask_columns: Sequence[str] = MASKS,
 ) -> InjectionReport:
     """Look for every canary in data that was tokenized, and packed or truncated.
 
     Takes seconds for 100,000 rows. A canary that a longer word or number goes on from counts as
     whole: its probability is the same.
+
+    What `SFTTrainer` trains on can be looked at as it is: `trainer.train_dataset`, packed or not.
+    Where it has "seq_lengths", the documents that packing has put into one row are rows here, for
+    none of them sees another.
 
     Args:
         tokenized: a `Dataset`, an `IterableDataset`, a list of dictionaries, or a dictionary of
@@ -207,6 +214,10 @@ def verify_injection(
         column: where the token ids are.
         label_column: where the labels are, if there are any: canaries under -100 are not trained
             on, and reported.
+        mask_columns: masks that become labels later, where there are no labels yet: a token under
+            a 0 in one of them is not trained on. TRL's data collators, and chat templates with
+            `return_assistant_tokens_mask=True`, write "assistant_masks" and "completion_mask";
+            with `completion_only_loss=False`, leave the latter out.
 
     Raises:
         TypeError: `tokenized` holds no rows.
@@ -225,7 +236,7 @@ def verify_injection(
         search = _Search(canaries, tokenizer)
     rows = tokens = 0
     held = _Rows.none()
-    for chunk in _chunks(tokenized, column, label_column):
+    for chunk in _chunks(tokenized, column, label_column, tuple(mask_columns)):
         rows += len(chunk.starts) - 1
         tokens += len(chunk.ids)
         held = search.read(held, chunk)
@@ -521,7 +532,9 @@ def _occurrences(data: bytes, word: bytes) -> Iterator[int]:
         at = data.find(word, at + 1)
 
 
-def _chunks(tokenized: Any, column: str, label_column: str) -> Iterator[_Rows]:
+def _chunks(
+    tokenized: Any, column: str, label_column: str, masks: tuple[str, ...]
+) -> Iterator[_Rows]:
     from datasets import Dataset, DatasetDict, IterableDatasetDict
 
     if isinstance(tokenized, (DatasetDict, IterableDatasetDict)):
@@ -537,15 +550,18 @@ def _chunks(tokenized: Any, column: str, label_column: str) -> Iterator[_Rows]:
             "an IterableDataset or a list of dictionaries"
         )
     if isinstance(tokenized, Dataset):
-        yield from _chunks_of_arrow(tokenized, column, label_column)
+        yield from _chunks_of_arrow(tokenized, column, label_column, masks)
     else:
-        yield from _chunks_of_rows(tokenized, column, label_column)
+        yield from _chunks_of_rows(tokenized, column, label_column, masks)
 
 
-def _chunks_of_arrow(ds: Dataset, column: str, label_column: str) -> Iterator[_Rows]:
+def _chunks_of_arrow(
+    ds: Dataset, column: str, label_column: str, masks: tuple[str, ...]
+) -> Iterator[_Rows]:
     if column not in ds.column_names:
         raise ValueError(_no_ids(column, ds.column_names))
-    names = [name for name in (column, label_column) if name in ds.column_names]
+    wanted = (column, label_column, *masks, _LENGTHS)
+    names = [name for name in dict.fromkeys(wanted) if name in ds.column_names]
     ds = ds.with_format("arrow", columns=names)
     if not len(ds):
         return
@@ -553,10 +569,19 @@ def _chunks_of_arrow(ds: Dataset, column: str, label_column: str) -> Iterator[_R
     # Rows may be of any length: the first one gives a guess.
     for table in ds.iter(batch_size=max(1, _CHUNK // length)):
         ids, lengths = _flat(table[column], column)
-        labels = None
-        if label_column in names and table[label_column].null_count < len(table):
-            labels, label_lengths = _flat(table[label_column], label_column)
-            _check_labels(lengths, label_lengths, label_column)
+
+        def known(name: str, lengths: Ints = lengths, table: Any = table) -> Ints | None:
+            if name not in names or table[name].null_count == len(table):
+                return None
+            values, counts = _flat(table[name], name)
+            _check_labels(lengths, counts, name)
+            return values
+
+        labels = known(label_column)
+        if labels is None:
+            labels = _unmasked(ids, [known(name) for name in masks])
+        if _LENGTHS in names:
+            lengths = _documents(lengths, table[_LENGTHS].to_pylist())
         yield _Rows.of(ids, lengths, labels)
 
 
@@ -577,11 +602,14 @@ def _flat(values: Any, column: str) -> tuple[Ints, Ints]:
     return flat.to_numpy(zero_copy_only=False).astype(np.int64), counts.astype(np.int64)
 
 
-def _chunks_of_rows(rows: Iterable[Any], column: str, label_column: str) -> Iterator[_Rows]:
+def _chunks_of_rows(
+    rows: Iterable[Any], column: str, label_column: str, masks: tuple[str, ...]
+) -> Iterator[_Rows]:
     iterator = iter(rows)
     while True:
         ids: list[Ints] = []
         labels: list[Ints | None] = []
+        packed: list[Any] = []
         tokens = 0
         for row in islice(iterator, _CHUNK):
             if not isinstance(row, Mapping):
@@ -592,22 +620,54 @@ def _chunks_of_rows(rows: Iterable[Any], column: str, label_column: str) -> Iter
             if column not in row:
                 raise ValueError(_no_ids(column, list(row)))
             ids.append(_row(row[column], column))
-            label = row.get(label_column)
-            labels.append(None if label is None else _row(label, label_column))
+            labels.append(_labels_of(row, ids[-1], label_column, masks))
+            packed.append(row.get(_LENGTHS))
             tokens += len(ids[-1])
             if tokens >= _CHUNK:
                 break
         if not ids:
             return
         flat, lengths = _numbers(ids)
+        documents = _documents(lengths, packed)
         if all(label is None for label in labels):
-            yield _Rows.of(flat, lengths, None)
+            yield _Rows.of(flat, documents, None)
             continue
         # A row without labels is trained on as it is.
         filled = [own if label is None else label for own, label in zip(ids, labels, strict=True)]
         flat_labels, label_lengths = _numbers(filled)
         _check_labels(lengths, label_lengths, label_column)
-        yield _Rows.of(flat, lengths, flat_labels)
+        yield _Rows.of(flat, documents, flat_labels)
+
+
+def _labels_of(
+    row: Mapping[str, Any], ids: Ints, label_column: str, masks: tuple[str, ...]
+) -> Ints | None:
+    """The labels of one row, None if all of it is trained on."""
+    if row.get(label_column) is not None:
+        return _row(row[label_column], label_column)
+    given = {name: row[name] for name in masks if row.get(name) is not None}
+    values = {name: _row(value, name) for name, value in given.items()}
+    for name, value in values.items():
+        _check_labels(np.array([len(ids)]), np.array([len(value)]), name)
+    return _unmasked(ids, list(values.values()))
+
+
+def _unmasked(ids: Ints, masks: Sequence[Ints | None]) -> Ints | None:
+    """Labels of tokens, all masks regarded; None if there is no mask."""
+    there = [mask != 0 for mask in masks if mask is not None]
+    return np.where(np.all(there, axis=0), ids, IGNORED) if there else None
+
+
+def _documents(lengths: Ints, packed: Sequence[Any]) -> Ints:
+    """The lengths of rows, each one in place of which those of its documents stand if it has
+    them."""
+    out: list[Ints] = []
+    for length, inside in zip(lengths, packed, strict=True):
+        own = np.asarray([] if inside is None else inside)
+        # A column of this name that says something else is no matter of ours.
+        packed_so = own.size and own.dtype.kind in "iu" and own.sum() == length
+        out.append(own.astype(np.int64).reshape(-1) if packed_so else np.array([length]))
+    return np.concatenate(out) if out else lengths
 
 
 def _row(value: Any, column: str) -> Ints:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from hf_exposure.decoder import Branches, Decoder
 from hf_exposure.frontier import Frontier, Nodes, by_depth
-from hf_exposure.tokens import TokenTree
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -29,6 +28,26 @@ Floats = NDArray[np.float64]
 POWERS = np.array([10.0, 3.0, 1.0, 0.3, 0.1])
 _BATCH = 512  # nodes that a search takes at once, at most
 _DIGITS = 20.0  # binary digits of a draw's position to use up; a float has 53
+
+
+class Tree(Protocol):
+    """What a walk asks of a tree of tokens; see `TokenTree`. Its root has state 0."""
+
+    @property
+    def leaf(self) -> NDArray[np.bool_]:
+        """(states,) whether a state is the end of a path."""
+
+    def key(self, states: Ints, last: Ints) -> Ints:
+        """(n,) one number for each node, equal for nodes that have the same children."""
+
+    def children(self, key: int) -> tuple[Ints, Ints]:
+        """Columns, ascending, and states of a node's children, both (n,)."""
+
+    def possible(self, paths: Ints) -> NDArray[np.bool_]:
+        """(n,) whether some path to a leaf may begin like each of the (n, depth) paths."""
+
+    def canonical(self, paths: Ints) -> NDArray[np.bool_]:
+        """(n,) whether each of the (n, depth) paths to leaves counts."""
 
 
 class Visitor(Protocol):
@@ -51,7 +70,7 @@ class Visitor(Protocol):
 
 def walk(
     decoder: Decoder,
-    tree: TokenTree,
+    tree: Tree,
     visitor: Visitor,
     frontier: Frontier,
     *,
@@ -66,7 +85,8 @@ def walk(
             already, the walk goes on from there.
         max_forwards: stop when `decoder.forwards` reaches this.
         eager: take whole batches from the start. Otherwise their size grows with the number of
-            nodes visited, so that a search visits hardly more nodes than one by one.
+            nodes visited, so that a search visits hardly more nodes than one by one; with a batch
+            size of 1 it goes one by one.
         progress: called after every round.
 
     Returns:
@@ -81,8 +101,9 @@ def walk(
     while not visitor.done(frontier.least()):
         if spent:
             return False
-        # What a search visits must not hang on how many rows a forward has.
-        batch = decoder.batch_size if eager else min(_BATCH, 1 + visited // 8)
+        # What a search visits must not hang on how many rows a forward has, unless it is one.
+        growing = decoder.batch_size > 1 and not eager
+        batch = min(_BATCH, 1 + visited // 8) if growing else decoder.batch_size
         taken = frontier.take(int(max(1, min(batch, max_forwards - decoder.forwards))))
         if not taken:
             return True
@@ -106,7 +127,7 @@ def walk(
     return True
 
 
-def unvisited(tree: TokenTree, visitor: Visitor, frontier: Frontier) -> list[Nodes]:
+def unvisited(tree: Tree, visitor: Visitor, frontier: Frontier) -> list[Nodes]:
     """The inner nodes that a walk has left. Its leaves need no forward and are handed over."""
     inner = []
     for nodes in frontier.waiting():
@@ -118,13 +139,13 @@ def unvisited(tree: TokenTree, visitor: Visitor, frontier: Frontier) -> list[Nod
     return inner
 
 
-def _hand_over(tree: TokenTree, visitor: Visitor, ends: Nodes) -> None:
+def _hand_over(tree: Tree, visitor: Visitor, ends: Nodes) -> None:
     if len(ends):
         visitor.leaves(ends[tree.canonical(ends.paths)])
 
 
 def _visit(
-    tree: TokenTree,
+    tree: Tree,
     visitor: Visitor,
     frontier: Frontier,
     branches: Branches,
