@@ -159,8 +159,8 @@ class Exposures(Tabular, Document, Sequence[Exposure]):
         >>> one = Exposure(Canary(fmt, "1234", 8), 12.0, 11.5, 12.6, 2.4, 1.6, 3.4, 9.0, 0, False,
         ...                5.1, "auto", 2.0 ** -12)
         >>> print(Exposures([one], forwards=4000, seconds=1.5, settings={"confidence": 0.95}))
-        canary            inserted  exposure  95% interval  rank  log-perplexity
-        My code is ••••.         8  12.0      11.5–12.6     ~2.4             5.1
+        canary          inserted  exposure  95% interval  rank  log-perplexity
+        …code is ••••.         8  12.0      11.5–12.6     ~2.4             5.1
         exposure in bits, at most 13.3; method auto, 4,000 token-forwards in 1.5 s
         >>> Exposures([one]).metrics()["eval_exposure_x8"]
         12.0
@@ -261,6 +261,48 @@ class Exposures(Tabular, Document, Sequence[Exposure]):
         frame: pd.DataFrame = pd.DataFrame(rows, columns=columns)
         return frame
 
+    def gained(self, base: Exposures) -> list[float]:
+        """Bits of exposure that each canary has here and not in `base`: what training added.
+
+        It tells what was memorized from what is easy to guess, which a model exposes untrained.
+
+        Args:
+            base: of the same canaries in the model before it was trained on them, in any order.
+
+        Raises:
+            ValueError: they are of different canaries.
+
+        Example:
+            >>> fmt = SecretFormat("My code is {secret}.", secret=r"[0-9]{4}")
+            >>> one = Canary(fmt, "1234", 8)
+            >>> before = Exposure(one, 1.5, 1, 2, 3500, 2500, 5000, 0, 0, False, 13.1, "auto", 0.4)
+            >>> after = Exposure(one, 12.0, 11, 13, 2.4, 1, 5, 8, 0, False, 5.1, "auto", 0.0002)
+            >>> Exposures([after]).gained(Exposures([before]))
+            [10.5]
+        """
+        return [item.bits - other.bits for item, other in zip(self, self._same(base), strict=True)]
+
+    def _same(self, base: Exposures) -> list[Exposure]:
+        """The exposures of `base` in the order of these."""
+        waiting: dict[Canary | MaskedCanary, list[Exposure]] = {}
+        for other in base:
+            waiting.setdefault(other.canary, []).append(other)
+        out = [waiting[item.canary].pop(0) for item in self if waiting.get(item.canary)]
+        if len(out) != len(self) or len(base) != len(self):
+            raise ValueError(
+                f"Exposures.gained: {len(self) - len(out)} of these {len(self)} canaries are not "
+                f"among the {len(base)} of base; measure both models with the same canaries"
+            )
+        return out
+
+    def beside(self, base: Exposures) -> Beside:
+        """A table of these with columns for the base model's exposure and for what was gained.
+
+        Raises:
+            ValueError: see `gained`.
+        """
+        return Beside(self, base)
+
     # Tables
 
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
@@ -358,6 +400,33 @@ class Exposures(Tabular, Document, Sequence[Exposure]):
         from hf_exposure.report import write_report  # a shortcut to what stands above
 
         return write_report(path, exposures=self, **options)
+
+
+class Beside(Tabular):
+    """Exposures with those of the base model beside them; see `Exposures.beside`."""
+
+    right = frozenset({1, 4, 5})
+
+    def __init__(self, exposures: Exposures, base: Exposures) -> None:
+        self.exposures = exposures
+        self.base = base
+        self.gained = exposures.gained(base)
+
+    def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
+        """The first columns of the exposures' own table, and "base" and "gained"."""
+        headings, rows = self.exposures.cells(reveal)
+        more = [
+            [*row[:4], f"{item.bits - gained:.1f}", f"{gained:+.1f}"]
+            for row, item, gained in zip(rows, self.exposures, self.gained, strict=True)
+        ]
+        return [*headings[:4], "base", "gained"], more
+
+    def summary(self) -> str:
+        """What the exposures' own says, and what the base model took."""
+        return (
+            f"{self.exposures.summary()}; of the base model {self.base.forwards:,} token-forwards "
+            f"in {self.base.seconds:.1f} s"
+        )
 
 
 class BudgetError(RuntimeError):

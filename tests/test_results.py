@@ -322,6 +322,51 @@ def test_killed_while_writing_it_leaves_the_old_file_whole(tmp_path: Path, momen
     assert Exposures.load(path).forwards == 1234
 
 
+# The base model beside
+
+
+def test_gained_is_the_difference_canary_by_canary_in_any_order() -> None:
+    after = make()
+    before = Exposures([exposure(item.canary, bits) for item, bits in zip(
+        reversed(after), [1.0, 0.25, 2.5, 8.0], strict=True
+    )])  # fmt: skip
+    assert after.gained(before) == [9.0 - 8.0, 2.0 - 2.5, 0.5 - 0.25, 4.0 - 1.0]
+    assert before.gained(after) == [-3.0, -0.25, 0.5, -1.0]
+    assert after.gained(after) == [0.0] * 4
+
+
+def test_masked_canaries_that_look_alike_keep_their_order(tmp_path: Path) -> None:
+    loaded = Exposures.load(make().save(tmp_path / "exposures.json"))
+    assert loaded.gained(loaded) == [0.0] * 4  # two of them are equal when masked
+
+
+@pytest.mark.parametrize("places", [[0, 1, 2], [0, 1, 2, 3, 3], [0, 1, 2, 2], []])
+def test_exposures_of_other_canaries_are_refused_as_a_base(places: list[int]) -> None:
+    after = make()
+    base = Exposures([after[place] for place in places])
+    with pytest.raises(ValueError, match="measure both models with the same canaries") as caught:
+        after.gained(base)
+    assert not any(secret in str(caught.value) for secret in SECRETS)
+    with pytest.raises(ValueError, match="same canaries"):
+        after.beside(base)
+
+
+def test_the_table_has_the_base_beside_and_masks_what_it_masked(tmp_path: Path) -> None:
+    after = make()
+    before = Exposures([exposure(item.canary, 0.5) for item in after], forwards=77)
+    beside = after.beside(before)
+    headings, rows = beside.cells()
+    assert headings[-2:] == ["base", "gained"]
+    assert [row[-2:] for row in rows] == [
+        ["0.5", "+8.5"], ["0.5", "+1.5"], ["0.5", "+0.0"], ["0.5", "+3.5"],
+    ]  # fmt: skip
+    assert [row[:4] for row in rows] == [row[:4] for row in after.cells()[1]]
+    assert "base model 77 token-forwards" in str(beside)
+    for text in (str(beside), repr(beside), beside._repr_html_()):
+        assert not any(secret in text for secret in SECRETS)
+    assert SECRETS[0] in repr(beside.cells(reveal=True))
+
+
 # Tables
 
 
