@@ -29,7 +29,7 @@ from hf_exposure.walk import Explorer, unvisited, walk
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FIRST_BEAM = 8  # width of the quick look for something to return if a search's budget ends
+_LAST_BEAM = 8  # width of the quick look for something to return if a search's budget has ended
 
 
 @dataclass(frozen=True)
@@ -259,17 +259,17 @@ def extract_secrets(
         def report() -> None:
             tick(decoder.forwards)
 
-        found: dict[tuple[int, ...], Extraction] = {}
-        if beam_width is not None or max_forwards is not None:  # something to return
-            width, share = beam_width or 1, limit
-            if beam_width is None:
-                depth = max(len(path) for path in samples)
-                room = max((limit - decoder.forwards) / 4, 1.5 * depth)
-                width = int(min(max(count, _FIRST_BEAM), max(1, room // depth)))
-                share = min(limit, decoder.forwards + room)
-            found = _search(decoder, tree, count, Beam(width), share, report)
-        if beam_width is None:
-            found |= _search(decoder, tree, count, CheapestFirst(), limit, report)
+        if beam_width is not None:
+            found = _search(decoder, tree, count, Beam(beam_width), limit, report)
+        elif max_forwards is None:
+            found = _search(decoder, tree, count, CheapestFirst(), limit, report)
+        else:  # a part is kept for something to return if the search does not come to its end
+            depth = max(len(path) for path in samples)
+            kept = max((limit - decoder.forwards) / 4, 1.5 * depth)
+            found = _search(decoder, tree, count, CheapestFirst(), limit - kept, report)
+            if sum(one.proved for one in found.values()) < min(count, fmt.size):
+                width = int(min(max(count, _LAST_BEAM), max(1, kept // depth)))
+                found = _search(decoder, tree, count, Beam(width), limit, report) | found
     best = sorted(found.values(), key=lambda one: one.log_perplexity)[:count]
     return Extractions(
         _named(best, fmt, canaries),
