@@ -20,7 +20,7 @@ from hf_exposure.decoder import Decoder, undisturbed
 from hf_exposure.documents import Document, Tabular, from_jsonable, versions
 from hf_exposure.exposure import progress_bar
 from hf_exposure.formats import SecretFormat
-from hf_exposure.frontier import Beam, CheapestFirst, Frontier
+from hf_exposure.frontier import Beam, CheapestFirst, Frontier, Nodes
 from hf_exposure.planning import check_context, context_before, first_tokens
 from hf_exposure.results import MaskedCanary, short_label
 from hf_exposure.tokens import TokenTree
@@ -295,10 +295,17 @@ def extract_secrets(
 
 @dataclass
 class _Search(Explorer):
-    """Remembers at how many forwards each further leaf was proved to be the next best."""
+    """Remembers at how many forwards each leaf was met, and each further one was proved to be the
+    next best."""
 
     decoder: Decoder | None = None
+    met_at: list[int] = field(default_factory=list)
     proved_at: list[int] = field(default_factory=list)
+
+    def leaves(self, nodes: Nodes) -> None:
+        assert self.decoder is not None
+        super().leaves(nodes)
+        self.met_at += [self.decoder.forwards] * len(nodes)
 
     def done(self, least: float) -> bool:
         assert self.decoder is not None
@@ -331,7 +338,7 @@ def _search(
         cost, path = search.costs[place], search.paths[place]
         proved = cost <= least and not cut
         known = search.proved_at[position : position + 1]
-        spent = known[0] if proved and known else decoder.forwards
+        spent = known[0] if proved and known else search.met_at[place]
         out[path] = Extraction(tree.secret(path), cost, proved, spent)
     return out
 
