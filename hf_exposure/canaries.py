@@ -289,6 +289,30 @@ class Canaries(Sequence[Canary]):
             message = f"Canaries.load: {os.fspath(path)!r}: {error}"
         raise ValueError(message)
 
+    def push_to_hub(self, repo_id: str, *, private: bool = True, **options: Any) -> str:
+        """Upload the set as a data set repository, secrets too; see `hub.push_canaries`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            RuntimeError: the Hub could not be reached or has refused.
+        """
+        from hf_exposure.hub import push_canaries
+
+        return push_canaries(self, repo_id, private=private, **options)
+
+    @classmethod
+    def from_hub(cls, repo_id: str, *, revision: str | None = None, **options: Any) -> Canaries:
+        """Load what `push_to_hub` has uploaded; see `hub.load_canaries`.
+
+        Raises:
+            RuntimeError: the Hub could not be reached, has refused, or has no such set.
+        """
+        from hf_exposure.hub import load_canaries
+
+        return load_canaries(repo_id, revision=revision, **options)
+
     @overload
     def __getitem__(self, index: int) -> Canary: ...
     @overload

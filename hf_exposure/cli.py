@@ -1,4 +1,4 @@
-"""The command line: `hf-exposure demo | inject | measure | extract | report`."""
+"""The command line: `hf-exposure demo | inject | measure | extract | audit | discover | report`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from hf_exposure.history import HISTORY_FILE, History
 from hf_exposure.results import BudgetError, Exposure, Exposures
 
 if TYPE_CHECKING:
+    from hf_exposure.completions import CompletionsScorer
     from hf_exposure.extraction import Extractions
     from hf_exposure.generation import Generations
     from hf_exposure.history import Measurement
@@ -45,6 +46,10 @@ Model = Annotated[
 Tokenizer = Annotated[
     str | None, typer.Option("--tokenizer", help="Where the tokenizer is, if not with the model.")
 ]
+Base = Annotated[
+    str | None,
+    typer.Option("--base", help="The model before training, to be measured beside: folder or id."),
+]
 Revision = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit of the model on the Hub.")
 ]
@@ -53,8 +58,22 @@ Device = Annotated[
     typer.Option("--device", help="Such as cuda:0, or auto for all; by default a GPU if any."),
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="Such as bfloat16; auto: as it was saved.")]
-CanaryFile = Annotated[
-    Path, typer.Option("--canaries", help="The manifest of the canaries, a JSON file.")
+CanarySet = Annotated[
+    str, typer.Option("--canaries", help="The manifest of the canaries, or the set's Hub id.")
+]
+CanariesRevision = Annotated[
+    str | None,
+    typer.Option("--canaries-revision", help="Branch, tag or commit of canaries on the Hub."),
+]
+PushToCard = Annotated[
+    bool,
+    typer.Option("--push-to-card", help="Add what is found to the model's card on the Hub."),
+]
+CreatePr = Annotated[
+    bool, typer.Option("--create-pr", help="Push to the card as a pull request.")
+]
+Card = Annotated[
+    Path | None, typer.Option("--card", help="Add what is found to this README.md.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Reveal = Annotated[bool, typer.Option("--reveal", help="Show the secrets.")]
@@ -182,6 +201,10 @@ def inject(
         int | None,
         typer.Option("--seed", help="Of the secrets and the places; by default drawn at random."),
     ] = None,
+    push_canaries: Annotated[
+        str | None,
+        typer.Option("--push-canaries", help="Also push the manifest to this private Hub id."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an output file that is there.")
     ] = False,
@@ -224,6 +247,7 @@ def inject(
         planted = inject_canaries(rows, chosen, column, seed, mode, near_start)
         chosen.save(canaries)  # first: rows whose secrets nobody knows would be of no use
         save_rows(planted, output)
+    pushed = chosen.push_to_hub(push_canaries) if push_canaries is not None else None
     if as_json:
         _print_json(
             {
@@ -233,18 +257,45 @@ def inject(
                 "rows": len(planted),
                 "planted": sum(canary.repetitions for canary in chosen),
                 "planting": chosen.planting,
+                "pushed": pushed,
             }
         )
         return
     out.print(f"{chosen!r}")
     out.print(f"{output}: {describe_rows(planted)} ({len(planted) - len(rows):,} more than before)")
     out.print(f"{canaries}: the manifest. It holds the secrets: keep it to yourself.")
+    if pushed is not None:
+        out.print(f"Pushed to {pushed}", soft_wrap=True)
 
 
 @app.command()
 def measure(
-    model: Model,
-    canaries: CanaryFile,
+    canaries: CanarySet,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "--model_name_or_path", help="A model's folder or Hub id."),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--endpoint",
+            help="Or the address of a completions endpoint, e.g. http://localhost:8000/v1.",
+        ),
+    ] = None,
+    endpoint_model: Annotated[
+        str | None, typer.Option("--endpoint-model", help="The model's name at the endpoint.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option("--api-key-env", help="Environment variable with the endpoint's key."),
+    ] = None,
+    whole_text: Annotated[
+        bool,
+        typer.Option(
+            "--whole-text", help="Count the text before the secret too, at an endpoint."
+        ),
+    ] = False,
+    base: Base = None,
     method: Annotated[
         str, typer.Option("--method", help="auto, exact, sampling or skewnorm.")
     ] = "auto",
@@ -260,47 +311,72 @@ def measure(
     device: Device = None,
     dtype: Dtype = "auto",
     batch_size: BatchSize = None,
+    canaries_revision: CanariesRevision = None,
+    push_to_card: PushToCard = False,
+    create_pr: CreatePr = False,
+    card: Card = None,
     as_json: AsJson = False,
     reveal: Reveal = False,
 ) -> None:
     """Measure how exposed canaries are in a model."""
     from hf_exposure.exposure import measure_exposure
-    from hf_exposure.loading import load_model
+    from hf_exposure.loading import load_canaries, load_model
     from hf_exposure.planning import Settings
 
-    planted = Canaries.load(canaries)
+    planted = load_canaries(canaries, canaries_revision)
     Settings(method, samples, max_forwards, confidence, seed, batch_size)  # before the model loads
+    if (model is None) == (endpoint is None):
+        raise typer.BadParameter("give either --model, or --endpoint with --endpoint-model")
+    if base is not None and model is None:
+        raise typer.BadParameter("--base is measured beside --model: leave out --endpoint")
+    _check_card(model, push_to_card, create_pr)
+    beside = None
     with _quiet():
-        loaded, tok = load_model(
-            model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
-        )
-        exposures = measure_exposure(
-            loaded,
-            tok,
-            planted,
-            method=method,
-            samples=samples,
-            max_forwards=max_forwards,
-            confidence=confidence,
-            seed=seed,
-            batch_size=batch_size,
-            progress=_shows_progress(as_json),
-            unscorable="warn",
-        )
+        loaded: Any
+        if model is not None:
+            loaded, tok = load_model(
+                model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
+            )
+        else:
+            loaded, tok = _at_endpoint(
+                endpoint, endpoint_model, api_key_env, batch_size, whole_text, tokenizer
+            )
+        options: dict[str, Any] = {
+            "method": method,
+            "samples": samples,
+            "max_forwards": max_forwards,
+            "confidence": confidence,
+            "seed": seed,
+            "batch_size": batch_size,
+            "progress": _shows_progress(as_json),
+            "unscorable": "warn",
+        }
+        exposures = measure_exposure(loaded, tok, planted, **options)
+        if base is not None:
+            del loaded  # there may not be memory for two
+            earlier, _ = load_model(base, tokenizer=tokenizer or model, device=device, dtype=dtype)
+            beside = exposures.beside(measure_exposure(earlier, tok, planted, **options))
+    data = exposures.to_dict(reveal)
+    if beside is not None:  # what reads exposures leaves this aside
+        data |= {"base": beside.base.to_dict(reveal), "gained": beside.gained}
     if output is not None:
-        exposures.save(output, reveal)
+        write_text(output, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if as_json:
-        _print_json(exposures.to_dict(reveal))
+        _print_json(data)
     else:
-        out.print(exposures.table(reveal))
+        out.print((beside or exposures).table(reveal))
+    if card is not None or push_to_card:
+        _add_to_card(card, model if push_to_card else None, revision, create_pr, exposures)
 
 
 @app.command()
 def extract(
     model: Model,
     canaries: Annotated[
-        Path | None,
-        typer.Option("--canaries", help="Manifest: what to look for, and what was planted."),
+        str | None,
+        typer.Option(
+            "--canaries", help="Manifest or Hub id: what to look for, and what was planted."
+        ),
     ] = None,
     template: Template = None,
     secret: Secret = None,
@@ -326,15 +402,20 @@ def extract(
     device: Device = None,
     dtype: Dtype = "auto",
     batch_size: BatchSize = None,
+    canaries_revision: CanariesRevision = None,
+    push_to_card: PushToCard = False,
+    create_pr: CreatePr = False,
+    card: Card = None,
     as_json: AsJson = False,
     reveal: Reveal = False,
 ) -> None:
     """Get secrets out of a model: the most likely ones of a format, with proof."""
     from hf_exposure.extraction import extract_secrets
     from hf_exposure.generation import generate_secrets
-    from hf_exposure.loading import load_model
+    from hf_exposure.loading import load_canaries, load_model
 
-    planted = Canaries.load(canaries) if canaries is not None else None
+    _check_card(model, push_to_card, create_pr)
+    planted = load_canaries(canaries, canaries_revision) if canaries is not None else None
     if planted is not None and template is None and secret is None:
         formats = list(planted.formats)
     else:
@@ -372,11 +453,236 @@ def extract(
         write_text(output, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     if as_json:
         _print_json(data)
+    else:
+        for one in found:
+            out.print(one.table(reveal))
+        if written is not None:
+            out.print(written.table(reveal))
+    if card is not None or push_to_card:
+        name = model if push_to_card else None
+        _add_to_card(
+            card, name, revision, create_pr, None, extractions=found, generations=written
+        )
+
+
+@app.command()
+def audit(
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset", "--dataset_name",
+            help="A .jsonl, .csv, .parquet or .txt file, a folder of save_to_disk, or a Hub id.",
+        ),
+    ],
+    model: Model,
+    base: Base = None,
+    column: Annotated[str, typer.Option("--column", help="The dataset's text column.")] = "text",
+    split: Annotated[str, typer.Option("--split", help="The split to look through.")] = "train",
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            "--kinds", help="Some of api_key,iban,card,ssn,email,phone; all if not given."
+        ),
+    ] = None,
+    region: Annotated[
+        str,
+        typer.Option(
+            "--region", help='Of phone numbers without a country code; "none" for no such ones.'
+        ),
+    ] = "US",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Rows to look at; all if not given.")
+    ] = None,
+    top: Annotated[
+        int,
+        typer.Option(
+            "--top", min=0, help="Secrets to measure, of each kind in turn; the rest get a bound."
+        ),
+    ] = 50,
+    before: Annotated[
+        int, typer.Option("--before", min=1, help="Characters of context before a secret.")
+    ] = 100,
+    samples: Annotated[int, typer.Option("--samples", help="Draws of a measurement.")] = 500,
+    max_forwards: MaxForwards = None,
+    confidence: Annotated[float, typer.Option("--confidence", help="Of all intervals.")] = 0.95,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write the audit as JSON.")
+    ] = None,
+    tokenizer: Tokenizer = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = None,
+    as_json: AsJson = False,
+    reveal: Reveal = False,
+) -> None:
+    """Find real secrets in a dataset, and measure how exposed they are in a model."""
+    from hf_exposure.audit import audit_dataset
+    from hf_exposure.detectors import check_kinds, check_region
+    from hf_exposure.loading import load_model, load_rows
+
+    names = None if kinds is None else [name.strip() for name in kinds.split(",")]
+    place = None if region.lower() == "none" else region
+    if "phone" in check_kinds(names):  # before the model loads
+        check_region(place)
+    with _quiet():
+        rows = load_rows(dataset, split=split)
+        if column not in rows.column_names:
+            raise ValueError(
+                f"--column: {dataset!r} has no column {column!r}, only {rows.column_names}"
+            )
+        loaded, tok = load_model(
+            model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
+        )
+        earlier: Any = None
+        if base is not None:
+            earlier, _ = load_model(base, tokenizer=tokenizer or model, device=device, dtype=dtype)
+        result = audit_dataset(
+            loaded,
+            tok,
+            rows,
+            column,
+            base=earlier,
+            kinds=names,
+            region=place,
+            limit=limit,
+            top=top,
+            before=before,
+            samples=samples,
+            max_forwards=max_forwards,
+            confidence=confidence,
+            seed=seed,
+            batch_size=batch_size,
+            progress=_shows_progress(as_json),
+        )
+    if output is not None:
+        result.save(output, reveal)
+    if as_json:
+        _print_json(result.to_dict(reveal))
+    else:
+        out.print(result.table(reveal))
+
+
+@app.command()
+def discover(
+    model: Model,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset", "--dataset_name",
+            help="A .jsonl, .csv, .parquet or .txt file, a folder of save_to_disk, or a Hub id.",
+        ),
+    ] = None,
+    benchmark: Annotated[
+        Path | None,
+        typer.Option(
+            "--benchmark", help="Or a folder with train_prefix.npy and train_suffix.npy."
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns",
+            help='"prefix,suffix", or one column whose first tokens are taken. By default these '
+            "two if they are there, else text.",
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="The split to look at.")] = "train",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Rows to look at; all if not given.")
+    ] = None,
+    prefix_tokens: Annotated[
+        int, typer.Option("--prefix-tokens", min=1, help="Of one column: so many are the prefix.")
+    ] = 50,
+    suffix_tokens: Annotated[
+        int, typer.Option("--suffix-tokens", min=1, help="Of one column: so many come after it.")
+    ] = 50,
+    n: Annotated[
+        str, typer.Option("--n", help="Numbers of samples to tell the rates for.")
+    ] = "1,10,100,1000,1000000",
+    p: Annotated[
+        str, typer.Option("--p", help="Probabilities that one of them is the suffix.")
+    ] = "0.1,0.5,0.9",
+    temperature: Annotated[float, typer.Option("--temperature", help="Of the sampling.")] = 1.0,
+    top_k: Annotated[
+        int, typer.Option("--top-k", help="Sample from so many tokens; 0: from all.")
+    ] = 0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Sample from tokens of this share; 1: from all.")
+    ] = 1.0,
+    near: Annotated[
+        int, typer.Option("--near", min=0, help="Also look for texts within so many token edits.")
+    ] = 0,
+    max_forwards: Annotated[
+        int | None,
+        typer.Option("--max-forwards", help="Token-forwards of each search for near texts."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write the examples as JSON.")
+    ] = None,
+    tokenizer: Tokenizer = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = None,
+    as_json: AsJson = False,
+    reveal: Reveal = False,
+) -> None:
+    """Tell which texts of a dataset a model goes on with, given their beginnings."""
+    from hf_exposure.discoverable import discoverable_extraction, sampling_scheme
+    from hf_exposure.loading import load_model, load_rows
+    from hf_exposure.pairs import load_benchmark
+
+    counts, targets = _numbers("--n", n), _numbers("--p", p)
+    if not all(0 < target < 1 for target in targets):
+        raise typer.BadParameter(f"--p={p!r}: give numbers between 0 and 1, such as 0.5")
+    if not all(count >= 1 for count in counts):
+        raise typer.BadParameter(f"--n={n!r}: give numbers of at least 1, such as 1,1000")
+    if (dataset is None) == (benchmark is None):
+        raise typer.BadParameter("give either --dataset, or --benchmark with a folder")
+    sampling_scheme(temperature, top_k, top_p)  # before the model loads
+    names: Any = None if columns is None else tuple(name.strip() for name in columns.split(","))
+    if names is not None and len(names) > 2:
+        raise typer.BadParameter(f"--columns={columns!r}: give one name, or two")
+    names = names[0] if names is not None and len(names) == 1 else names
+    with _quiet():
+        rows: Any
+        if dataset is not None:
+            rows = load_rows(dataset, split=split)
+            rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
+        else:
+            assert benchmark is not None
+            rows = load_benchmark(benchmark, split)[:limit]
+        loaded, tok = load_model(
+            model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
+        )
+        found = discoverable_extraction(
+            loaded,
+            tok,
+            rows,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            prefix_tokens=prefix_tokens,
+            suffix_tokens=suffix_tokens,
+            near=near,
+            columns=names,
+            batch_size=batch_size,
+            max_forwards=max_forwards,
+            progress=_shows_progress(as_json),
+        )
+    if output is not None:
+        found.save(output, reveal)
+    tables = [found.rates(counts, targets, wide) for wide in ([False, True] if near else [False])]
+    if as_json:
+        rates = [table.to_dict() for table in tables]
+        _print_json({**found.to_dict(reveal), "rates": rates})
         return
-    for one in found:
-        out.print(one.table(reveal))
-    if written is not None:
-        out.print(written.table(reveal))
+    out.print(found.table(reveal))
+    for table in tables:
+        out.print()
+        out.print(table.table())
 
 
 @app.command()
@@ -454,6 +760,63 @@ def _shows_progress(as_json: bool) -> bool:
     return not as_json and sys.stderr.isatty()
 
 
+def _check_card(model: str | None, push: bool, create_pr: bool) -> None:
+    """Refuse a card that cannot be added to, before anything is measured."""
+    if push and (model is None or Path(model).exists()):
+        raise typer.BadParameter(
+            "--push-to-card adds to the card of a model on the Hub, and --model names none: give "
+            "--card with a README.md to add to"
+        )
+    if create_pr and not push:
+        raise typer.BadParameter("--create-pr says how to push: add --push-to-card")
+
+
+def _add_to_card(
+    card: Path | None,
+    model: str | None,
+    revision: str | None,
+    create_pr: bool,
+    exposures: Exposures | None,
+    **parts: Any,
+) -> None:
+    """Add to a README.md, to the card of a model on the Hub, or both; then say where."""
+    from hf_exposure.cards import add_exposure_to_card
+    from hf_exposure.hub import push_exposure
+
+    if card is not None:
+        add_exposure_to_card(card, exposures, **parts)
+        progress.print(f"{card}: what was found is in it now", soft_wrap=True)
+    if model is not None:
+        address = push_exposure(model, exposures, revision=revision, create_pr=create_pr, **parts)
+        progress.print(f"Added to the card: {address}", soft_wrap=True)
+
+
+def _at_endpoint(
+    address: str | None,
+    model: str | None,
+    variable: str | None,
+    batch_size: int | None,
+    whole_text: bool,
+    tokenizer: str | None,
+) -> tuple[CompletionsScorer, Any]:
+    """The model at an endpoint, and a tokenizer if one was named, for its chat template."""
+    from hf_exposure.completions import CompletionsScorer
+
+    if address is None or model is None:
+        raise typer.BadParameter("--endpoint needs the model's name there: give --endpoint-model")
+    key = None if variable is None else os.environ.get(variable, "").strip()
+    if key == "":
+        raise typer.BadParameter(f"--api-key-env: the environment has no {variable!r}, or no text")
+    scorer = CompletionsScorer(
+        address, model, api_key=key, batch_size=batch_size or 16, whole_text=whole_text
+    )
+    if tokenizer is None:
+        return scorer, None
+    from transformers import AutoTokenizer
+
+    return scorer, AutoTokenizer.from_pretrained(tokenizer)
+
+
 def _format(template: str | None, secret: str | None, check: str | None) -> SecretFormat:
     if template is None or secret is None:
         raise typer.BadParameter(
@@ -468,6 +831,13 @@ def _whole_numbers(name: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(f"{name}={text!r}: give numbers such as 0,1,4,16,64") from None
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{name}={text!r}: give numbers such as 1,1000") from None
 
 
 def _texts(dataset: str, column: str) -> list[str]:

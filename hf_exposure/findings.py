@@ -111,7 +111,7 @@ def find(
     groups = group_findings(exposures)
     out = [_planted(exposures), *_memorized(exposures)]
     if extractions or generations is not None:
-        out += _extracted(extractions, generations)
+        out += extracted(extractions, generations)
     out += [*_rise(exposures, groups), _controls(groups, exposures.confidence)]
     out += _over_training(history) if history is not None else []
     return [*out, *_skipped(exposures)]
@@ -183,9 +183,10 @@ def _memorized(exposures: Exposures) -> list[Finding]:
     return [Finding(lead, detail)]
 
 
-def _extracted(
-    extractions: Sequence[Extraction], generations: Generations | None
+def extracted(
+    extractions: Sequence[Extraction], generations: Generations | None = None
 ) -> list[Finding]:
+    """What searches and generation brought out."""
     out = []
     if extractions:
         ours = [one for one in extractions if one.canary is not None]

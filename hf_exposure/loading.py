@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hf_exposure.canaries import Canaries
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,15 +86,46 @@ def load_model(
     return model, tok
 
 
+def load_canaries(name: str, revision: str | None = None, argument: str = "--canaries") -> Canaries:
+    """A canary set: the manifest that `Canaries.save` wrote, or an id on the Hub.
+
+    Args:
+        revision: a branch, tag or commit on the Hub.
+        argument: what it is called in errors.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is no manifest, or a file has got a revision.
+        RuntimeError: the Hub could not be reached, has refused, or has no such set.
+    """
+    if Path(name).exists() or not is_hub_id(name):
+        if revision is not None:
+            raise ValueError(
+                f"{argument}: {name!r} is a file, which has no revisions; leave out the revision"
+            )
+        return Canaries.load(name)
+    from hf_exposure.hub import load_canaries as from_hub
+
+    try:
+        return from_hub(name, revision=revision)
+    except RuntimeError as error:
+        raise RuntimeError(f"{argument}: {error}{_nearby(name, 'file')}") from None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be that of a canary set on the Hub: an owner's name, "/", and its own."""
+    return re.fullmatch(r"[A-Za-z][\w.-]*/\w[\w.-]*(?<!\.json)", name, re.ASCII) is not None
+
+
 def _reason(error: BaseException) -> str:
     """The first line of what a library says, which often goes on at length."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(":") if lines else type(error).__name__
 
 
-def _nearby(name: str) -> str:
+def _nearby(name: str, what: str = "folder") -> str:
     """Whether a name was meant as a folder: said where it was not found."""
-    return "" if Path(name).exists() else " (no folder here, so it was looked for on the Hub)"
+    return "" if Path(name).exists() else f" (no {what} here, so it was looked for on the Hub)"
 
 
 def load_rows(name: str, *, config: str | None = None, split: str = "train") -> Dataset:

@@ -17,7 +17,7 @@ from hf_exposure.canaries import Canaries
 from tests.tiny import TOKENIZERS, corpus, llama
 
 TEMPLATE = ["--template", "the random number is {secret}.", "--secret", "[0-9]{4}"]
-COMMANDS = ["demo", "inject", "measure", "extract", "report"]
+COMMANDS = ["demo", "inject", "measure", "extract", "audit", "report"]
 
 
 def run(*arguments: str | Path) -> Any:

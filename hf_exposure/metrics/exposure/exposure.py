@@ -71,8 +71,9 @@ Args:
     model: a causal language model of transformers, to measure instead of taking log-perplexities.
     model_id (str): in place of `model`, its folder or its id on the Hub.
     tokenizer: the tokenizer of `model`; with `model_id` a folder or an id, if it is not the same.
-    canaries: `hf_exposure.Canaries`, the path of a manifest that `Canaries.save` wrote, a list of
-        `hf_exposure.Canary`, or a list of secrets as strings, all of which were inserted.
+    canaries: `hf_exposure.Canaries`, the path of a manifest that `Canaries.save` wrote, the Hub id
+        of a set that `Canaries.push_to_hub` has pushed, a list of `hf_exposure.Canary`, or a list
+        of secrets as strings, all of which were inserted.
     format: the `hf_exposure.SecretFormat` of secrets given as strings, or a dictionary with its
         "template" and "secret".
     revision, device (str, *optional*): of `model_id`.
@@ -389,6 +390,7 @@ def _canaries(given: Any, format: Any) -> Any:
     """The canary set in whatever form it was given. What may be a secret is not shown in errors."""
     from hf_exposure.canaries import Canaries, Canary
     from hf_exposure.formats import SecretFormat
+    from hf_exposure.loading import is_hub_id
 
     if isinstance(given, (Canaries, str, os.PathLike)):
         if format is not None:
@@ -398,12 +400,18 @@ def _canaries(given: Any, format: Any) -> Any:
             )
         if isinstance(given, Canaries):
             return given
-        if not os.path.isfile(given):
+        if os.path.isfile(given):
+            return Canaries.load(given)
+        if not is_hub_id(os.fspath(given)):
             raise ValueError(
                 "exposure: canaries is a string that names no file; give the path of a manifest "
-                "that Canaries.save wrote, or a list of secrets with their format"
+                "that Canaries.save wrote, the Hub id of a set, or a list of secrets with their "
+                "format"
             )
-        return Canaries.load(given)
+        try:
+            return Canaries.from_hub(os.fspath(given))
+        except RuntimeError as error:
+            raise RuntimeError(f"exposure: canaries: {error}") from None
     if not isinstance(given, Iterable):
         raise TypeError(
             "exposure: canaries must be a canary set, the path of its manifest, or a list of "
