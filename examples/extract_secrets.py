@@ -64,7 +64,7 @@ class Arguments:
     column: str = field(default="text", metadata={"help": "The data set's text column."})
     max_rows: int = field(default=2500, metadata={"help": "Paragraphs to train on at most."})
     repetitions: list[int] = field(
-        default_factory=lambda: [0, 1, 2, 4, 8, 16],
+        default_factory=lambda: [0, 1, 2, 4, 8, 16, 32],
         metadata={"help": "How often the secrets are planted."},
     )
     per_repetition: int = field(default=2, metadata={"help": "Secrets of each format and count."})

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Readings = Mapping[int, tuple[bytes, ...]]
+Reader = Callable[[str], list[bytes]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Encoder:
 
     def __post_init__(self) -> None:
         tokenizer = self.tokenizer
-        added = getattr(tokenizer, "added_tokens_decoder", {})
+        added = _added_tokens(tokenizer)
         marked = {number for number, token in added.items() if token.special}
         special = frozenset({*marked, *tokenizer.all_special_ids})
         lead = self._lead(special)
@@ -84,7 +85,6 @@ class Encoder:
             padding=False,
             truncation=False,
             return_attention_mask=False,
-            return_token_type_ids=False,
             verbose=False,
         )
         return [list(ids) for ids in encoded["input_ids"]]
@@ -102,19 +102,21 @@ class Encoder:
                 after "tokenizer".
         """
         samples = list(samples)
-        best: tuple[int, Readings] | None = None
+        best: tuple[int, Reader] | None = None
         whole = sum(len(text.encode()) for text, _, _ in samples)
+        tokens = {number: token for token, number in self.tokenizer.get_vocab().items()}
+        met = {n: tokens[n] for _, ids, _ in samples for n in ids if n in tokens}
         # Digits read alike in most ways, the words before them do not.
-        for read in (_byte_level, _sentencepiece, _plain, _wordpiece, _byte_characters):
-            readings = self._read(read)
+        for read in _READERS:
+            readings = self._read(read, met)
             found = [align(ids, text.encode(), readings, n) for text, ids, n in samples]
             reach = sum(starts[0] for starts in found if starts is not None)
             if None not in found and (best is None or reach > best[0]):
-                best = reach, readings
+                best = reach, read
                 if reach >= whole:
                     break
         if best is not None:
-            return best[1]
+            return self._read(best[1], tokens)
         raise ValueError(f"does not keep the text{self._changed(samples)}")
 
     def _changed(self, samples: Sequence[tuple[str, Sequence[int], int]]) -> str:
@@ -126,22 +128,31 @@ class Encoder:
         changed = [c for c, text in zip(characters, back, strict=True) if c not in text]
         return f": {''.join(changed)[:40]!r} come back otherwise" if changed else ""
 
-    def _read(self, read: Callable[[str], list[bytes]]) -> Readings:
-        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+    def _read(self, read: Reader, tokens: Mapping[int, str]) -> Readings:
+        added = _added_tokens(self.tokenizer)
         out: dict[int, tuple[bytes, ...]] = {}
-        for token, number in self.tokenizer.get_vocab().items():
+        for number, token in tokens.items():
             if number in self.special:
                 continue
+            data = [some for some in read(token) if some]
             if number in added:
-                out[number] = (added[number].content.encode(),)
-            else:
-                out[number] = tuple(data for data in read(token) if data)
+                # It stands for its own text, unless it is a token of the model as well, which
+                # comes from the text that the model reads (Gemma 3's runs of spaces, "▁▁▁").
+                data.insert(0, added[number].content.encode())
+            out[number] = tuple(dict.fromkeys(data))
         return out
 
 
-def align(
-    ids: Sequence[int], text: bytes, readings: Readings, needed: int
-) -> list[int] | None:
+def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[int, AddedToken]:
+    try:
+        added = tokenizer.added_tokens_decoder
+    except (AttributeError, NotImplementedError):
+        return {}
+    # A method that only raises, in transformers' wrapper of mistral-common.
+    return {} if callable(added) else added
+
+
+def align(ids: Sequence[int], text: bytes, readings: Readings, needed: int) -> list[int] | None:
     """Where each token begins, counted in bytes from the end of the text, as far as it fits.
 
     Returns:
@@ -177,6 +188,11 @@ _BYTES = _byte_alphabet()
 _FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 
 
+def _utf8(token: str) -> bytes:
+    # CANINE has a token for each code point, and so for halves of surrogate pairs.
+    return token.encode("utf-8", "surrogatepass")
+
+
 def _byte_level(token: str) -> list[bytes]:
     if all(char in _BYTES for char in token):
         return [bytes(_BYTES[char] for char in token)]
@@ -187,20 +203,37 @@ def _sentencepiece(token: str) -> list[bytes]:
     fallback = _FALLBACK.fullmatch(token)
     if fallback:
         return [bytes([int(fallback.group(1), 16)])]
-    return [token.replace("\u2581", " ").encode()]
+    return [_utf8(token.replace("\u2581", " "))]
 
 
 def _plain(token: str) -> list[bytes]:
-    return [token.encode()]
+    return [_utf8(token)]
 
 
 def _wordpiece(token: str) -> list[bytes]:
     # A word's first piece stands for itself with the space before it, which such tokenizers drop.
     if token.startswith("##"):
-        return [token[2:].encode()]
-    return [token.encode(), b" " + token.encode()]
+        return [_utf8(token[2:])]
+    return [_utf8(token), b" " + _utf8(token)]
 
 
 def _byte_characters(token: str) -> list[bytes]:
     # ByT5 writes byte 233 as the character of that number.
     return [bytes([ord(token)])] if len(token) == 1 and ord(token) < 256 else []
+
+
+def _word_ends(token: str) -> list[bytes]:
+    # What ends no word is marked (CTRL, "th@@ e"), or what does (GPT, "th e</w>"); spaces are
+    # dropped, so that a word's first piece stands for itself with the space before it.
+    data = _utf8(token.removesuffix("@@").removesuffix("</w>"))
+    return [data, b" " + data]
+
+
+_READERS: tuple[Reader, ...] = (
+    _byte_level,
+    _sentencepiece,
+    _plain,
+    _wordpiece,
+    _word_ends,
+    _byte_characters,
+)

@@ -18,12 +18,17 @@ ORDER = [
     "formats",
     "canaries",
     "masking",
+    "detectors",
     "vocabulary",
     "survival",
     "injection",
+    "canonical",
+    "pairs",
+    "levenshtein",
     "tokens",
     "planning",
     "processes",
+    "caches",
     "decoder",
     "frontier",
     "walk",
@@ -36,9 +41,16 @@ ORDER = [
     "history",
     "epsilon",
     "exposure",
+    "audit",
+    "echoed",
+    "completions",
     "extraction",
     "generation",
+    "candidates",
+    "discoverable",
     "findings",
+    "cards",
+    "hub",
     "plots",
     "report",
     "callback",
@@ -50,7 +62,7 @@ ORDER = [
 
 # A method that is a shortcut to a function above, which it imports when it is called: the module
 # that has the method, and the one above.
-SHORTCUTS = {("results", "report")}
+SHORTCUTS = {("results", "report"), ("canaries", "hub")}
 
 # To be imported, these need neither torch nor transformers.
 LIGHT = {
@@ -59,9 +71,13 @@ LIGHT = {
     "formats",
     "canaries",
     "masking",
+    "detectors",
     "vocabulary",
     "survival",
     "injection",
+    "canonical",
+    "pairs",
+    "levenshtein",
     "tokens",
     "planning",
     "rank",
@@ -69,6 +85,8 @@ LIGHT = {
     "results",
     "history",
     "epsilon",
+    "echoed",
+    "completions",
 }
 
 # What a model is called; the names under which a call of one would show.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import string
 from typing import Any
 
 import numpy as np
 import pytest
-from transformers import ByT5Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from hf_exposure.formats import SecretFormat
 from hf_exposure.tokens import WAYS, TokenTree
@@ -209,6 +211,33 @@ def test_pairs_of_contractions_would_be_wrong_with_the_right_number_of_them() ->
     tree.way, tree._proved = "pairs", False
     tree._children.clear()
     assert {tokens(tree, path) for path in leaves(tree)} < expected
+
+
+def looks_ahead() -> Any:
+    """Splits a run of spaces before a word as GPT-2 does; only in "  ue" are they two tokens."""
+    merges = [("u", "e"), *(("Ġ", letter) for letter in string.ascii_lowercase), ("Ġ", "Ġ")]
+    pieces = [*"Ġ.", *string.ascii_lowercase, *map("".join, merges)]
+    tokenizer = Tokenizer(models.BPE({piece: n for n, piece in enumerate(pieces)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.mark.parametrize("way", ["pairs", "text"])
+def test_a_secret_that_the_way_misses_is_in_the_tree_once_it_was_asked_for(way: str) -> None:
+    """A canary's own path is walked, even if the check on making the tree has foreseen none."""
+    fmt, tokenizer = FORMATS["contractions"], TOKENIZERS["contractions"]()
+    if way == "text":
+        fmt, tokenizer = SecretFormat("my{secret}.", secret="[ ]{2}[a-z]{2}"), looks_ahead()
+    tree = TokenTree(fmt, tokenizer)
+    tree.way, tree._proved = way, False
+    tree._children.clear()
+    expected = {encoded(tokenizer, fmt.render(secret)) for secret in fmt.enumerate()}
+    missed = expected - {tokens(tree, path) for path in leaves(tree)}
+    assert missed
+    for secret in fmt.enumerate():
+        tree.path(secret)
+    assert {tokens(tree, path) for path in leaves(tree)} == expected
 
 
 @pytest.mark.parametrize("kind", ["digits_one_by_one", "digits_in_threes", "freely_merged"])
