@@ -1004,3 +1004,20 @@ def test_two_processes_count_their_tokens_together_and_measure_the_same(tmp_path
     assert one["steps"] == [2, 4, 6]
     assert len(History.load(tmp_path / "history-0" / HISTORY_FILE, CANARIES)) == 3
     assert not (tmp_path / "history-1").exists()
+
+
+def test_rows_that_fit_memory_are_found_once_in_a_training(tmp_path: Path) -> None:
+    model, refused = llama(len(TOKENIZER)), []
+
+    def check(module: Any, args: Any, kwargs: Any) -> None:
+        if len(kwargs["input_ids"]) > 9:
+            refused.append(len(kwargs["input_ids"]))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.register_forward_pre_hook(check, with_kwargs=True)
+    callback = quick()
+    make_trainer(tmp_path, callback, model=model).train()
+    assert len(callback.history) == 3 and callback.settings.batch_size <= 9
+    found = callback.history[0].exposures.settings["formats"][NUMBER.template]
+    assert found["halved"] and len(refused) < 10
+    assert refused == sorted(refused, reverse=True)

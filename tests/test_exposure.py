@@ -513,3 +513,45 @@ def test_a_plan_is_made_once_and_knows_no_model() -> None:
     plan = plan_measurement(TOKENIZERS[KIND](), Canaries([*planted(NUMBER), *planted(CODE)]))
     assert [group.tree.format for group in plan.groups] == [NUMBER, CODE]
     assert sorted(place for group in plan.groups for place in group.places) == list(range(24))
+
+
+# What it costs
+
+
+@contextmanager
+def room_for(model: Any, rows: int) -> Iterator[list[int]]:
+    """Memory runs out at more rows than these; gives the numbers of rows that were too many."""
+    refused: list[int] = []
+
+    def check(module: Any, args: Any, kwargs: Any) -> None:
+        asked = len(kwargs["input_ids"])
+        if asked > rows:
+            refused.append(asked)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = model.register_forward_pre_hook(check, with_kwargs=True)
+    try:
+        yield refused
+    finally:
+        handle.remove()
+
+
+def test_rows_that_fit_are_found_once_and_kept_for_all_formats() -> None:
+    both = Canaries([*planted(NUMBER), *planted(QUOTED)])
+    whole = measure_exposure(model_of(), TOKENIZERS[KIND](), both, method="exact")
+    with room_for(model_of(), 7) as refused:
+        found = measure_exposure(model_of(), TOKENIZERS[KIND](), both, method="exact")
+    assert refused == sorted(refused, reverse=True) and 1 <= len(refused) < 10
+    assert all(one["batch_size"] <= 7 for one in found.settings["formats"].values())
+    assert [one.rank for one in found] == [one.rank for one in whole]
+    assert 0 < found.cost["peak_bytes"] < whole.cost["peak_bytes"]
+
+
+def test_the_cost_tells_forwards_seconds_processes_and_memory() -> None:
+    found = measure_exposure(model_of(), TOKENIZERS[KIND](), planted(NUMBER), method="exact")
+    vocabulary, rows = len(TOKENIZERS[KIND]()), max(10, 100)  # the last digits' parents at once
+    assert found.cost["forwards"] == found.forwards and found.cost["seconds"] == found.seconds
+    assert found.cost["processes"] == 1
+    assert found.cost["peak_bytes"] >= rows * vocabulary * 4
+    again = Exposures.from_dict(found.to_dict(), planted(NUMBER))
+    assert again.cost == found.cost
