@@ -215,6 +215,7 @@ def rank_candidates(
         bos: whether special tokens come first; None follows the tokenizer's default.
 
     Raises:
+        TypeError: a text is no string. Empty ones are left out.
         ValueError: a bad argument, or a text that does not fit the model's context.
 
     Example:
@@ -224,6 +225,10 @@ def rank_candidates(
     if _known(by) == "reference" and reference is None:
         raise ValueError(
             "rank_candidates: by='reference' needs a reference model; give reference="
+        )
+    if isinstance(generated, str):
+        raise TypeError(
+            "rank_candidates: generated is one string; give a list of texts, such as [text]"
         )
     start = time.perf_counter()
     counts = _counts(generated, prefix)
@@ -266,6 +271,11 @@ def _counts(
     out: Counter[tuple[str, str]] = Counter()
     if not isinstance(generated, Generations):
         for text, times in Counter(generated).items():
+            if not isinstance(text, str):
+                raise TypeError(
+                    f"rank_candidates: a text of generated is of type {type(text).__name__}; give "
+                    "strings only"
+                )
             if text:
                 out[prefix, text] += times
         return out

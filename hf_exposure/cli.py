@@ -301,8 +301,10 @@ def measure(
     ] = "auto",
     samples: Annotated[int, typer.Option("--samples", help="Draws, or references.")] = 2000,
     max_forwards: MaxForwards = None,
-    confidence: Annotated[float, typer.Option("--confidence", help="Of all intervals.")] = 0.95,
-    seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
+    confidence: Annotated[
+        float, typer.Option("--confidence", help="Of the intervals, such as 0.95.")
+    ] = 0.95,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same figures.")] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write the exposures as JSON, for report.")
     ] = None,
@@ -352,6 +354,8 @@ def measure(
             "unscorable": "warn",
         }
         exposures = measure_exposure(loaded, tok, planted, **options)
+        if not exposures:
+            raise ValueError(f"no canary could be scored: {exposures.skipped[0][1]}")
         if base is not None:
             del loaded  # there may not be memory for two
             earlier, _ = load_model(base, tokenizer=tokenizer or model, device=device, dtype=dtype)
@@ -504,8 +508,10 @@ def audit(
     ] = 100,
     samples: Annotated[int, typer.Option("--samples", help="Draws of a measurement.")] = 500,
     max_forwards: MaxForwards = None,
-    confidence: Annotated[float, typer.Option("--confidence", help="Of all intervals.")] = 0.95,
-    seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
+    confidence: Annotated[
+        float, typer.Option("--confidence", help="Of the intervals, such as 0.95.")
+    ] = 0.95,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same figures.")] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write the audit as JSON.")
     ] = None,

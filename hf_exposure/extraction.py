@@ -212,9 +212,10 @@ def extract_secrets(
         fmt: what the secrets look like.
         count: how many to look for.
         beam_width: prefixes to keep at each length; None searches with proof.
-        max_forwards: token-forwards to spend. When they are spent the best secrets so far are
-            returned, marked as not proved. The check of the decoder on first use (about ten times
-            the tokens of one canary) is made whatever the budget, and counted.
+        max_forwards: token-forwards to spend. The search has three quarters of them; if it has not
+            come to its end by then, a beam looks with the rest for something to return, marked as
+            not proved, and need not use all of it. The check of the decoder on first use (about
+            ten times the tokens of one canary) is made whatever the budget, and counted.
         canaries: what was planted, to tell which canary came out and in which context to look.
         bos: whether special tokens come first; None follows the tokenizer's default.
         batch_size: rows of a forward; None chooses, and memory running out halves it.

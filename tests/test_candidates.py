@@ -116,6 +116,10 @@ def test_bad_rankings_are_refused() -> None:
     with pytest.raises(ValueError, match="needs a reference model"):
         rank_candidates(model(), tokenizer, TEXTS).ranked("reference")
     assert len(rank_candidates(model(), tokenizer, [])) == 0
+    with pytest.raises(TypeError, match="one string"):
+        rank_candidates(model(), tokenizer, TEXTS[0])
+    with pytest.raises(TypeError, match="NoneType; give strings"):
+        rank_candidates(model(), tokenizer, ["a", None])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="does not fit the model's context"):
         rank_candidates(model(), tokenizer, ["1" * 500])
 

@@ -274,3 +274,20 @@ def test_exact_without_the_budget_says_what_auto_gives(
         "--method", "exact", "--max-forwards", "100",
     )
     assert "does not get by with max_forwards=100" in shown
+
+
+def test_a_measurement_of_nothing_is_an_error(
+    model_folder: Path,
+    manifest: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    TOKENIZERS["digits_in_threes"]().save_pretrained(tmp_path / "larger")
+    output = tmp_path / "exposures.json"
+    told = fail(
+        capsys, monkeypatch, "measure", "--model", model_folder, "--tokenizer", tmp_path / "larger",
+        "--canaries", manifest, "--output", output,
+    )  # fmt: skip
+    assert "no canary could be scored" in told and "vocabulary" in told
+    assert not output.exists()
