@@ -544,6 +544,9 @@ def discoverable_extraction(
           edits of the suffix (Levenshtein, in tokens), nor below that of the suffix without its
           last `near` tokens. A sample is as long as the suffix, or ends before, with a token that
           ends texts, which is then no part of it.
+        - A token that ends texts and stands in a suffix counts there as any other: figures of such
+          a suffix are of samples that do not stop at it (`eos_token_id=None`), and `log2_near` is
+          `log2_p`, without a search.
 
     Args:
         model: a causal language model; left as it was.
@@ -751,6 +754,9 @@ def near_bound(
     suffix = pair.suffix
     if edits >= len(suffix):
         return 0.0, True  # all texts of its length are near
+    if set(suffix.tolist()) & set(ends):
+        # Most near texts go on behind an end, which no sample does: only the suffix itself counts.
+        return _log2(costs), False
     tree = NearTree(suffix, edits, decoder.vocabulary, set(ends))
     own = _log2(costs[: len(suffix) - edits])  # the leaf that the suffix itself lies under
     search = _NearSearch(tree, decoder, costs, budget)

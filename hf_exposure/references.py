@@ -54,7 +54,8 @@ def by_references(
 ) -> Measured:
     """Exposures by `settings.method`, "sampling" or "skewnorm".
 
-    A space no larger than the sample is taken whole, and then "sampling" gives the exact rank.
+    A space no larger than the sample is taken whole, and then "sampling" gives the exact rank; so
+    does "skewnorm" where fewer than 10 strings are left for a fit.
 
     Args:
         canaries: of one format.
@@ -70,8 +71,10 @@ def by_references(
     references = scorer.log_perplexities(fmt, secrets, before) if secrets else np.zeros(0)
     details: dict[str, Any] = {"references": len(references), "whole_space": whole}
     fit = None
-    if settings.method == "skewnorm":
-        fit = SkewNormal.fit(references[np.isfinite(references)])
+    finite = references[np.isfinite(references)]
+    # A space of a handful of strings needs no fit: it is known whole.
+    if settings.method == "skewnorm" and not (whole and len(finite) < 10):
+        fit = SkewNormal.fit(finite)
         details["fit"] = {
             "shape": fit.shape, "loc": fit.loc, "scale": fit.scale, "ks": fit.ks
         }

@@ -727,3 +727,15 @@ def test_bad_options_are_refused_before_a_model_is_loaded(arguments: list[str], 
     result = run("--model", "no-model-is-loaded", *arguments)
     assert result.exit_code != 0
     assert words in " ".join(result.output.replace("│", " ").split()) + str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "near"), [((0, 0, 3), 1), ((5, 0, 1), 2), ((1, 0, 5, 4), 1), ((3, 0, 6, 5), 2)]
+)
+def test_near_texts_are_not_counted_where_the_suffix_goes_on_behind_an_end(
+    suffix: tuple[int, ...], near: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small().generation_config, "eos_token_id", [0])
+    pairs = [(PREFIX, list(suffix))]
+    (found,) = discoverable_extraction(small(), None, pairs, near=near, max_forwards=1000)
+    assert found.log2_near == found.log2_p and not found.near_exact

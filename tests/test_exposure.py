@@ -166,7 +166,7 @@ def test_controls_count_as_strings_and_other_inserted_canaries_do_not() -> None:
 # The corners
 
 
-@pytest.mark.parametrize("method", ["auto", "exact", "sampling"])
+@pytest.mark.parametrize("method", ["auto", "exact", "sampling", "skewnorm"])
 def test_a_space_of_one_string_has_no_exposure(method: str) -> None:
     one = SecretFormat("The number is {secret}.", secret="7")
     found = measure_exposure(model_of(), TOKENIZERS[KIND](), [Canary(one, "7", 3)], method=method)
@@ -176,10 +176,6 @@ def test_a_space_of_one_string_has_no_exposure(method: str) -> None:
 @pytest.mark.parametrize("method", ["auto", "exact", "sampling", "skewnorm"])
 def test_a_space_smaller_than_the_sample_is_no_trouble(method: str) -> None:
     canaries = Canaries([Canary(FEW, "3", 2), Canary(FEW, "8", 0), Canary(FEW, "5", 1)])
-    if method == "skewnorm":
-        with pytest.raises(ValueError, match="too few for a fit"):
-            measure_exposure(model_of(), TOKENIZERS[KIND](), canaries, method=method)
-        return
     found = measure_exposure(model_of(), TOKENIZERS[KIND](), canaries, method=method)
     costs = all_costs(KIND, FEW)
     expected = true_ranks(costs, canaries, 0.0)
@@ -555,3 +551,14 @@ def test_the_cost_tells_forwards_seconds_processes_and_memory() -> None:
     assert found.cost["peak_bytes"] >= rows * vocabulary * 4
     again = Exposures.from_dict(found.to_dict(), planted(NUMBER))
     assert again.cost == found.cost
+
+
+def test_skewnorm_ranks_a_handful_of_strings_without_a_fit() -> None:
+    one = SecretFormat("The number is {secret}.", secret="7")
+    both = Canaries([*planted(NUMBER), Canary(one, "7", 3), *planted(FEW, each=1)])
+    found = measure_exposure(model_of(), TOKENIZERS[KIND](), both, method="skewnorm", samples=200)
+    truth = measure_exposure(model_of(), TOKENIZERS[KIND](), both, method="exact")
+    assert len(found) == len(both)
+    few = [place for place, canary in enumerate(both) if canary.format != NUMBER]
+    assert [found[place].rank for place in few] == [truth[place].rank for place in few]
+    assert all(found[place].exact for place in few)
