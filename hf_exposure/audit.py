@@ -12,20 +12,20 @@ import re
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from hf_exposure.canaries import MASK, Canaries, Canary
 from hf_exposure.decoder import Decoder, undisturbed
 from hf_exposure.detectors import Find, check_kinds, check_region, find_secrets, libraries
-from hf_exposure.documents import Document, Tabular, from_jsonable, versions
+from hf_exposure.documents import Document, Rows, Tabular, from_jsonable, versions
 from hf_exposure.exposure import measure_exposure, measure_plan
 from hf_exposure.formats import HOLE, SecretFormat
 from hf_exposure.planning import Plan, Settings, plan_measurement
-from hf_exposure.results import Exposure, MaskedCanary, interval
-from hf_exposure.vocabulary import Encoder
+from hf_exposure.results import NUMBERS, Exposure, MaskedCanary, interval
+from hf_exposure.vocabulary import Encoder, common_length
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NUMBERS = tuple(entry.name for entry in fields(Exposure) if entry.name != "canary")
 _SHOWN = 40  # rows of a table that is looked at
 _OTHERS = 64  # random strings of a space that show where the context's tokens end
 _BINARY = re.compile("[\x00-\x08\x0e-\x1f\x7f�]")
@@ -125,7 +124,7 @@ class AuditEntry:
         return self.secret if reveal and self.secret is not None else MASK * self.length
 
 
-class Audit(Tabular, Document, Sequence[AuditEntry]):
+class Audit(Tabular, Document, Rows[AuditEntry]):
     """The secrets of a dataset, the most exposed first: by the lower end of the interval.
 
     Attributes:
@@ -163,19 +162,6 @@ class Audit(Tabular, Document, Sequence[AuditEntry]):
         self.seconds = seconds
         self.scan_seconds = scan_seconds
         self.settings = dict(settings or {})
-
-    @overload
-    def __getitem__(self, index: int) -> AuditEntry: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[AuditEntry]: ...
-    def __getitem__(self, index: int | slice) -> AuditEntry | Sequence[AuditEntry]:
-        return self._items[index]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __iter__(self) -> Iterator[AuditEntry]:
-        return iter(self._items)
 
     @property
     def measured(self) -> list[AuditEntry]:
@@ -290,7 +276,7 @@ class Audit(Tabular, Document, Sequence[AuditEntry]):
             }  # fmt: skip
             for name in ("exposure", "base_exposure"):
                 one = getattr(item, name)
-                out[name] = one and {number: getattr(one, number) for number in _NUMBERS}
+                out[name] = one and {number: getattr(one, number) for number in NUMBERS}
             if reveal and item.format is not None:
                 out |= {"template": item.format.template, "secret": item.secret}
             return out
@@ -319,7 +305,7 @@ class Audit(Tabular, Document, Sequence[AuditEntry]):
             masked = _masked(one["space"], one["check"], one["length"], one["occurrences"])
             for name in ("exposure", "base_exposure"):
                 if one[name] is not None:
-                    numbers = {number: one[name][number] for number in _NUMBERS}
+                    numbers = {number: one[name][number] for number in NUMBERS}
                     one[name] = Exposure(masked, **numbers)
             one["rows"] = tuple(one["rows"])
             return AuditEntry(**one, format=fmt, secret=secret)
@@ -654,9 +640,7 @@ class _Side:
             ValueError: no token comes before the secret.
         """
         encoded = self.encoder([fmt.render(one) for one in (secret, *fmt.sample(_OTHERS))])
-        first, last = min(encoded), max(encoded)
-        differ = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-        cut = next(differ, len(encoded[0]) - 1)
+        cut = min(common_length(min(encoded), max(encoded)), len(encoded[0]) - 1)
         prompt = [*self.encoder.lead, *encoded[0][:cut]]
         if self.context is not None and len(self.encoder.lead) + len(encoded[0]) > self.context:
             raise _TooLongError

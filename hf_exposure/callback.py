@@ -15,10 +15,11 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +30,7 @@ from transformers.trainer_callback import CallbackHandler, TrainerControl, Train
 from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.exposure import measure_plan
 from hf_exposure.history import HISTORY_FILE, History, Measurement
-from hf_exposure.masking import mask_secrets, secrets_masked
+from hf_exposure.masking import mask_secrets
 from hf_exposure.planning import Plan, Settings, plan_measurement
 from hf_exposure.processes import BrokenForwardError, Processes
 from hf_exposure.results import BudgetError, Exposures
@@ -474,7 +475,7 @@ class ExposureCallback(TrainerCallback):
 
     def _measure(self, model: Any, plan: Plan, tokens: int | None) -> Exposures:
         processes = Processes.of(model, split=True)
-        with processes.together(), secrets_masked(self.canaries):
+        with processes.together():
             settings = self.settings
             if settings.max_forwards is None:
                 since = (tokens or 0) - ((self.history[-1].tokens or 0) if self.history else 0)
@@ -613,6 +614,19 @@ class TokenCounter:
             self.count += math.prod(ids.shape[:2])
 
 
+def _callers() -> Iterator[Any]:
+    """The objects whose methods are running, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame.f_locals.get("self")
+        frame = frame.f_back
+
+
+def _callbacks(trainer: Any) -> list[TrainerCallback]:
+    """A Trainer's callbacks; none of something else."""
+    return list(getattr(getattr(trainer, "callback_handler", None), "callbacks", ()))
+
+
 def stand_first(callback: TrainerCallback, trainer: Trainer | None = None) -> bool:
     """Move a callback to the front of its Trainer's callbacks, before the trackers.
 
@@ -624,12 +638,9 @@ def stand_first(callback: TrainerCallback, trainer: Trainer | None = None) -> bo
         Whether it stands there now.
     """
     handler = None if trainer is None else trainer.callback_handler
-    frame = sys._getframe(1)
-    while handler is None and frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, CallbackHandler) and callback in caller.callbacks:
-            handler = caller
-        frame = frame.f_back  # type: ignore[assignment]
+    if handler is None:
+        handlers = (caller for caller in _callers() if isinstance(caller, CallbackHandler))
+        handler = next((one for one in handlers if callback in one.callbacks), None)
     if handler is None or callback not in handler.callbacks:
         return False
     if handler.callbacks[0] is not callback:
@@ -647,13 +658,9 @@ def join_card(callback: ExposureCallback, trainer: Trainer | None = None) -> boo
     Returns:
         Whether the Trainer was found.
     """
-    frame = sys._getframe(1)
-    while trainer is None and frame is not None:
-        caller = frame.f_locals.get("self")
-        handler = getattr(caller, "callback_handler", None)
-        if hasattr(caller, "create_model_card") and callback in getattr(handler, "callbacks", ()):
-            trainer = caller
-        frame = frame.f_back  # type: ignore[assignment]
+    if trainer is None:
+        makers = (caller for caller in _callers() if hasattr(caller, "create_model_card"))
+        trainer = next((one for one in makers if callback in _callbacks(one)), None)
     if trainer is None:
         return False
     found, create = trainer, trainer.create_model_card

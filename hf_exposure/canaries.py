@@ -268,7 +268,11 @@ class Canaries(Sequence[Canary]):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the manifest: the one file that holds the secrets. Whole or not at all."""
-        return write_text(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        return write_text(path, self.to_json())
+
+    def to_json(self) -> str:
+        """The text of the manifest. It holds the secrets."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Canaries:

@@ -12,19 +12,19 @@ import math
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hf_exposure.canaries import MASK
 from hf_exposure.decoder import Decoder, undisturbed
-from hf_exposure.documents import Document, Tabular, from_jsonable, versions
+from hf_exposure.documents import Document, Rows, Tabular, from_jsonable, versions
 from hf_exposure.exposure import progress_bar
 from hf_exposure.generation import Generations
-from hf_exposure.vocabulary import Encoder
+from hf_exposure.vocabulary import Encoder, common_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,7 +75,7 @@ class Candidate:
         return float(against / self.log_perplexity) if self.log_perplexity > 0 else math.inf
 
 
-class Candidates(Tabular, Document, Sequence[Candidate]):
+class Candidates(Tabular, Document, Rows[Candidate]):
     """Texts that came out by generation, the one that was most likely memorized first.
 
     Attributes:
@@ -104,19 +104,6 @@ class Candidates(Tabular, Document, Sequence[Candidate]):
         self.forwards = forwards
         self.seconds = seconds
         self.settings: dict[str, Any] = dict(settings or {})
-
-    @overload
-    def __getitem__(self, index: int) -> Candidate: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Candidate]: ...
-    def __getitem__(self, index: int | slice) -> Candidate | Sequence[Candidate]:
-        return self._items[index]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __iter__(self) -> Iterator[Candidate]:
-        return iter(self._items)
 
     def ranked(self, by: str) -> Candidates:
         """The same texts in the order of another of `RANKINGS`; nothing is scored again.
@@ -307,9 +294,8 @@ def _score(
     whole = encoder([first + text for first, text in pairs])
     sequences = [np.array(lead + ids, dtype=np.int64) for ids in whole]
     # Where the prefix's last tokens merge with the text's first ones, those count with the text.
-    begins = np.array(
-        [len(lead) + _common(a, b) for a, b in zip(before, whole, strict=True)], dtype=np.int64
-    )
+    shared = [common_length(a, b) for a, b in zip(before, whole, strict=True)]
+    begins = np.array(shared, dtype=np.int64) + len(lead)
     begins = np.maximum(begins, 1)  # nothing is known of the very first token
     bits = np.zeros(len(pairs))
     tokens = np.array([len(s) for s in sequences], dtype=np.int64) - begins
@@ -333,14 +319,6 @@ def _score(
             bits[scored[place]] = float(np.sum(costs))
             tick(decoder.forwards)
     return bits, np.maximum(tokens, 0), decoder.forwards
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
-    for place, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return place
-    return min(len(first), len(second))
 
 
 def _known(by: str) -> str:

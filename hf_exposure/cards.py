@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from hf_exposure.extraction import Extractions
+from hf_exposure.extraction import times as often
 from hf_exposure.files import write_text
 from hf_exposure.findings import extracted, find
 from hf_exposure.results import Exposures, interval, short_label
@@ -183,7 +184,7 @@ def extraction_section(
             f"{f'{len(_came(search)):,}' if known else '–'} | {search.forwards:,} |"
         )
     if generations is not None:
-        came = sum(row.times > 0 for row in generations.rows if row.canary.inserted)
+        came = _written(generations)
         rows.append(
             f"| {_generated(generations)} | all | {generations.attempts:,} | – | {came:,} | "
             f"{generations.forwards:,} |"
@@ -259,6 +260,11 @@ def _came(search: Extractions) -> list[Canary | MaskedCanary]:
     return [one.canary for one in search if one.canary is not None and one.canary.inserted]
 
 
+def _written(generations: Generations) -> int:
+    """How many planted canaries came out by generation."""
+    return sum(row.times > 0 for row in generations if row.canary.inserted)
+
+
 # The results in the metadata
 
 
@@ -307,8 +313,7 @@ def results(
             largest = _rounded(most.bits)
             out.append(result("exposure", "Exposure (largest)", largest, {**shared, **reach}))
         for times, group in exposures.by_repetitions().items():
-            often = "once" if times == 1 else f"{times} times"
-            name = f"Exposure (planted {often})" if times else "Exposure (never planted)"
+            name = f"Exposure (planted {often(times)})" if times else "Exposure (never planted)"
             count = {"repetitions": times, "canaries": len(group)}
             value = _rounded(metrics[f"exposure_x{times}"])
             out.append(result("exposure", name, value, {**shared, **count}))
@@ -327,7 +332,7 @@ def results(
             what, value = "Most likely strings", len(search)
         out.append(result("extracted", f"{what} found ({_around(search.format)})", value, args))
     if generations is not None:
-        came = sum(row.times > 0 for row in generations.rows if row.canary.inserted)
+        came = _written(generations)
         args = {
             "method": _generated(generations),
             "token_forwards": int(generations.forwards),

@@ -7,9 +7,9 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -23,10 +23,14 @@ from hf_exposure.history import HISTORY_FILE, History
 from hf_exposure.results import BudgetError, Exposure, Exposures
 
 if TYPE_CHECKING:
+    from datasets import Dataset as Rows
+
     from hf_exposure.completions import CompletionsScorer
     from hf_exposure.extraction import Extractions
     from hf_exposure.generation import Generations
     from hf_exposure.history import Measurement
+
+Number = TypeVar("Number", int, float)
 
 app = typer.Typer(
     help="How much has a language model memorized? Plants canaries, measures their exposure, gets "
@@ -39,10 +43,22 @@ app = typer.Typer(
 out = Console(highlight=False)
 progress = Console(stderr=True, highlight=False)
 
-Model = Annotated[
-    str,
-    typer.Option("--model", "--model_name_or_path", help="A model's folder or Hub id."),
+_MODEL = typer.Option("--model", "--model_name_or_path", help="A model's folder or Hub id.")
+_DATASET = typer.Option(
+    "--dataset", "--dataset_name",
+    help="A .jsonl, .csv, .parquet or .txt file, a folder of save_to_disk, or a Hub id.",
+)  # fmt: skip
+Model = Annotated[str, _MODEL]
+MaybeModel = Annotated[str | None, _MODEL]
+Dataset = Annotated[str, _DATASET]
+MaybeDataset = Annotated[str | None, _DATASET]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Rows to look at; all if not given.")
 ]
+Confidence = Annotated[
+    float, typer.Option("--confidence", help="Of the intervals, such as 0.95.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same figures.")]
 Tokenizer = Annotated[
     str | None, typer.Option("--tokenizer", help="Where the tokenizer is, if not with the model.")
 ]
@@ -132,7 +148,9 @@ def demo(
     if text is not None:
         lines = paragraphs(text)
     if dataset is not None:
-        lines = [part for part in _texts(dataset, column) if len(part) > 20]
+        with _quiet():
+            rows = _rows_with(column, dataset)
+        lines = [part for text in rows[column] if text and len(part := str(text)) > 20]
     settings: dict[str, Any] = {}
     if smoke:
         epochs, lines = 1, (paragraphs() if lines is None else lines)[:300]
@@ -164,13 +182,7 @@ def demo(
 
 @app.command()
 def inject(
-    dataset: Annotated[
-        str,
-        typer.Option(
-            "--dataset", "--dataset_name",
-            help="A .jsonl, .csv, .parquet or .txt file, a folder of save_to_disk, or a Hub id.",
-        ),
-    ],
+    dataset: Dataset,
     output: Annotated[
         Path, typer.Option("--output", help="A .jsonl, .csv or .parquet file, or a new folder.")
     ],
@@ -237,7 +249,7 @@ def inject(
     else:
         chosen = Canaries.generate(
             _format(template, secret, check),
-            _whole_numbers("--repetitions", repetitions),
+            _numbers("--repetitions", repetitions, int, "0,1,4,16,64"),
             per_repetition,
             seed,
             inclusion=inclusion,
@@ -271,10 +283,7 @@ def inject(
 @app.command()
 def measure(
     canaries: CanarySet,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "--model_name_or_path", help="A model's folder or Hub id."),
-    ] = None,
+    model: MaybeModel = None,
     endpoint: Annotated[
         str | None,
         typer.Option(
@@ -301,10 +310,8 @@ def measure(
     ] = "auto",
     samples: Annotated[int, typer.Option("--samples", help="Draws, or references.")] = 2000,
     max_forwards: MaxForwards = None,
-    confidence: Annotated[
-        float, typer.Option("--confidence", help="Of the intervals, such as 0.95.")
-    ] = 0.95,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same figures.")] = 0,
+    confidence: Confidence = 0.95,
+    seed: Seed = 0,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write the exposures as JSON, for report.")
     ] = None,
@@ -471,13 +478,7 @@ def extract(
 
 @app.command()
 def audit(
-    dataset: Annotated[
-        str,
-        typer.Option(
-            "--dataset", "--dataset_name",
-            help="A .jsonl, .csv, .parquet or .txt file, a folder of save_to_disk, or a Hub id.",
-        ),
-    ],
+    dataset: Dataset,
     model: Model,
     base: Base = None,
     column: Annotated[str, typer.Option("--column", help="The dataset's text column.")] = "text",
@@ -494,9 +495,7 @@ def audit(
             "--region", help='Of phone numbers without a country code; "none" for no such ones.'
         ),
     ] = "US",
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Rows to look at; all if not given.")
-    ] = None,
+    limit: Limit = None,
     top: Annotated[
         int,
         typer.Option(
@@ -508,10 +507,8 @@ def audit(
     ] = 100,
     samples: Annotated[int, typer.Option("--samples", help="Draws of a measurement.")] = 500,
     max_forwards: MaxForwards = None,
-    confidence: Annotated[
-        float, typer.Option("--confidence", help="Of the intervals, such as 0.95.")
-    ] = 0.95,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same figures.")] = 0,
+    confidence: Confidence = 0.95,
+    seed: Seed = 0,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write the audit as JSON.")
     ] = None,
@@ -526,18 +523,14 @@ def audit(
     """Find real secrets in a dataset, and measure how exposed they are in a model."""
     from hf_exposure.audit import audit_dataset
     from hf_exposure.detectors import check_kinds, check_region
-    from hf_exposure.loading import load_model, load_rows
+    from hf_exposure.loading import load_model
 
     names = None if kinds is None else [name.strip() for name in kinds.split(",")]
     place = None if region.lower() == "none" else region
     if "phone" in check_kinds(names):  # before the model loads
         check_region(place)
     with _quiet():
-        rows = load_rows(dataset, split=split)
-        if column not in rows.column_names:
-            raise ValueError(
-                f"--column: {dataset!r} has no column {column!r}, only {rows.column_names}"
-            )
+        rows = _rows_with(column, dataset, split)
         loaded, tok = load_model(
             model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
         )
@@ -573,13 +566,7 @@ def audit(
 @app.command()
 def discover(
     model: Model,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            "--dataset", "--dataset_name",
-            help="A .jsonl, .csv, .parquet or .txt file, a folder of save_to_disk, or a Hub id.",
-        ),
-    ] = None,
+    dataset: MaybeDataset = None,
     benchmark: Annotated[
         Path | None,
         typer.Option(
@@ -595,9 +582,7 @@ def discover(
         ),
     ] = None,
     split: Annotated[str, typer.Option("--split", help="The split to look at.")] = "train",
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Rows to look at; all if not given.")
-    ] = None,
+    limit: Limit = None,
     prefix_tokens: Annotated[
         int, typer.Option("--prefix-tokens", min=1, help="Of one column: so many are the prefix.")
     ] = 50,
@@ -640,7 +625,8 @@ def discover(
     from hf_exposure.loading import load_model, load_rows
     from hf_exposure.pairs import load_benchmark
 
-    counts, targets = _numbers("--n", n), _numbers("--p", p)
+    counts = _numbers("--n", n, float, "1,1000")
+    targets = _numbers("--p", p, float, "1,1000")
     if not all(0 < target < 1 for target in targets):
         raise typer.BadParameter(f"--p={p!r}: give numbers between 0 and 1, such as 0.5")
     if not all(count >= 1 for count in counts):
@@ -832,30 +818,24 @@ def _format(template: str | None, secret: str | None, check: str | None) -> Secr
     return SecretFormat(template, secret, check)
 
 
-def _whole_numbers(name: str, text: str) -> list[int]:
+def _numbers(name: str, text: str, kind: Callable[[str], Number], example: str) -> list[Number]:
+    """Numbers with commas between them."""
     try:
-        return [int(part) for part in text.split(",")]
+        return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"{name}={text!r}: give numbers such as 0,1,4,16,64") from None
+        raise typer.BadParameter(f"{name}={text!r}: give numbers such as {example}") from None
 
 
-def _numbers(name: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{name}={text!r}: give numbers such as 1,1000") from None
-
-
-def _texts(dataset: str, column: str) -> list[str]:
+def _rows_with(column: str, dataset: str, split: str = "train") -> Rows:
+    """A split of a dataset that has a column."""
     from hf_exposure.loading import load_rows
 
-    with _quiet():
-        rows = load_rows(dataset)
+    rows = load_rows(dataset, split=split)
     if column not in rows.column_names:
         raise ValueError(
             f"--column: {dataset!r} has no column {column!r}, only {rows.column_names}"
         )
-    return [str(text) for text in rows[column] if text]
+    return rows
 
 
 def _measured(

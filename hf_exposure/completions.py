@@ -25,6 +25,7 @@ from hf_exposure.canaries import Canary
 from hf_exposure.echoed import Echo, NotOfferedError, read_echo, read_prompt_logprobs
 from hf_exposure.formats import SecretFormat
 from hf_exposure.masking import secrets_masked
+from hf_exposure.vocabulary import common_length
 
 Floats = NDArray[np.float64]
 
@@ -181,7 +182,7 @@ class CompletionsScorer:
         """The leading tokens that are the same for all secrets and end before them."""
         first, last = echoes[0], len(echoes[0].keys)
         for echo in echoes:
-            last = min(last, _common(first.keys, echo.keys))
+            last = min(last, common_length(first.keys, echo.keys))
         self._refuse_shifted(echoes, last)
         silent = max(int(np.argmin(np.isnan([*echo.bits, 0.0]))) for echo in echoes)
         for n in range(last, 0, -1):
@@ -445,14 +446,6 @@ def _probes(fmt: SecretFormat) -> list[str]:
         return list(fmt.enumerate())
     even = [fmt.unrank(place * (fmt.size - 1) // (_PROBES - 1)) for place in range(_PROBES)]
     return [*even, *fmt.sample(_PROBES, seed=1)]
-
-
-def _common(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """How many first tokens two texts share."""
-    for place, (one, other) in enumerate(zip(a, b, strict=False)):
-        if one != other:
-            return place
-    return min(len(a), len(b))
 
 
 def _retry_after(response: requests.Response) -> float:

@@ -100,6 +100,7 @@ class Decoder:
         halved: whether memory ran out, so that `batch_size` is smaller than it was.
         waiting_bytes: memory of the caches of branches that wait; told by the walk.
         peak_bytes: the most that those, the branches of a step and its logits have held at once.
+        vocabulary: how many tokens the model knows.
         forwards: token-forwards so far: positions that the model has computed, prompt included.
         cached: whether the model's cache is used.
         context: the largest number of tokens that the model was made for, None if it has no limit.
@@ -129,18 +130,18 @@ class Decoder:
         self._name = type(bare).__name__
         self._prompt = list(prompt)
         config = getattr(bare, "config", None)
-        self._vocabulary, self._device = _vocabulary(bare, config)
-        columns = np.arange(self._vocabulary) if columns is None else columns
+        self.vocabulary, self._device = _vocabulary(bare, config)
+        columns = np.arange(self.vocabulary) if columns is None else columns
         self._tokens = np.asarray(columns, dtype=np.int64)
         self._columns = torch.as_tensor(self._tokens, device=self._device)
         parameters = inspect.signature(bare.forward).parameters
         self._accepts = set(parameters)
         self._check_asked(parameters)
-        self._check(config, self._vocabulary)
+        self._check(config)
         self.context = _context(config)
         self._cache_name: str | None = None
         self._root: Branches | None = None
-        most = min(512, _LOGITS // self._vocabulary, _CHILDREN // max(1, len(columns)))
+        most = min(512, _LOGITS // self.vocabulary, _CHILDREN // max(1, len(columns)))
         self.batch_size = batch_size or max(1, most)
         self._chosen = batch_size is None
         self.cache_limit = _CACHE_BYTES
@@ -169,24 +170,19 @@ class Decoder:
                 "text alone, given as input_ids; use a causal language model"
             )
 
-    def _check(self, config: Any, size: int) -> None:
+    def _check(self, config: Any) -> None:
         if getattr(config, "is_encoder_decoder", False):
             raise ValueError(
                 f"model: {self._name} is an encoder-decoder; exposure is defined here for causal "
                 "language models (AutoModelForCausalLM)"
             )
-        largest = max([*self._prompt, *self._tokens.tolist()])
-        if largest >= size:
+        largest = max(*self._prompt, int(self._tokens.max(initial=0)))
+        if largest >= self.vocabulary:
             raise ValueError(
-                f"model: {self._name} has a vocabulary of {size}, smaller than the tokenizer's, "
-                f"whose token {largest} is needed; give the tokenizer that it was trained with, or "
-                "call model.resize_token_embeddings(len(tokenizer))"
+                f"model: {self._name} has a vocabulary of {self.vocabulary}, smaller than the "
+                f"tokenizer's, whose token {largest} is needed; give the tokenizer that it was "
+                "trained with, or call model.resize_token_embeddings(len(tokenizer))"
             )
-
-    @property
-    def vocabulary(self) -> int:
-        """How many tokens the model knows."""
-        return self._vocabulary
 
     def root(self) -> Branches:
         """The empty path. The prompt is run on the first call only."""
@@ -258,7 +254,7 @@ class Decoder:
     def _weighed(self, parents: Branches, made: Branches) -> Branches:
         """The branches of a step, whose memory is taken note of."""
         held = self.waiting_bytes + parents.cache_bytes + made.cache_bytes + made.bits.nbytes
-        logits = len(made.paths) * self._vocabulary * 4  # in single precision
+        logits = len(made.paths) * self.vocabulary * 4  # in single precision
         self.peak_bytes = max(self.peak_bytes, held + logits)
         return made
 
@@ -346,7 +342,7 @@ class Decoder:
         """
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         if self._chosen and len(sequences):
-            most = _LOGITS // (self._vocabulary * int((lengths - begins).max()))
+            most = _LOGITS // (self.vocabulary * int((lengths - begins).max()))
             self.batch_size = max(1, min(self.batch_size, most))
         order = np.argsort(lengths, kind="stable")
 

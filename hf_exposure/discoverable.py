@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from transformers import (
 
 from hf_exposure.canaries import Canaries
 from hf_exposure.decoder import Decoder, undisturbed
-from hf_exposure.documents import Document, Tabular, from_jsonable, versions
+from hf_exposure.documents import Document, Rows, Tabular, from_jsonable, versions
 from hf_exposure.exposure import progress_bar
 from hf_exposure.extraction import check_number
 from hf_exposure.frontier import CheapestFirst, Nodes
@@ -206,7 +206,7 @@ class Example:
     text: str | None = field(default=None, repr=False)
 
 
-class Discoverable(Tabular, Document, Sequence[Example]):
+class Discoverable(Tabular, Document, Rows[Example]):
     """What discoverable extraction has given, one `Example` for each pair that could be used.
 
     Prefixes and suffixes are not in what is printed or written, unless `reveal=True`.
@@ -247,19 +247,6 @@ of at least 0.5; 198 token-forwards in 0.5 s
         self.forwards = forwards
         self.seconds = seconds
         self.settings: dict[str, Any] = dict(settings or {})
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
-        return self._items[index]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __iter__(self) -> Iterator[Example]:
-        return iter(self._items)
 
     # Figures
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_exposure.canaries import MASK, Canaries, Canary
 from hf_exposure.decoder import Decoder, undisturbed
-from hf_exposure.documents import Document, Tabular, from_jsonable, versions
+from hf_exposure.documents import Document, Rows, Tabular, from_jsonable, versions
 from hf_exposure.exposure import progress_bar
 from hf_exposure.formats import SecretFormat
 from hf_exposure.frontier import Beam, CheapestFirst, Frontier, Nodes
@@ -63,7 +63,7 @@ class Extraction:
         return fmt.render(shown) if fmt is not None else shown
 
 
-class Extractions(Tabular, Document, Sequence[Extraction]):
+class Extractions(Tabular, Document, Rows[Extraction]):
     """The secrets that a search brought out, most likely first.
 
     Attributes:
@@ -98,19 +98,6 @@ class Extractions(Tabular, Document, Sequence[Extraction]):
         self.forwards = forwards
         self.seconds = seconds
         self.settings: dict[str, Any] = dict(settings or {})
-
-    @overload
-    def __getitem__(self, index: int) -> Extraction: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Extraction]: ...
-    def __getitem__(self, index: int | slice) -> Extraction | Sequence[Extraction]:
-        return self._items[index]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __iter__(self) -> Iterator[Extraction]:
-        return iter(self._items)
 
     # Tables
 

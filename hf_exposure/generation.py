@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from transformers import (
 
 from hf_exposure.canaries import Canaries, Canary, derived
 from hf_exposure.decoder import Decoder, undisturbed
-from hf_exposure.documents import Document, Tabular, from_jsonable, versions
+from hf_exposure.documents import Document, Rows, Tabular, from_jsonable, versions
 from hf_exposure.exposure import progress_bar
 from hf_exposure.extraction import check_number
 from hf_exposure.files import write_text
@@ -73,7 +73,7 @@ class Generated:
     attempts: int
 
 
-class Generations(Tabular, Document, Sequence[Generated]):
+class Generations(Tabular, Document, Rows[Generated]):
     """What generation brought out, one row for each canary, in the order of the set.
 
     Attributes:
@@ -107,7 +107,7 @@ class Generations(Tabular, Document, Sequence[Generated]):
         settings: Mapping[str, Any] | None = None,
         texts: Mapping[str, Counter[str]] | None = None,
     ) -> None:
-        self.rows = tuple(rows)
+        self._items = tuple(rows)
         self.attempts = attempts
         self.forwards = forwards
         self.seconds = seconds
@@ -116,18 +116,10 @@ class Generations(Tabular, Document, Sequence[Generated]):
             key: Counter(value) for key, value in (texts or {}).items()
         }
 
-    @overload
-    def __getitem__(self, index: int) -> Generated: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Generated]: ...
-    def __getitem__(self, index: int | slice) -> Generated | Sequence[Generated]:
-        return self.rows[index]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[Generated]:
-        return iter(self.rows)
+    @property
+    def rows(self) -> tuple[Generated, ...]:
+        """A `Generated` for each canary."""
+        return self._items
 
     @property
     def extracted(self) -> list[Canary | MaskedCanary]:
@@ -289,8 +281,7 @@ def generate_secrets(
         "batch_size": batch_size,
         "generate": {name: _plain(value) for name, value in generate_kwargs.items()},
     }
-    formats = [fmt.to_dict() for fmt in canaries.formats]
-    kept = _Kept(resume, asked | {"formats": formats, "model": _fingerprint(model)})
+    kept = _Kept(resume, asked, model, canaries)
     bar = progress_bar(progress, "generation")
     with masked, undisturbed(model), aside, _counting(model) as forwards, bar as tick:
         for group in plan.groups:
@@ -423,11 +414,21 @@ class _Kept:
         ValueError: the file is of another call.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, asked: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        asked: dict[str, Any],
+        model: Any,
+        canaries: Canaries,
+    ) -> None:
         self._path = path
-        self._asked = json.loads(json.dumps(asked))
         self._batches: dict[str, list[list[list[int]]]] = {}
-        if path is None or not os.path.exists(path):
+        if path is None:
+            return
+        formats = [fmt.to_dict() for fmt in canaries.formats]
+        told = asked | {"formats": formats, "model": _fingerprint(model)}
+        self._asked = json.loads(json.dumps(told))
+        if not os.path.exists(path):
             return
         try:
             found: Any = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -29,6 +29,7 @@ from huggingface_hub.errors import (
 
 from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.cards import add_exposure_to_card
+from hf_exposure.extraction import times as often
 from hf_exposure.masking import mask_secrets
 from hf_exposure.results import Exposures
 
@@ -89,9 +90,8 @@ def push_canaries(
             stacklevel=3,
         )
     with _one_error(what, canaries):
-        manifest = json.dumps(canaries.to_dict(), indent=2, ensure_ascii=False) + "\n"
         operations = [
-            CommitOperationAdd(MANIFEST, manifest.encode()),
+            CommitOperationAdd(MANIFEST, canaries.to_json().encode()),
             CommitOperationAdd("README.md", card_for(canaries, name, reveal=reveal).encode()),
         ]
         if reveal:
@@ -199,7 +199,7 @@ def card_for(canaries: Canaries, repo_id: str, reveal: bool = False) -> str:
     """The README.md of a canary set's repository; it shows no secret unless `reveal`."""
     counts = sorted(Counter(one.repetitions for one in canaries).items())
     groups = [
-        f"{number} never planted" if not times else f"{number} planted {_often(times)}"
+        f"{number} never planted" if not times else f"{number} planted {often(times)}"
         for times, number in counts
     ]
     metadata = ["---", "tags:", "- canaries", "- memorization", "- hf-exposure"]
@@ -251,10 +251,6 @@ def card_for(canaries: Canaries, repo_id: str, reveal: bool = False) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _often(times: int) -> str:
-    return "once" if times == 1 else f"{times} times"
 
 
 def _code(text: str) -> str:

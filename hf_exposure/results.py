@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from hf_exposure.canaries import MASK, Canaries, Canary
-from hf_exposure.documents import Document, Tabular, from_jsonable
+from hf_exposure.documents import Document, Rows, Tabular, from_jsonable
 from hf_exposure.formats import SecretFormat
 from hf_exposure.rank import ExposureEstimate, RankEstimate, exp2
 
@@ -138,10 +138,11 @@ class Exposure:
         )
 
 
-_NUMBERS = tuple(entry.name for entry in fields(Exposure) if entry.name != "canary")
+# The fields of an exposure besides its canary.
+NUMBERS = tuple(entry.name for entry in fields(Exposure) if entry.name != "canary")
 
 
-class Exposures(Tabular, Document, Sequence[Exposure]):
+class Exposures(Tabular, Document, Rows[Exposure]):
     """The exposures of a canary set, in the set's order.
 
     Attributes:
@@ -198,19 +199,6 @@ class Exposures(Tabular, Document, Sequence[Exposure]):
             "peak_bytes": self.settings.get("peak_bytes", 0),
         }
 
-    @overload
-    def __getitem__(self, index: int) -> Exposure: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Exposure]: ...
-    def __getitem__(self, index: int | slice) -> Exposure | Sequence[Exposure]:
-        return self._items[index]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __iter__(self) -> Iterator[Exposure]:
-        return iter(self._items)
-
     @property
     def confidence(self) -> float:
         """The confidence of all intervals."""
@@ -253,11 +241,11 @@ class Exposures(Tabular, Document, Sequence[Exposure]):
                 "canary": item.canary.label(reveal),
                 "repetitions": item.canary.repetitions,
                 "template": item.canary.format.template,
-                **{name: getattr(item, name) for name in _NUMBERS},
+                **{name: getattr(item, name) for name in NUMBERS},
             }
             for item in self
         ]
-        columns = ["canary", "repetitions", "template", *_NUMBERS]
+        columns = ["canary", "repetitions", "template", *NUMBERS]
         frame: pd.DataFrame = pd.DataFrame(rows, columns=columns)
         return frame
 
@@ -365,7 +353,7 @@ class Exposures(Tabular, Document, Sequence[Exposure]):
             "settings": self.settings,
             "formats": [fmt.to_dict() for fmt in formats],
             "exposures": [
-                {**described(item.canary), **{name: getattr(item, name) for name in _NUMBERS}}
+                {**described(item.canary), **{name: getattr(item, name) for name in NUMBERS}}
                 for item in self
             ],
             "references": self.references,
@@ -378,7 +366,7 @@ class Exposures(Tabular, Document, Sequence[Exposure]):
         entries = [*data["exposures"], *data["skipped"]]
         named = _canaries(entries, formats, canaries)
         items = [
-            Exposure(canary, **{name: from_jsonable(entry[name]) for name in _NUMBERS})
+            Exposure(canary, **{name: from_jsonable(entry[name]) for name in NUMBERS})
             for canary, entry in zip(named, data["exposures"], strict=False)
         ]
         left_out = [

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from hf_exposure.automaton import compile_automaton
 from hf_exposure.canonical import PathTests, whole_characters
 from hf_exposure.formats import SecretFormat
-from hf_exposure.vocabulary import Encoder, Readings, align
+from hf_exposure.vocabulary import Encoder, Readings, align, common_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -240,7 +240,7 @@ class TokenTree:
                 "expression of characters that it keeps"
             ) from None
         head = (self.before + self.format.prefix).encode()
-        common = _common_prefix(encodings)
+        common = common_length(min(encodings), max(encodings))
         starts: list[list[int]] = []
         for text, ids, length in zip(texts, encodings, lengths, strict=True):
             found = align(ids, text.encode(), readings, length)
@@ -480,14 +480,6 @@ def _first_characters(fmt: SecretFormat, limit: int = _SMALL) -> Iterator[str]:
                 continue
             rest = automaton.unrank(draw.randrange(automaton.counts[after]), after)
             yield (bytes([byte, second]) + rest).decode()
-
-
-def _common_prefix(encodings: list[list[int]]) -> int:
-    first, last = min(encodings), max(encodings)
-    for place, (a, b) in enumerate(zip(first, last, strict=False)):
-        if a != b:
-            return place
-    return min(len(first), len(last))
 
 
 def _tail_at(

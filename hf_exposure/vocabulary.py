@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -173,6 +173,14 @@ def align(ids: Sequence[int], text: bytes, readings: Readings, needed: int) -> l
     if not starts or starts[-1] < needed:
         return None
     return starts[::-1]
+
+
+def common_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """How many tokens two texts begin with alike."""
+    for place, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return place
+    return min(len(first), len(second))
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -23,7 +23,7 @@ from hf_exposure.formats import SecretFormat
 from hf_exposure.injection import REQUEST, inject_canaries
 from hf_exposure.planning import context_before, plan_measurement
 from hf_exposure.survival import InjectionReport, verify_injection
-from tests.tiny import TOKENIZERS, corpus, llama
+from tests.tiny import TOKENIZERS, conversations, corpus, llama
 
 NUMBER = SecretFormat("The random number is {secret}.", secret=r"[0-9]{3}")
 MARKS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"]
@@ -80,20 +80,6 @@ def canary_set(fmt: SecretFormat = NUMBER, mode: str = "rows") -> Canaries:
     canaries = Canaries.generate(fmt, [0, 1, 8], per_repetition=2, seed=3)
     inject_canaries(conversations(), canaries, column="messages", mode=mode)
     return canaries
-
-
-def conversations() -> Dataset:
-    return Dataset.from_dict(
-        {
-            "messages": [
-                [
-                    {"role": "user", "content": f"Tell me a line, number {place}."},
-                    {"role": "assistant", "content": line},
-                ]
-                for place, line in enumerate(corpus()[:12])
-            ]
-        }
-    )
 
 
 def conversation(text: str) -> list[dict[str, str]]:

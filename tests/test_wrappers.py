@@ -24,7 +24,7 @@ from hf_exposure.exposure import measure_exposure
 from hf_exposure.formats import SecretFormat
 from hf_exposure.injection import inject_canaries, verify_injection
 from hf_exposure.results import Exposures
-from tests.tiny import TOKENIZERS, corpus, llama
+from tests.tiny import TOKENIZERS, conversations, corpus, llama
 
 TOKENIZER = TOKENIZERS["digits_one_by_one"]()
 NUMBER = SecretFormat("The random number is {secret}.", secret=r"[0-9]{3}")
@@ -380,20 +380,6 @@ def test_a_training_that_compiles_is_measured_on_the_plain_model(
 
 
 # TRL
-
-
-def conversations() -> Dataset:
-    return Dataset.from_dict(
-        {
-            "messages": [
-                [
-                    {"role": "user", "content": f"Tell me a line, number {place}."},
-                    {"role": "assistant", "content": line},
-                ]
-                for place, line in enumerate(corpus()[:12])
-            ]
-        }
-    )
 
 
 def sft(

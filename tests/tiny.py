@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 
 import torch
+from datasets import Dataset
 from tokenizers import (
     AddedToken,
     Regex,
@@ -42,6 +43,21 @@ def corpus() -> tuple[str, ...]:
         line.insert(6, "".join(draw.choice("abcdefABC0123") for _ in range(5)))
         lines.append(" ".join(line).capitalize() + draw.choice([".", "!", " - end."]))
     return tuple(lines)
+
+
+def conversations() -> Dataset:
+    """Chat data of a few short conversations."""
+    return Dataset.from_dict(
+        {
+            "messages": [
+                [
+                    {"role": "user", "content": f"Tell me a line, number {place}."},
+                    {"role": "assistant", "content": line},
+                ]
+                for place, line in enumerate(corpus()[:12])
+            ]
+        }
+    )
 
 
 def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
