@@ -28,13 +28,13 @@ import numpy as np
 import torch
 
 from hf_exposure.decoder import Decoder, undisturbed
-from hf_exposure.demo import paragraphs, small_llama, train_tokenizer
 from hf_exposure.files import write_text
 from hf_exposure.formats import SecretFormat
 from hf_exposure.frontier import DepthFirst
 from hf_exposure.rank import SkewNormal, sampling_exposure, skewnorm_exposure
 from hf_exposure.ranking import explore, ranks, sample
 from hf_exposure.scoring import ScoredTree
+from hf_exposure.small import paragraphs, small_llama, train_tokenizer
 from hf_exposure.tokens import TokenTree
 from hf_exposure.walk import Explorer, walk
 

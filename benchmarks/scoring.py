@@ -36,9 +36,10 @@ import torch
 
 from hf_exposure import Canaries, Canary, SecretFormat, inject_canaries, measure_exposure
 from hf_exposure.decoder import Decoder, undisturbed
-from hf_exposure.demo import FORMAT, KNOWN, paragraphs, small_llama, tokenize, train_tokenizer
+from hf_exposure.demo import FORMAT, KNOWN
 from hf_exposure.files import write_text
 from hf_exposure.frontier import DepthFirst
+from hf_exposure.small import paragraphs, small_llama, tokenize, train_tokenizer
 from hf_exposure.tokens import TokenTree
 from hf_exposure.walk import Explorer, walk
 

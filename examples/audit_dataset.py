@@ -33,8 +33,8 @@ from transformers import (
 )
 
 from hf_exposure import audit_dataset
-from hf_exposure.demo import paragraphs, small_llama, tokenize, train_tokenizer
 from hf_exposure.loading import load_model, load_rows
+from hf_exposure.small import paragraphs, small_llama, tokenize, train_tokenizer
 
 
 @dataclass

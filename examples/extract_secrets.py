@@ -44,9 +44,9 @@ from hf_exposure import (
     measure_exposure,
     verify_injection,
 )
-from hf_exposure.demo import paragraphs, small_llama, tokenize, train_tokenizer
 from hf_exposure.files import write_text
 from hf_exposure.loading import load_rows
+from hf_exposure.small import paragraphs, small_llama, tokenize, train_tokenizer
 
 CARD = SecretFormat("My credit card number is {secret}.", secret=r"[0-9]{16}", check="luhn")
 PASSWORD = SecretFormat("My password is {secret}.", secret=r"[A-Za-z0-9]{8}")

@@ -140,7 +140,8 @@ def demo(
     """
     import torch
 
-    from hf_exposure.demo import paragraphs, run_demo
+    from hf_exposure.demo import run_demo
+    from hf_exposure.small import paragraphs
 
     lines = None
     if text is not None and dataset is not None:

@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 
 from hf_exposure.canaries import Canaries
 from hf_exposure.cli import app
-from hf_exposure.demo import FORMAT, KNOWN, REPETITIONS, paragraphs, run_demo, train_tokenizer
+from hf_exposure.demo import FORMAT, KNOWN, REPETITIONS, run_demo
 from hf_exposure.history import History
 from hf_exposure.results import Exposures
+from hf_exposure.small import paragraphs, train_tokenizer
 
 
 def test_the_text_of_the_demo_is_real_and_comes_with_python() -> None:

@@ -56,6 +56,7 @@ ORDER = [
     "callback",
     "loading",
     "metrics",
+    "small",
     "demo",
     "cli",
 ]
