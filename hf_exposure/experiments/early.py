@@ -1,0 +1,140 @@
+"""Memorization happens early (the paper's section 5.2): exposure after every mini-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_exposure.experiments.intervals import Mean
+from hf_exposure.experiments.study import Claim, Conclusion, Experiment, Record, Run, Scale
+from hf_exposure.experiments.training import Training, train
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COPIES = 4  # of each canary, one after another in the text
+
+
+def runs(scale: Scale, seeds: Sequence[int], text: str | None) -> list[Run]:
+    """One training for each seed."""
+    size: dict[str, Any] = {
+        "smoke": {"characters": 4000, "epochs": 2, "width": 32, "samples": 50},
+        "small": {"characters": 60_000, "epochs": 8, "width": 128, "samples": 200},
+        "large": {"characters": 1_000_000, "epochs": 8, "width": 256, "samples": 500},
+    }[scale]
+    return [Run("lstm", seed, {**size, "text": text, "seed": seed}) for seed in seeds]
+
+
+def run(one: Run) -> dict[str, Any]:
+    """Train without shuffling, the canaries near the beginning, and measure after every step."""
+    spec = Training(
+        **one.settings, model="lstm", layers=1, learning_rate=5e-3, schedule="constant", batch=32,
+        order="sequential", place="start", evaluate="step", repetitions=(0, COPIES),
+        per_repetition=4,
+    )
+    trained = train(spec)
+    history = trained.callback.history
+    rows: Any = trained.trainer.train_dataset
+    per_epoch = -(-len(rows) // spec.batch)
+    wanted = {tuple(trained.tokenizer(c.text)["input_ids"]) for c in trained.canaries.inserted}
+    places = [place for place, ids in enumerate(rows["input_ids"]) if tuple(ids[:-1]) in wanted]
+    return {
+        "per_epoch": per_epoch,
+        # Steps of an epoch, counted from 0, in which canaries stand.
+        "seen": sorted({place // spec.batch for place in places}),
+        "steps": [entry.step for entry in history],
+        "exposure": [_mean(entry, COPIES) for entry in history],
+        "controls": [_mean(entry, 0) for entry in history],
+        "losses": trained.losses,
+    }
+
+
+def _mean(entry: Any, repetitions: int) -> float:
+    bits = [one.bits for one in entry.exposures if one.canary.repetitions == repetitions]
+    return float(np.mean(bits))
+
+
+def rises(result: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Exposure's change at each passing of the canaries, and between two of them."""
+    level = dict(zip(result["steps"], result["exposure"], strict=True))
+    first, last = min(result["seen"]), max(result["seen"])
+    up, down = [], []
+    epochs = len(result["steps"]) // result["per_epoch"]
+    for epoch in range(epochs):
+        before = epoch * result["per_epoch"] + first  # steps done when the canaries come
+        after = epoch * result["per_epoch"] + last + 1
+        if before not in level or after not in level:  # nothing is measured before the first step
+            continue
+        up.append(level[after] - level[before])
+        following = (epoch + 1) * result["per_epoch"] + first
+        if following in level:
+            down.append(level[following] - level[after])
+    return up, down
+
+
+def conclude(records: list[Record]) -> Conclusion:
+    """How much exposure rises when the canaries are seen, and falls between."""
+    found = [rises(record.result) for record in records]
+    up = Mean.of(float(np.mean(one[0])) for one in found)
+    down = Mean.of(float(np.mean(one[1])) for one in found)
+    first = Mean.of(
+        np.max(record.result["exposure"][: record.result["per_epoch"]])
+        - np.mean(record.result["controls"][: record.result["per_epoch"]])
+        for record in records
+    )
+    last = Mean.of(record.result["exposure"][-1] for record in records)
+    claims = (
+        Claim(
+            "Exposure jumps each time the canary is seen.",
+            up.low > 0,
+            f"by {up} bits each time (mean over the passings; interval over {up.count} seeds)",
+        ),
+        Claim(
+            "It decays only slightly before the next time.",
+            abs(down.value) < up.value,
+            f"changes by {down} bits between two passings; at the end it is {last} bits",
+        ),
+        Claim(
+            "Memorization begins within the first epoch.",
+            first.low > 0,
+            f"in the first epoch the most is {first} bits above the mean of the control group",
+        ),
+    )
+    return Conclusion(claims)
+
+
+def draw(records: list[Record], figure: Figure) -> None:
+    """Exposure at each step, with a line where the canaries are seen."""
+    from hf_exposure.plots import CONTROL, MUTED, quiet_axes
+
+    ax = quiet_axes(figure.add_subplot(), "mini-batch", "mean exposure (bits)")
+    for place, record in enumerate(records):
+        result = record.result
+        ax.plot(
+            result["steps"], result["exposure"], color="#440154", linewidth=1.3 - 0.3 * (place > 0),
+            alpha=1.0 if place == 0 else 0.35, label="planted" if place == 0 else None,
+        )
+    result = records[0].result
+    ax.plot(result["steps"], result["controls"], "--", color=CONTROL, label="never planted")
+    for step in range(0, max(result["steps"]), result["per_epoch"]):
+        for place in result["seen"]:
+            ax.axvline(step + place + 1, color=MUTED, linewidth=0.7, linestyle=":")
+    ax.plot([], [], ":", color=MUTED, label="canaries in this mini-batch")
+    ax.legend(frameon=False, fontsize=8)
+
+
+EXPERIMENT = Experiment(
+    name="early",
+    title="Memorization happens early",
+    about=(
+        "An LSTM reads the text in order, with the canaries near its beginning, and exposure is "
+        f"measured after every mini-batch. Four canaries stand {COPIES} times each in a row; lines "
+        "of other seeds are pale."
+    ),
+    runs=runs,
+    run=run,
+    conclude=conclude,
+    draw=draw,
+)

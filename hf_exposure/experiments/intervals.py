@@ -1,0 +1,58 @@
+"""Means over seeds with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean and its interval by Student's t distribution.
+
+    Attributes:
+        value: the mean.
+        low, high: the interval; infinite for a single value.
+        count: number of values.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float], confidence: float = 0.95) -> Mean:
+        """The mean of independent values, such as one of each seed.
+
+        Raises:
+            ValueError: there are none.
+        """
+        numbers = np.array(list(values), dtype=np.float64)
+        if not len(numbers):
+            raise ValueError("Mean.of: values is empty")
+        value = float(numbers.mean())
+        if len(numbers) == 1:
+            return cls(value, -math.inf, math.inf, 1)
+        error = float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
+        half = error * float(stats.t.ppf(0.5 + confidence / 2, len(numbers) - 1))
+        return cls(value, value - half, value + half, len(numbers))
+
+    def __str__(self) -> str:
+        return self.show()
+
+    def show(self, digits: int = 1) -> str:
+        """Such as "12.3 (11.0 to 13.6)"; a single value is said to be one."""
+        if self.count == 1:
+            return f"{self.value:.{digits}f} (one seed)"
+        return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+
+def share_interval(found: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The Clopper-Pearson interval of a share, of independent cases."""
+    interval = stats.binomtest(found, of).proportion_ci(confidence, method="exact")
+    return float(interval.low), float(interval.high)

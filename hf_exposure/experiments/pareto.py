@@ -1,0 +1,213 @@
+"""Utility against memorization over many hyperparameters (the paper's section 5.1, figure 4).
+
+Settings are drawn at random from ranges: with this many axes that covers them better than a grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_exposure.experiments.intervals import Mean
+from hf_exposure.experiments.study import (
+    Claim,
+    Conclusion,
+    Experiment,
+    Record,
+    Run,
+    Scale,
+    Table,
+    by_name,
+)
+from hf_exposure.experiments.training import Training, train
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PLANTED = 4
+NEAR = 0.05  # as useful as the best: this share above the least perplexity
+AGAIN = 2  # further seeds of the settings that are compared
+
+
+def runs(scale: Scale, seeds: Sequence[int], text: str | None) -> list[Run]:
+    """Settings drawn from the first seed, one training each."""
+    count, size = {
+        "smoke": (3, {"characters": 3000}),
+        "small": (64, {"characters": 50_000}),
+        "large": (200, {"characters": 1_000_000}),
+    }[scale]
+    draw = np.random.default_rng(seeds[0])
+    return [
+        Run(f"setting-{number}", seeds[0], {**drawn(draw, scale), **size, "text": text})
+        for number in range(count)
+    ]
+
+
+def drawn(draw: np.random.Generator, scale: Scale) -> dict[str, Any]:
+    """One setting at random."""
+    kind = str(draw.choice(["lstm", "gru", "llama"]))
+    optimizer = str(draw.choice(["adamw_torch", "rmsprop", "sgd"]))
+    rate = 10 ** draw.uniform(-3, -2)
+    widths = [24, 32] if scale == "smoke" else [32, 64, 96, 128]
+    return {
+        "model": kind,
+        "width": int(draw.choice(widths)),
+        "layers": int(draw.choice([1, 2])),
+        "dropout": float(draw.choice([0.0, 0.2, 0.5])),
+        "batch": int(draw.choice([8, 16, 32])),
+        "epochs": 1 if scale == "smoke" else int(draw.integers(2, 13)),
+        "optimizer": optimizer,
+        # SGD needs far larger steps than methods that scale them; RMSprop somewhat smaller ones.
+        "learning_rate": float(rate * {"sgd": 100, "rmsprop": 0.5}.get(optimizer, 1)),
+        "weight_decay": float(draw.choice([0.0, 0.01, 0.1])),
+    }
+
+
+def more(records: list[Record], scale: Scale) -> list[Run]:
+    """Of settings about as good as the best, the least and the most memorizing ones again."""
+    low, high = extremes(records)
+    return [
+        Run(record.name, record.run.seed + extra, record.run.settings)
+        for record in ([low] if low is high else [low, high])
+        for extra in range(1, 1 + AGAIN)
+    ]
+
+
+def extremes(records: list[Record]) -> tuple[Record, Record]:
+    """The least and the most memorizing record among those nearly as good as the best."""
+    seed = records[0].run.seed
+    first = [record for record in records if record.run.seed == seed]
+    best = min(record.result["perplexity"] for record in first)
+    near = [r for r in first if r.result["perplexity"] <= (1 + NEAR) * best]
+    near.sort(key=lambda record: float(record.result["exposure"]))
+    return near[0], near[-1]
+
+
+def run(one: Run) -> dict[str, Any]:
+    """Train with one setting."""
+    spec = Training(
+        **one.settings, seed=one.seed, repetitions=(0, PLANTED), per_repetition=8, samples=500
+    )
+    trained = train(spec)
+    record = trained.record()
+    return {
+        "parameters": record["parameters"],
+        "perplexity": math.exp(min(50.0, record["test_loss"])),
+        "train_perplexity": math.exp(min(50.0, record["train_loss"])),
+        "exposure": trained.exposure(PLANTED),
+        "controls": trained.exposure(0),
+        "exposures": [
+            one["bits"] for one in record["exposures"] if one["repetitions"] == PLANTED
+        ],
+    }
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Places of the points that no other is better than in both coordinates (less is better)."""
+    order = sorted(range(len(points)), key=lambda place: points[place])
+    kept: list[int] = []
+    for place in order:
+        if not kept or points[place][1] < points[kept[-1]][1]:
+            kept.append(place)
+    return kept
+
+
+def conclude(records: list[Record]) -> Conclusion:
+    """The frontier, and how far two settings of equal use are apart over seeds."""
+    seed = records[0].run.seed
+    first = [record for record in records if record.run.seed == seed]
+    points = [(r.result["perplexity"], r.result["exposure"]) for r in first]
+    low, high = extremes(records)
+    groups = by_name(records)
+    means = [Mean.of(r.result["exposure"] for r in groups[one.name]) for one in (low, high)]
+    uses = [Mean.of(r.result["perplexity"] for r in groups[one.name]) for one in (low, high)]
+    rows = []
+    for place in frontier(points):
+        settings, result = first[place].run.settings, first[place].result
+        rows.append(
+            (
+                f"{result['perplexity']:.2f}",
+                f"{result['exposure']:.1f} (canaries {min(result['exposures']):.1f} to "
+                f"{max(result['exposures']):.1f})",
+                f"{settings['model']}, {settings['layers']} x {settings['width']}",
+                f"{settings['optimizer'].partition('_')[0]}, {settings['learning_rate']:.2g}",
+                f"{settings['batch']}, {settings['epochs']}",
+                f"{settings['dropout']:g}, {settings['weight_decay']:g}",
+            )
+        )
+    columns = (
+        "perplexity (per character)", "exposure (bits)", "model", "optimizer, learning rate",
+        "batch, epochs", "dropout, weight decay",
+    )
+    claim = Claim(
+        "At the same usefulness some settings memorize far less than others: one wants to be on "
+        "the Pareto frontier.",
+        low is not high and means[0].high < means[1].low,
+        f"{len(first)} trainings; of those within {NEAR:.0%} of the least perplexity the least and "
+        f"the most memorizing one, with {1 + AGAIN} seeds each: {means[0]} bits at perplexity "
+        f"{uses[0].show(2)}, and {means[1]} bits at {uses[1].show(2)}",
+    )
+    correlation = float(
+        np.corrcoef(np.log([p for p, _ in points]), [bits for _, bits in points])[0, 1]
+    )
+    trade = Claim(
+        "Better models memorize more, over all settings.",
+        correlation < 0,
+        f"correlation of the log-perplexity of held-out text with exposure {correlation:.2f}",
+    )
+    return Conclusion((claim, trade), (Table(columns, tuple(rows), "The Pareto frontier:"),))
+
+
+def draw(records: list[Record], figure: Figure) -> None:
+    """A point for each training, the frontier as a line."""
+    from hf_exposure.plots import INK, MUTED, quiet_axes
+
+    seed = records[0].run.seed
+    first = [record for record in records if record.run.seed == seed]
+    points = [(r.result["perplexity"], r.result["exposure"]) for r in first]
+    ax = quiet_axes(
+        figure.add_subplot(), "perplexity of held-out text, per character",
+        f"exposure of canaries planted {PLANTED} times (bits)",
+    )
+    marks = {"lstm": "o", "gru": "s", "llama": "^"}
+    colours = {"adamw": "#440154", "rmsprop": "#21918c", "sgd": "#c46200"}
+    for record, (perplexity, bits) in zip(first, points, strict=True):
+        settings = record.run.settings
+        ax.plot(
+            perplexity, bits, marks[settings["model"]], markersize=5, alpha=0.8,
+            color=colours[settings["optimizer"].partition("_")[0]],
+        )
+    best = frontier(points)
+    ax.step(
+        [points[place][0] for place in best], [points[place][1] for place in best],
+        where="post", color=INK, linewidth=1, zorder=0, label="Pareto frontier",
+    )
+    for kind, mark in marks.items():
+        ax.plot([], [], mark, color=MUTED, label=kind.upper() if kind != "llama" else "Llama")
+    for name, colour in colours.items():
+        label = {"adamw": "AdamW", "rmsprop": "RMSprop", "sgd": "SGD"}[name]
+        ax.plot([], [], "o", color=colour, label=label)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter("{x:g}")
+    ax.legend(frameon=False, fontsize=8)
+
+
+EXPERIMENT = Experiment(
+    name="pareto",
+    title="Utility against memorization",
+    about=(
+        "Many trainings with settings drawn at random: kind and size of model, dropout, batch, "
+        "epochs, optimizer, learning rate, weight decay. Each is a point; the line joins those "
+        "that no other beats in both."
+    ),
+    runs=runs,
+    run=run,
+    conclude=conclude,
+    draw=draw,
+    more=more,
+    size=(7.5, 4.8),
+)
