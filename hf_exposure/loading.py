@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,3 +229,25 @@ def _looks_like_a_path(name: str) -> bool:
 def describe_rows(rows: Any) -> str:
     """The size of a dataset in words."""
     return f"{len(rows):,} rows with the columns {', '.join(rows.column_names)}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no advice of the libraries on the way; afterwards as it was."""
+    import datasets
+    import transformers
+
+    verbosity = transformers.logging.get_verbosity()
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    data_bars = not datasets.are_progress_bars_disabled()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+        if data_bars:
+            datasets.enable_progress_bars()

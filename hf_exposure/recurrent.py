@@ -124,7 +124,7 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits of the next token after each of (rows, tokens), and the loss if `labels` are given.
+        """Logits of the next token after each one, and the loss if `labels` are given.
 
         Args:
             input_ids: (rows, tokens).

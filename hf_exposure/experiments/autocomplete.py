@@ -33,7 +33,7 @@ COUNTS = {0: 150, 1: 150, 2: 100, 4: 60, 8: 30, 16: 16, 32: 8}
 def runs(scale: Scale, seeds: Sequence[int], text: str | None) -> list[Run]:
     """One training for each seed."""
     sizes: dict[str, dict[str, Any]] = {
-        "smoke": {"characters": 4000, "epochs": 1, "width": 32, "share": 0.05},
+        "smoke": {"characters": 4000, "epochs": 1, "width": 32, "share": 0.05, "samples": 50},
         "small": {"characters": 1_000_000, "epochs": 3, "width": 128, "share": 1},
         "large": {"characters": None, "epochs": 3, "width": 512, "layers": 8, "share": 5},
     }

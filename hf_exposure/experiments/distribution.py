@@ -7,7 +7,7 @@ skew-normal distribution, so that an exposure can be read off a fit to a few of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +36,9 @@ _TESTED = 1000  # log-perplexities that a fit is tested on, as one who samples w
 def runs(scale: Scale, seeds: Sequence[int], text: str | None) -> list[Run]:
     """One model for each seed, and several draws of references for each."""
     size: dict[str, Any] = {
-        "smoke": {"characters": 4000, "epochs": 1, "width": 32, "digits": 3, "draws": 2},
+        "smoke": {
+            "characters": 4000, "epochs": 1, "width": 32, "digits": 3, "draws": 2, "samples": 50,
+        },
         "small": {"characters": 60_000, "epochs": 10, "width": 128, "digits": 6, "draws": 12},
         "large": {
             "characters": 1_000_000, "epochs": 10, "width": 256, "digits": 7, "draws": 60,
@@ -56,11 +58,10 @@ def run(one: Run) -> dict[str, Any]:
     trained = train(spec)
     model, tokenizer = trained.model, trained.tokenizer
     fmt = trained.canaries[0].format
-    costs = every_log_perplexity(model, tokenizer, fmt)
-    order = np.argsort(costs, kind="stable")
+    costs, secret = every_log_perplexity(model, tokenizer, fmt)
     ranks = sorted({1, 3, *(10**power for power in range(1, digits)), int(0.9 * fmt.size)})
-    known = Canaries([Canary(fmt, fmt.unrank(int(order[rank - 1]))) for rank in ranks])
-    truth = [fmt.bits - math.log2(np.sum(costs <= costs[order[rank - 1]])) for rank in ranks]
+    known = Canaries([Canary(fmt, secret(rank - 1)) for rank in ranks])
+    truth = [fmt.bits - math.log2(np.sum(costs <= costs[rank - 1])) for rank in ranks]
     errors: dict[str, list[list[float]]] = {method: [] for method in METHODS}
     held: dict[str, list[list[bool]]] = {method: [] for method in METHODS}
     spent: dict[str, list[int]] = {method: [] for method in METHODS}
@@ -107,8 +108,10 @@ def run(one: Run) -> dict[str, Any]:
     }
 
 
-def every_log_perplexity(model: Any, tokenizer: Any, fmt: SecretFormat) -> NDArray[np.float64]:
-    """(|R|,) log-perplexities in bits of all secrets, in the order of `SecretFormat.unrank`.
+def every_log_perplexity(
+    model: Any, tokenizer: Any, fmt: SecretFormat
+) -> tuple[NDArray[np.float64], Callable[[int], str]]:
+    """(|R|,) log-perplexities in bits of all secrets, least first, and the secret at a place.
 
     Raises:
         RuntimeError: the token tree has left some out.
@@ -119,13 +122,11 @@ def every_log_perplexity(model: Any, tokenizer: Any, fmt: SecretFormat) -> NDArr
         decoder = Decoder(model, tree.prompt, tree.columns)
         decoder.probe(tree.paths([fmt.unrank(0), fmt.unrank(fmt.size - 1)]))
         walk(decoder, tree, everything, DepthFirst())
-    place = {fmt.unrank(number): number for number in range(fmt.size)}
-    costs = np.full(fmt.size, np.nan)
-    for path, cost in zip(everything.paths, everything.costs, strict=True):
-        costs[place[tree.secret([*path])]] = cost
-    if np.isnan(costs).any():
-        raise RuntimeError(f"{int(np.isnan(costs).sum())} secrets were not enumerated")
-    return costs
+    costs = np.array(everything.costs)
+    if len(costs) != fmt.size:
+        raise RuntimeError(f"{fmt.size - len(costs)} of {fmt.size} secrets were not enumerated")
+    order = np.argsort(costs, kind="stable")
+    return costs[order], lambda place: tree.secret([*everything.paths[order[place]]])
 
 
 def _ks_p(fit: SkewNormal, references: NDArray[np.float64]) -> float:

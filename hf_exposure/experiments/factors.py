@@ -55,7 +55,7 @@ _WORDS = {
 def runs(scale: Scale, seeds: Sequence[int], text: str | None) -> list[Run]:
     """The base setting and each change, for each seed."""
     base: dict[str, Any] = {
-        "smoke": {"characters": 3000, "epochs": 1, "width": 32},
+        "smoke": {"characters": 3000, "epochs": 1, "width": 32, "samples": 50},
         "small": {"characters": 50_000, "epochs": 10, "width": 128},
         "large": {"characters": 1_000_000, "epochs": 10, "width": 512},
     }[scale]

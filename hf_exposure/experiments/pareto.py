@@ -35,9 +35,9 @@ AGAIN = 2  # further seeds of the settings that are compared
 def runs(scale: Scale, seeds: Sequence[int], text: str | None) -> list[Run]:
     """Settings drawn from the first seed, one training each."""
     count, size = {
-        "smoke": (3, {"characters": 3000}),
-        "small": (64, {"characters": 50_000}),
-        "large": (200, {"characters": 1_000_000}),
+        "smoke": (3, {"characters": 3000, "samples": 50}),
+        "small": (64, {"characters": 50_000, "samples": 500}),
+        "large": (200, {"characters": 1_000_000, "samples": 2000}),
     }[scale]
     draw = np.random.default_rng(seeds[0])
     return [
@@ -89,7 +89,7 @@ def extremes(records: list[Record]) -> tuple[Record, Record]:
 def run(one: Run) -> dict[str, Any]:
     """Train with one setting."""
     spec = Training(
-        **one.settings, seed=one.seed, repetitions=(0, PLANTED), per_repetition=8, samples=500
+        **one.settings, seed=one.seed, repetitions=(0, PLANTED), per_repetition=8
     )
     trained = train(spec)
     record = trained.record()

@@ -33,9 +33,9 @@ _NAMES = {"lstm": "LSTM", "gru": "GRU", "llama": "Llama"}
 def runs(scale: Scale, seeds: Sequence[int], text: str | None) -> list[Run]:
     """One training for each kind of model and seed."""
     size: dict[str, Any] = {
-        "smoke": {"characters": 4000, "epochs": 2, "width": 32},
-        "small": {"characters": 60_000, "epochs": 40},
-        "large": {"characters": 5_000_000, "epochs": 40, "layers": 2},
+        "smoke": {"characters": 4000, "epochs": 2, "width": 32, "samples": 50, "search": 5000},
+        "small": {"characters": 60_000, "epochs": 40, "search": 100_000},
+        "large": {"characters": 5_000_000, "epochs": 40, "layers": 2, "search": 1_000_000},
     }[scale]
     widths = {"lstm": 128, "gru": 128, "llama": 64}
     layers = {"lstm": 1, "gru": 1, "llama": 2}
@@ -51,15 +51,20 @@ def runs(scale: Scale, seeds: Sequence[int], text: str | None) -> list[Run]:
 
 def run(one: Run) -> dict[str, Any]:
     """Train with one canary that stands once in the text, then look for it."""
+    settings = dict(one.settings)
+    search = settings.pop("search")
     spec = Training(
-        **one.settings, template=TEMPLATE, secret="[0-9]{9}", repetitions=(1,), per_repetition=1,
+        **settings, template=TEMPLATE, secret="[0-9]{9}", repetitions=(1,), per_repetition=1,
         include=(SECRET,),
     )
     trained = train(spec)
     model, tokenizer, canaries = trained.model, trained.tokenizer, trained.canaries
-    exact = measure_exposure(model, tokenizer, canaries, samples=4000, seed=spec.seed)[0]
+    measured = measure_exposure(
+        model, tokenizer, canaries, samples=4 * spec.samples, seed=spec.seed
+    )
+    exact = measured[0]
     found = extract_secrets(
-        model, tokenizer, canaries[0].format, count=1, max_forwards=100_000, canaries=canaries
+        model, tokenizer, canaries[0].format, count=1, max_forwards=search, canaries=canaries
     )
     return {
         **trained.record(),

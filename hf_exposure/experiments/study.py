@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hf_exposure.documents import to_jsonable, versions
 from hf_exposure.files import write_bytes, write_text
+from hf_exposure.loading import quiet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -276,7 +277,7 @@ def _carried_out(
 ) -> Iterator[tuple[Run, BaseException | None]]:
     """Each run as it is done, with what went wrong."""
     if workers == 1 or len(runs) < 2:
-        with _quiet():
+        with quiet():
             for run in runs:
                 try:
                     carry_out(experiment, run, folder)
@@ -301,7 +302,7 @@ def _by_name(name: str, run: Run, folder: str) -> None:
     """In a worker process, which finds the experiment by its name."""
     from hf_exposure.experiments import find
 
-    with _quiet():
+    with quiet():
         carry_out(find(name), run, Path(folder))
 
 
@@ -310,24 +311,6 @@ def _alone() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-class _quiet:
-    """No progress bars of libraries, which would run into each other."""
-
-    def __enter__(self) -> None:
-        import datasets
-        import transformers
-
-        self._were = datasets.are_progress_bars_disabled()
-        datasets.disable_progress_bars()
-        transformers.utils.logging.disable_progress_bar()
-
-    def __exit__(self, *exception: object) -> None:
-        import datasets
-
-        if not self._were:
-            datasets.enable_progress_bars()
 
 
 def by_name(records: Iterable[Record]) -> dict[str, list[Record]]:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table as Shown
+
+from hf_exposure.cli.terminal import out, progress
 
 if TYPE_CHECKING:
     from hf_exposure.experiments.study import Experiment
 
-out = Console(highlight=False)
-shown = Console(stderr=True, highlight=False)
 ALL = "all"
 
 
@@ -108,7 +107,7 @@ def _complete(
     from hf_exposure.experiments.study import Study
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=shown, transient=True) as bar:
+    with Progress(*columns, TimeElapsedColumn(), console=progress, transient=True) as bar:
         task = bar.add_task(one.title, total=None)
 
         def tell(done: int, total: int) -> None:
@@ -118,7 +117,7 @@ def _complete(
         try:
             records = study.complete()
         except KeyboardInterrupt:
-            shown.print("Interrupted; finished runs are kept, and the same command goes on.")
+            progress.print("Interrupted; finished runs are kept, and the same command goes on.")
             raise typer.Exit(130) from None
     conclusion = one.conclude(records)
     out.print(f"\n[bold]{one.title}[/bold]")

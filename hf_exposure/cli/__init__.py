@@ -1,0 +1,73 @@
+"""The command line: `hf-exposure demo | inject | measure | extract | audit | discover | report |
+experiment`, a module each."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from hf_exposure.cli.audit import audit
+from hf_exposure.cli.demo import demo
+from hf_exposure.cli.discover import discover
+from hf_exposure.cli.experiment import experiment
+from hf_exposure.cli.extract import extract
+from hf_exposure.cli.inject import inject
+from hf_exposure.cli.measure import measure
+from hf_exposure.cli.report import report
+from hf_exposure.cli.terminal import fail, out, progress
+from hf_exposure.results import BudgetError
+
+__all__ = ["app", "main", "out", "progress"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(importlib.metadata.version("hf-exposure"))
+        raise typer.Exit
+
+
+@app.callback()
+def hf_exposure(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    """How much has a language model memorized? Plants canaries, measures their exposure, gets
+    secrets back out, and reports it.
+    """
+
+
+for command in (demo, inject, measure, extract, audit, discover, report, experiment):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run it. What goes wrong is said in one line; HF_EXPOSURE_TRACEBACK=1 shows where."""
+    try:
+        app()
+    except BudgetError as error:
+        fail(str(error).replace(": see .exposures of this error", ":"))
+        out.print(error.exposures.table())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        fail("interrupted; nothing was written")
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("HF_EXPOSURE_TRACEBACK"):
+            raise
+        said = str(error).strip()
+        expected = isinstance(error, (ValueError, TypeError, OSError, RuntimeError, ImportError))
+        fail(said if said and expected else f"{type(error).__name__}: {said}")
+        sys.exit(1)

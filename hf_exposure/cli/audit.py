@@ -1,0 +1,114 @@
+"""`hf-exposure audit`: real secrets in real data, and how exposed they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_exposure.cli.inputs import rows_with
+from hf_exposure.cli.options import (
+    AsJson,
+    Base,
+    BatchSize,
+    Confidence,
+    Dataset,
+    Device,
+    Dtype,
+    Limit,
+    MaxForwards,
+    Model,
+    Reveal,
+    Revision,
+    Seed,
+    Tokenizer,
+)
+from hf_exposure.cli.terminal import out, print_json, shows_progress
+from hf_exposure.loading import quiet
+
+
+def audit(
+    dataset: Dataset,
+    model: Model,
+    base: Base = None,
+    column: Annotated[str, typer.Option("--column", help="The dataset's text column.")] = "text",
+    split: Annotated[str, typer.Option("--split", help="The split to look through.")] = "train",
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            "--kinds", help="Some of api_key,iban,card,ssn,email,phone; all if not given."
+        ),
+    ] = None,
+    region: Annotated[
+        str,
+        typer.Option(
+            "--region", help='Of phone numbers without a country code; "none" for no such ones.'
+        ),
+    ] = "US",
+    limit: Limit = None,
+    top: Annotated[
+        int,
+        typer.Option(
+            "--top", min=0, help="Secrets to measure, of each kind in turn; the rest get a bound."
+        ),
+    ] = 50,
+    before: Annotated[
+        int, typer.Option("--before", min=1, help="Characters of context before a secret.")
+    ] = 100,
+    samples: Annotated[int, typer.Option("--samples", help="Draws of a measurement.")] = 500,
+    max_forwards: MaxForwards = None,
+    confidence: Confidence = 0.95,
+    seed: Seed = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write the audit as JSON.")
+    ] = None,
+    tokenizer: Tokenizer = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = None,
+    as_json: AsJson = False,
+    reveal: Reveal = False,
+) -> None:
+    """Find real secrets in a dataset, and measure how exposed they are in a model."""
+    from hf_exposure.audit import audit_dataset
+    from hf_exposure.detectors import check_kinds, check_region
+    from hf_exposure.loading import load_model
+
+    names = None if kinds is None else [name.strip() for name in kinds.split(",")]
+    place = None if region.lower() == "none" else region
+    if "phone" in check_kinds(names):  # before the model loads
+        check_region(place)
+    with quiet():
+        rows = rows_with(column, dataset, split)
+        loaded, tok = load_model(
+            model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
+        )
+        earlier: Any = None
+        if base is not None:
+            earlier, _ = load_model(base, tokenizer=tokenizer or model, device=device, dtype=dtype)
+        result = audit_dataset(
+            loaded,
+            tok,
+            rows,
+            column,
+            base=earlier,
+            kinds=names,
+            region=place,
+            limit=limit,
+            top=top,
+            before=before,
+            samples=samples,
+            max_forwards=max_forwards,
+            confidence=confidence,
+            seed=seed,
+            batch_size=batch_size,
+            progress=shows_progress(as_json),
+        )
+    if output is not None:
+        result.save(output, reveal)
+    if as_json:
+        print_json(result.to_dict(reveal))
+    else:
+        out.print(result.table(reveal))

@@ -1,0 +1,137 @@
+"""`hf-exposure discover`: whether texts come out after their prefixes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_exposure.cli.inputs import numbers
+from hf_exposure.cli.options import (
+    AsJson,
+    BatchSize,
+    Device,
+    Dtype,
+    Limit,
+    MaybeDataset,
+    Model,
+    Reveal,
+    Revision,
+    Tokenizer,
+)
+from hf_exposure.cli.terminal import out, print_json, shows_progress
+from hf_exposure.loading import quiet
+
+
+def discover(
+    model: Model,
+    dataset: MaybeDataset = None,
+    benchmark: Annotated[
+        Path | None,
+        typer.Option(
+            "--benchmark", help="Or a folder with train_prefix.npy and train_suffix.npy."
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns",
+            help='"prefix,suffix", or one column whose first tokens are taken. By default these '
+            "two if they are there, else text.",
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="The split to look at.")] = "train",
+    limit: Limit = None,
+    prefix_tokens: Annotated[
+        int, typer.Option("--prefix-tokens", min=1, help="Of one column: so many are the prefix.")
+    ] = 50,
+    suffix_tokens: Annotated[
+        int, typer.Option("--suffix-tokens", min=1, help="Of one column: so many come after it.")
+    ] = 50,
+    n: Annotated[
+        str, typer.Option("--n", help="Numbers of samples to tell the rates for.")
+    ] = "1,10,100,1000,1000000",
+    p: Annotated[
+        str, typer.Option("--p", help="Probabilities that one of them is the suffix.")
+    ] = "0.1,0.5,0.9",
+    temperature: Annotated[float, typer.Option("--temperature", help="Of the sampling.")] = 1.0,
+    top_k: Annotated[
+        int, typer.Option("--top-k", help="Sample from so many tokens; 0: from all.")
+    ] = 0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Sample from tokens of this share; 1: from all.")
+    ] = 1.0,
+    near: Annotated[
+        int, typer.Option("--near", min=0, help="Also look for texts within so many token edits.")
+    ] = 0,
+    max_forwards: Annotated[
+        int | None,
+        typer.Option("--max-forwards", help="Token-forwards of each search for near texts."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write the examples as JSON.")
+    ] = None,
+    tokenizer: Tokenizer = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = None,
+    as_json: AsJson = False,
+    reveal: Reveal = False,
+) -> None:
+    """Tell which texts of a dataset a model goes on with, given their beginnings."""
+    from hf_exposure.discoverable import discoverable_extraction, sampling_scheme
+    from hf_exposure.loading import load_model, load_rows
+    from hf_exposure.pairs import load_benchmark
+
+    counts = numbers("--n", n, float, "1,1000")
+    targets = numbers("--p", p, float, "1,1000")
+    if not all(0 < target < 1 for target in targets):
+        raise typer.BadParameter(f"--p={p!r}: give numbers between 0 and 1, such as 0.5")
+    if not all(count >= 1 for count in counts):
+        raise typer.BadParameter(f"--n={n!r}: give numbers of at least 1, such as 1,1000")
+    if (dataset is None) == (benchmark is None):
+        raise typer.BadParameter("give either --dataset, or --benchmark with a folder")
+    sampling_scheme(temperature, top_k, top_p)  # before the model loads
+    names: Any = None if columns is None else tuple(name.strip() for name in columns.split(","))
+    if names is not None and len(names) > 2:
+        raise typer.BadParameter(f"--columns={columns!r}: give one name, or two")
+    names = names[0] if names is not None and len(names) == 1 else names
+    with quiet():
+        rows: Any
+        if dataset is not None:
+            rows = load_rows(dataset, split=split)
+            rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
+        else:
+            assert benchmark is not None
+            rows = load_benchmark(benchmark, split)[:limit]
+        loaded, tok = load_model(
+            model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
+        )
+        found = discoverable_extraction(
+            loaded,
+            tok,
+            rows,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            prefix_tokens=prefix_tokens,
+            suffix_tokens=suffix_tokens,
+            near=near,
+            columns=names,
+            batch_size=batch_size,
+            max_forwards=max_forwards,
+            progress=shows_progress(as_json),
+        )
+    if output is not None:
+        found.save(output, reveal)
+    tables = [found.rates(counts, targets, wide) for wide in ([False, True] if near else [False])]
+    if as_json:
+        rates = [table.to_dict() for table in tables]
+        print_json({**found.to_dict(reveal), "rates": rates})
+        return
+    out.print(found.table(reveal))
+    for table in tables:
+        out.print()
+        out.print(table.table())

@@ -1,0 +1,127 @@
+"""`hf-exposure extract`: get secrets out of a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_exposure.cli.inputs import add_to_card, check_card, format_of
+from hf_exposure.cli.options import (
+    AsJson,
+    BatchSize,
+    CanariesRevision,
+    Card,
+    Check,
+    CreatePr,
+    Device,
+    Dtype,
+    MaxForwards,
+    Model,
+    PushToCard,
+    Reveal,
+    Revision,
+    Secret,
+    Template,
+    Tokenizer,
+)
+from hf_exposure.cli.terminal import out, print_json, shows_progress
+from hf_exposure.files import write_text
+from hf_exposure.loading import quiet
+
+
+def extract(
+    model: Model,
+    canaries: Annotated[
+        str | None,
+        typer.Option(
+            "--canaries", help="Manifest or Hub id: what to look for, and what was planted."
+        ),
+    ] = None,
+    template: Template = None,
+    secret: Secret = None,
+    check: Check = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Secrets to find.")] = 3,
+    beam_width: Annotated[
+        int | None,
+        typer.Option("--beam-width", min=1, help="Keep so many prefixes: quick, proves nothing."),
+    ] = None,
+    max_forwards: MaxForwards = None,
+    generate: Annotated[
+        int, typer.Option("--generate", min=0, help="Also let the model write so many times.")
+    ] = 0,
+    free: Annotated[
+        bool, typer.Option("--free", help="Generate without holding it to the format.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of the generation.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write what was found as JSON, for report.")
+    ] = None,
+    tokenizer: Tokenizer = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = None,
+    canaries_revision: CanariesRevision = None,
+    push_to_card: PushToCard = False,
+    create_pr: CreatePr = False,
+    card: Card = None,
+    as_json: AsJson = False,
+    reveal: Reveal = False,
+) -> None:
+    """Get secrets out of a model: the most likely ones of a format, with proof."""
+    from hf_exposure.extraction import extract_secrets
+    from hf_exposure.generation import generate_secrets
+    from hf_exposure.loading import load_canaries, load_model
+
+    check_card(model, push_to_card, create_pr)
+    planted = load_canaries(canaries, canaries_revision) if canaries is not None else None
+    if planted is not None and template is None and secret is None:
+        formats = list(planted.formats)
+    else:
+        formats = [format_of(template, secret, check)]
+    if generate and planted is None:
+        raise typer.BadParameter("--generate counts planted canaries: give --canaries")
+    found, written = [], None
+    with quiet():
+        loaded, tok = load_model(
+            model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
+        )
+        for fmt in formats:
+            found.append(
+                extract_secrets(
+                    loaded,
+                    tok,
+                    fmt,
+                    count=count,
+                    beam_width=beam_width,
+                    max_forwards=max_forwards,
+                    canaries=planted,
+                    batch_size=batch_size,
+                    progress=shows_progress(as_json),
+                )
+            )
+        if generate and planted is not None:
+            written = generate_secrets(
+                loaded, tok, planted, num_samples=generate, constrained=not free, seed=seed
+            )
+    data = {
+        "extractions": [one.to_dict(reveal) for one in found],
+        "generations": written.to_dict(reveal) if written is not None else None,
+    }
+    if output is not None:
+        write_text(output, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    if as_json:
+        print_json(data)
+    else:
+        for one in found:
+            out.print(one.table(reveal))
+        if written is not None:
+            out.print(written.table(reveal))
+    if card is not None or push_to_card:
+        name = model if push_to_card else None
+        add_to_card(
+            card, name, revision, create_pr, None, extractions=found, generations=written
+        )

@@ -1,0 +1,120 @@
+"""`hf-exposure inject`: plant canaries in a dataset."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_exposure.canaries import Canaries
+from hf_exposure.cli.inputs import format_of, numbers
+from hf_exposure.cli.options import (
+    AsJson,
+    Check,
+    Dataset,
+    Secret,
+    Template,
+)
+from hf_exposure.cli.terminal import out, print_json, progress
+from hf_exposure.loading import quiet
+
+
+def inject(
+    dataset: Dataset,
+    output: Annotated[
+        Path, typer.Option("--output", help="A .jsonl, .csv or .parquet file, or a new folder.")
+    ],
+    canaries: Annotated[
+        Path, typer.Option("--canaries", help="Manifest: used if it is there, else written.")
+    ] = Path("canaries.json"),
+    template: Template = None,
+    secret: Secret = None,
+    check: Check = None,
+    repetitions: Annotated[
+        str, typer.Option("--repetitions", help="How often each group is planted.")
+    ] = "0,1,4,16,64",
+    per_repetition: Annotated[
+        int, typer.Option("--per-repetition", min=1, help="Canaries in each group.")
+    ] = 4,
+    inclusion: Annotated[
+        str, typer.Option("--inclusion", help='"coin": each canary in or out by a fair coin.')
+    ] = "fixed",
+    column: Annotated[str, typer.Option("--column", help="Text or conversations.")] = "text",
+    split: Annotated[str, typer.Option("--split", help="The split to plant in.")] = "train",
+    mode: Annotated[
+        str, typer.Option("--mode", help='"rows" adds rows, "splice" puts canaries into rows.')
+    ] = "rows",
+    near_start: Annotated[
+        bool, typer.Option("--near-start", help="Plant within the first rows.")
+    ] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Of the secrets and the places; by default drawn at random."),
+    ] = None,
+    push_canaries: Annotated[
+        str | None,
+        typer.Option("--push-canaries", help="Also push the manifest to this private Hub id."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an output file that is there.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Plant canaries in a dataset, and write their manifest."""
+    from hf_exposure.injection import inject_canaries
+    from hf_exposure.loading import check_output, describe_rows, load_rows, save_rows
+
+    check_output(output)
+    if output.resolve() == Path(dataset).resolve():
+        raise typer.BadParameter("--output is --dataset: name another file for the planted rows")
+    if output.is_file() and not overwrite:
+        raise typer.BadParameter(f"{str(output)!r} is there already: add --overwrite to replace it")
+    # Whoever knows the format and the seed can draw the same secrets.
+    seed = secrets.randbits(32) if seed is None else seed
+    if canaries.exists():
+        if template is not None or secret is not None:
+            raise typer.BadParameter(
+                f"{str(canaries)!r} is there already; leave out --template and --secret to plant "
+                "its canaries, or name another file with --canaries"
+            )
+        chosen = Canaries.load(canaries)
+        if chosen.planting:
+            progress.print(
+                f"Warning: the canaries of {str(canaries)!r} have been planted before. If they are "
+                "in this dataset already, they are in it twice now.",
+                soft_wrap=True,
+            )
+    else:
+        chosen = Canaries.generate(
+            format_of(template, secret, check),
+            numbers("--repetitions", repetitions, int, "0,1,4,16,64"),
+            per_repetition,
+            seed,
+            inclusion=inclusion,
+        )
+    with quiet():
+        rows = load_rows(dataset, split=split)
+        planted = inject_canaries(rows, chosen, column, seed, mode, near_start)
+        chosen.save(canaries)  # first: rows whose secrets nobody knows would be of no use
+        save_rows(planted, output)
+    pushed = chosen.push_to_hub(push_canaries) if push_canaries is not None else None
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "canaries": str(canaries),
+                "rows_before": len(rows),
+                "rows": len(planted),
+                "planted": sum(canary.repetitions for canary in chosen),
+                "planting": chosen.planting,
+                "pushed": pushed,
+            }
+        )
+        return
+    out.print(f"{chosen!r}")
+    out.print(f"{output}: {describe_rows(planted)} ({len(planted) - len(rows):,} more than before)")
+    out.print(f"{canaries}: the manifest. It holds the secrets: keep it to yourself.")
+    if pushed is not None:
+        out.print(f"Pushed to {pushed}", soft_wrap=True)

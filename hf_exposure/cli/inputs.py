@@ -1,0 +1,80 @@
+"""Arguments of several commands, checked and turned into what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
+
+from hf_exposure.cli.terminal import progress
+from hf_exposure.formats import SecretFormat
+from hf_exposure.results import Exposures
+
+if TYPE_CHECKING:
+    from datasets import Dataset as Rows
+
+
+Number = TypeVar("Number", int, float)
+
+
+def format_of(template: str | None, secret: str | None, check: str | None) -> SecretFormat:
+    """The format that three options tell of."""
+    if template is None or secret is None:
+        raise typer.BadParameter(
+            "give both --template and --secret, such as --template 'The random number is {secret}.'"
+            " --secret '[0-9]{9}', or --canaries with a manifest"
+        )
+    return SecretFormat(template, secret, check)
+
+
+def numbers(name: str, text: str, kind: Callable[[str], Number], example: str) -> list[Number]:
+    """Numbers with commas between them."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{name}={text!r}: give numbers such as {example}") from None
+
+
+def rows_with(column: str, dataset: str, split: str = "train") -> Rows:
+    """A split of a dataset that has a column."""
+    from hf_exposure.loading import load_rows
+
+    rows = load_rows(dataset, split=split)
+    if column not in rows.column_names:
+        raise ValueError(
+            f"--column: {dataset!r} has no column {column!r}, only {rows.column_names}"
+        )
+    return rows
+
+
+def check_card(model: str | None, push: bool, create_pr: bool) -> None:
+    """Refuse a card that cannot be added to, before anything is measured."""
+    if push and (model is None or Path(model).exists()):
+        raise typer.BadParameter(
+            "--push-to-card adds to the card of a model on the Hub, and --model names none: give "
+            "--card with a README.md to add to"
+        )
+    if create_pr and not push:
+        raise typer.BadParameter("--create-pr says how to push: add --push-to-card")
+
+
+def add_to_card(
+    card: Path | None,
+    model: str | None,
+    revision: str | None,
+    create_pr: bool,
+    exposures: Exposures | None,
+    **parts: Any,
+) -> None:
+    """Add to a README.md, to the card of a model on the Hub, or both; then say where."""
+    from hf_exposure.cards import add_exposure_to_card
+    from hf_exposure.hub import push_exposure
+
+    if card is not None:
+        add_exposure_to_card(card, exposures, **parts)
+        progress.print(f"{card}: what was found is in it now", soft_wrap=True)
+    if model is not None:
+        address = push_exposure(model, exposures, revision=revision, create_pr=create_pr, **parts)
+        progress.print(f"Added to the card: {address}", soft_wrap=True)

@@ -1,0 +1,162 @@
+"""`hf-exposure measure`: the exposures of canaries in a model."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hf_exposure.cli.inputs import add_to_card, check_card
+from hf_exposure.cli.options import (
+    AsJson,
+    Base,
+    BatchSize,
+    CanariesRevision,
+    CanarySet,
+    Card,
+    Confidence,
+    CreatePr,
+    Device,
+    Dtype,
+    MaxForwards,
+    MaybeModel,
+    PushToCard,
+    Reveal,
+    Revision,
+    Seed,
+    Tokenizer,
+)
+from hf_exposure.cli.terminal import out, print_json, shows_progress
+from hf_exposure.files import write_text
+from hf_exposure.loading import quiet
+
+if TYPE_CHECKING:
+    from hf_exposure.completions import CompletionsScorer
+
+
+def measure(
+    canaries: CanarySet,
+    model: MaybeModel = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--endpoint",
+            help="Or the address of a completions endpoint, e.g. http://localhost:8000/v1.",
+        ),
+    ] = None,
+    endpoint_model: Annotated[
+        str | None, typer.Option("--endpoint-model", help="The model's name at the endpoint.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option("--api-key-env", help="Environment variable with the endpoint's key."),
+    ] = None,
+    whole_text: Annotated[
+        bool,
+        typer.Option(
+            "--whole-text", help="Count the text before the secret too, at an endpoint."
+        ),
+    ] = False,
+    base: Base = None,
+    method: Annotated[
+        str, typer.Option("--method", help="auto, exact, sampling or skewnorm.")
+    ] = "auto",
+    samples: Annotated[int, typer.Option("--samples", help="Draws, or references.")] = 2000,
+    max_forwards: MaxForwards = None,
+    confidence: Confidence = 0.95,
+    seed: Seed = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write the exposures as JSON, for report.")
+    ] = None,
+    tokenizer: Tokenizer = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = None,
+    canaries_revision: CanariesRevision = None,
+    push_to_card: PushToCard = False,
+    create_pr: CreatePr = False,
+    card: Card = None,
+    as_json: AsJson = False,
+    reveal: Reveal = False,
+) -> None:
+    """Measure how exposed canaries are in a model."""
+    from hf_exposure.exposure import measure_exposure
+    from hf_exposure.loading import load_canaries, load_model
+    from hf_exposure.planning import Settings
+
+    planted = load_canaries(canaries, canaries_revision)
+    Settings(method, samples, max_forwards, confidence, seed, batch_size)  # before the model loads
+    if (model is None) == (endpoint is None):
+        raise typer.BadParameter("give either --model, or --endpoint with --endpoint-model")
+    if base is not None and model is None:
+        raise typer.BadParameter("--base is measured beside --model: leave out --endpoint")
+    check_card(model, push_to_card, create_pr)
+    beside = None
+    with quiet():
+        loaded: Any
+        if model is not None:
+            loaded, tok = load_model(
+                model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
+            )
+        else:
+            loaded, tok = _at_endpoint(
+                endpoint, endpoint_model, api_key_env, batch_size, whole_text, tokenizer
+            )
+        options: dict[str, Any] = {
+            "method": method,
+            "samples": samples,
+            "max_forwards": max_forwards,
+            "confidence": confidence,
+            "seed": seed,
+            "batch_size": batch_size,
+            "progress": shows_progress(as_json),
+            "unscorable": "warn",
+        }
+        exposures = measure_exposure(loaded, tok, planted, **options)
+        if not exposures:
+            raise ValueError(f"no canary could be scored: {exposures.skipped[0][1]}")
+        if base is not None:
+            del loaded  # there may not be memory for two
+            earlier, _ = load_model(base, tokenizer=tokenizer or model, device=device, dtype=dtype)
+            beside = exposures.beside(measure_exposure(earlier, tok, planted, **options))
+    data = exposures.to_dict(reveal)
+    if beside is not None:  # what reads exposures leaves this aside
+        data |= {"base": beside.base.to_dict(reveal), "gained": beside.gained}
+    if output is not None:
+        write_text(output, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    if as_json:
+        print_json(data)
+    else:
+        out.print((beside or exposures).table(reveal))
+    if card is not None or push_to_card:
+        add_to_card(card, model if push_to_card else None, revision, create_pr, exposures)
+
+
+def _at_endpoint(
+    address: str | None,
+    model: str | None,
+    variable: str | None,
+    batch_size: int | None,
+    whole_text: bool,
+    tokenizer: str | None,
+) -> tuple[CompletionsScorer, Any]:
+    """The model at an endpoint, and a tokenizer if one was named, for its chat template."""
+    from hf_exposure.completions import CompletionsScorer
+
+    if address is None or model is None:
+        raise typer.BadParameter("--endpoint needs the model's name there: give --endpoint-model")
+    key = None if variable is None else os.environ.get(variable, "").strip()
+    if key == "":
+        raise typer.BadParameter(f"--api-key-env: the environment has no {variable!r}, or no text")
+    scorer = CompletionsScorer(
+        address, model, api_key=key, batch_size=batch_size or 16, whole_text=whole_text
+    )
+    if tokenizer is None:
+        return scorer, None
+    from transformers import AutoTokenizer
+
+    return scorer, AutoTokenizer.from_pretrained(tokenizer)

@@ -1,0 +1,78 @@
+"""Options that several commands have, with their names and help texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_MODEL = typer.Option("--model", "--model_name_or_path", help="A model's folder or Hub id.")
+_DATASET = typer.Option(
+    "--dataset", "--dataset_name",
+    help="A .jsonl, .csv, .parquet or .txt file, a folder of save_to_disk, or a Hub id.",
+)  # fmt: skip
+Model = Annotated[str, _MODEL]
+MaybeModel = Annotated[str | None, _MODEL]
+Dataset = Annotated[str, _DATASET]
+MaybeDataset = Annotated[str | None, _DATASET]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Rows to look at; all if not given.")
+]
+Confidence = Annotated[
+    float, typer.Option("--confidence", help="Of the intervals, such as 0.95.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same figures.")]
+Tokenizer = Annotated[
+    str | None, typer.Option("--tokenizer", help="Where the tokenizer is, if not with the model.")
+]
+Base = Annotated[
+    str | None,
+    typer.Option("--base", help="The model before training, to be measured beside: folder or id."),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of the model on the Hub.")
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="Such as cuda:0, or auto for all; by default a GPU if any."),
+]
+Dtype = Annotated[str, typer.Option("--dtype", help="Such as bfloat16; auto: as it was saved.")]
+CanarySet = Annotated[
+    str, typer.Option("--canaries", help="The manifest of the canaries, or the set's Hub id.")
+]
+CanariesRevision = Annotated[
+    str | None,
+    typer.Option("--canaries-revision", help="Branch, tag or commit of canaries on the Hub."),
+]
+PushToCard = Annotated[
+    bool,
+    typer.Option("--push-to-card", help="Add what is found to the model's card on the Hub."),
+]
+CreatePr = Annotated[
+    bool, typer.Option("--create-pr", help="Push to the card as a pull request.")
+]
+Card = Annotated[
+    Path | None, typer.Option("--card", help="Add what is found to this README.md.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Reveal = Annotated[bool, typer.Option("--reveal", help="Show the secrets.")]
+MaxForwards = Annotated[
+    int | None, typer.Option(
+        "--max-forwards",
+        help="Token-forwards to spend, beside what the canaries' own scores need.",
+    )
+]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", help="Rows of a forward; chosen if not given.")
+]
+Template = Annotated[
+    str | None,
+    typer.Option("--template", help='Text of a canary, e.g. "The random number is {secret}."'),
+]
+Secret = Annotated[
+    str | None, typer.Option("--secret", help='Expression for the secret, e.g. "[0-9]{9}".')
+]
+Check = Annotated[
+    str | None, typer.Option("--check", help='"luhn" for numbers with a check digit.')
+]

@@ -1,0 +1,105 @@
+"""`hf-exposure report`: one page of what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hf_exposure.canaries import Canaries
+from hf_exposure.cli.options import (
+    AsJson,
+    Reveal,
+)
+from hf_exposure.cli.terminal import out, print_json
+from hf_exposure.documents import load_json
+from hf_exposure.history import HISTORY_FILE, History
+from hf_exposure.results import Exposures
+
+if TYPE_CHECKING:
+    from hf_exposure.extraction import Extractions
+    from hf_exposure.generation import Generations
+
+
+def report(
+    results: Annotated[
+        Path,
+        typer.Argument(
+            help="exposures.json, exposure_history.json, or a training's output folder with them."
+        ),
+    ],
+    extractions: Annotated[
+        Path | None, typer.Option("--extractions", help="What extract --output wrote.")
+    ] = None,
+    canaries: Annotated[
+        Path | None, typer.Option("--canaries", help="Manifest, needed to --reveal.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="The page to write.")] = None,
+    title: Annotated[str, typer.Option("--title")] = "Memorization report",
+    as_json: AsJson = False,
+    reveal: Reveal = False,
+) -> None:
+    """Write one HTML page about what was measured; it needs no network to be read."""
+    from hf_exposure.report import write_report
+
+    known = Canaries.load(canaries) if canaries is not None else None
+    if reveal and known is None:
+        raise typer.BadParameter("--reveal needs the secrets: give --canaries with the manifest")
+    page = output or (results if results.is_dir() else results.parent) / "report.html"
+    exposures, history = _measured(results, known)
+    found, written = _found(extractions, known) if extractions is not None else ([], None)
+    write_report(
+        page,
+        exposures=exposures,
+        history=history,
+        extractions=found,
+        generations=written,
+        title=title,
+        reveal=reveal,
+    )
+    if as_json:
+        print_json({"report": str(page)})
+    else:
+        out.print(f"Now open {page}")
+
+
+def _measured(
+    results: Path, canaries: Canaries | None
+) -> tuple[Exposures | None, History | None]:
+    """The exposures and the history in a file, or those in a folder."""
+    if results.is_dir():
+        files = [results / "exposures.json", results / HISTORY_FILE]
+        there = [file for file in files if file.is_file()]
+        if not there:
+            raise OSError(
+                f"report: the folder {str(results)!r} has neither exposures.json nor {HISTORY_FILE}"
+            )
+    else:
+        there = [results]
+    exposures, history = None, None
+    for file in there:
+        kind = load_json(file, lambda data: data, "report")
+        kind = kind.get("kind") if isinstance(kind, dict) else None
+        if kind == "history":
+            history = History.load(file, canaries)
+        else:
+            exposures = Exposures.load(file, canaries)
+    return exposures, history
+
+
+def _found(
+    path: Path, canaries: Canaries | None
+) -> tuple[list[Extractions], Generations | None]:
+    """What `extract --output` wrote."""
+    from hf_exposure.extraction import Extractions
+    from hf_exposure.generation import Generations
+
+    def read(data: Any) -> tuple[list[Extractions], Generations | None]:
+        if not isinstance(data, dict) or not {"extractions", "generations"} <= set(data):
+            raise ValueError("it does not hold what `hf-exposure extract --output` writes")
+        found = [Extractions.from_dict(entry, canaries) for entry in data["extractions"]]
+        written = data["generations"]
+        return found, Generations.from_dict(written, canaries) if written is not None else None
+
+    return load_json(path, read, "--extractions")

@@ -1,0 +1,238 @@
+"""The paper's experiments: runs with records, resumed after a kill; claims, tables, figures."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from typer.testing import CliRunner
+
+from hf_exposure.cli import app
+from hf_exposure.experiments import NAMES, early, find, pareto
+from hf_exposure.experiments.intervals import Mean, share_interval
+from hf_exposure.experiments.page import page
+from hf_exposure.experiments.study import (
+    Claim,
+    Conclusion,
+    Experiment,
+    Record,
+    Run,
+    Study,
+    StudyError,
+    Table,
+    read,
+)
+from hf_exposure.experiments.training import Training, train
+
+PLACES = [Run(f"place-{number}", 0, {"number": number}) for number in range(4)]
+
+
+def of(run: Any, **changes: Any) -> Experiment:
+    """An experiment whose runs take no time."""
+
+    def conclude(records: list[Record]) -> Conclusion:
+        total = sum(record.result["square"] for record in records)
+        return Conclusion((Claim("It adds up.", True, f"to {total}"),), (Table(("a",), (("1",),)),))
+
+    options = {"name": "squares", "title": "Squares", "about": "Of numbers."}
+    return Experiment(
+        **options, runs=lambda scale, seeds, text: PLACES, run=run, conclude=conclude,
+        draw=lambda records, figure: None, **changes,
+    )  # fmt: skip
+
+
+def square(run: Run) -> dict[str, Any]:
+    return {"square": run.settings["number"] ** 2}
+
+
+# Studies
+
+
+def test_runs_that_have_a_record_are_not_run_again(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def counted(run: Run) -> dict[str, Any]:
+        done.append(run.name)
+        return square(run)
+
+    first = Study(of(counted), tmp_path).complete()
+    (tmp_path / "runs" / PLACES[2].file).unlink()
+    again = Study(of(counted), tmp_path).complete()
+    assert [record.result for record in first] == [record.result for record in again]
+    assert done == [run.name for run in PLACES] + ["place-2"]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["claims"] == [{"text": "It adds up.", "held": True, "found": "to 14"}]
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "figure.svg").read_bytes()
+
+
+def test_a_record_of_other_settings_or_half_a_record_counts_as_none(tmp_path: Path) -> None:
+    Study(of(square), tmp_path).complete()
+    folder = tmp_path / "runs"
+    assert read(folder, PLACES[1]) is not None
+    assert read(folder, Run("place-1", 0, {"number": 7})) is None
+    assert read(folder, Run("place-1", 1, {"number": 1})) is None
+    whole = (folder / PLACES[1].file).read_text()
+    (folder / PLACES[1].file).write_text(whole[: len(whole) // 2])
+    assert read(folder, PLACES[1]) is None
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+    def fails(run: Run) -> dict[str, Any]:
+        if run.name == "place-1":
+            raise ValueError("the text is too short\nand more lines")
+        return square(run)
+
+    message = "1 of 4 runs failed; .* place-1 with seed 0: ValueError: the text is too short$"
+    with pytest.raises(StudyError, match=message):
+        Study(of(fails), tmp_path).complete()
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_further_runs_follow_from_the_first_ones(tmp_path: Path) -> None:
+    def more(records: list[Record], scale: str) -> list[Run]:
+        best = max(records, key=lambda record: record.result["square"])
+        return [Run(best.name, seed, best.run.settings) for seed in (1, 2)]
+
+    records = Study(of(square, more=more), tmp_path).complete()
+    assert [(record.name, record.run.seed) for record in records[4:]] == [
+        ("place-3", 1),
+        ("place-3", 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": "huge"}, "scale='huge' is not known; use smoke, small, large"),
+        ({"seeds": ()}, "seeds is empty"),
+        ({"workers": 0}, "workers=0 must be at least 1"),
+    ],
+)
+def test_bad_studies_are_refused(tmp_path: Path, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Study(of(square), tmp_path, **options)
+
+
+# Figures
+
+
+def test_means_have_students_interval() -> None:
+    values = [1.0, 2.5, 2.0, 4.0]
+    mean = Mean.of(values)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (mean.value, mean.low, mean.high) == pytest.approx((np.mean(values), low, high))
+    one = Mean.of([3.0])
+    assert (one.low, one.high, str(one)) == (-math.inf, math.inf, "3.0 (one seed)")
+    with pytest.raises(ValueError, match="values is empty"):
+        Mean.of([])
+
+
+def test_nothing_in_n_is_bounded_by_the_rule_of_three() -> None:
+    low, high = share_interval(0, 300, 0.9)
+    assert low == 0 and high == pytest.approx(1 - 0.05 ** (1 / 300))
+
+
+def test_the_frontier_has_the_points_that_no_other_beats() -> None:
+    draw = np.random.default_rng(0)
+    points = [(float(a), float(b)) for a, b in draw.integers(0, 12, size=(60, 2))]
+    wanted = {
+        point
+        for point in points
+        if not any(
+            other[0] <= point[0] and other[1] <= point[1] and other != point for other in points
+        )
+    }
+    found = [points[place] for place in pareto.frontier(points)]
+    assert set(found) == wanted and len(found) == len(wanted)
+
+
+def test_rises_are_taken_where_the_canaries_are_seen() -> None:
+    # Three epochs of 4 steps; the canaries are in the second step of each.
+    level = [0, 5, 4, 3, 3, 9, 8, 7, 7, 13, 12, 11]
+    result = {"per_epoch": 4, "seen": [1], "steps": list(range(1, 13)), "exposure": level}
+    up, between = early.rises(result)
+    assert up == [5, 6, 6] and between == [-2, -2]
+
+
+def test_training_without_shuffling_reads_rows_as_they_stand() -> None:
+    spec = Training(
+        characters=3000, epochs=1, width=16, layers=1, order="sequential", place="start",
+        repetitions=(0, 2), per_repetition=2, samples=20, evaluate="step",
+    )
+    trained = train(spec)
+    rows: Any = trained.trainer.train_dataset
+    texts = trained.tokenizer.batch_decode(list(rows["input_ids"]), skip_special_tokens=True)
+    planted = [place for place, text in enumerate(texts) if text.startswith("The random number")]
+    assert planted == list(range(planted[0], planted[0] + 4))
+    steps = [entry.step for entry in trained.callback.history]
+    assert steps == list(range(1, trained.trainer.state.global_step + 1))
+    record = json.dumps(trained.record())
+    assert not any(canary.secret in record for canary in trained.canaries)
+
+
+# All of them
+
+
+def test_every_experiment_is_found_by_its_name() -> None:
+    assert [find(name).name for name in NAMES] == list(NAMES)
+    with pytest.raises(ValueError, match="'nothing' is not known; there are secret, "):
+        find("nothing")
+
+
+def test_the_command_lists_them_and_refuses_others(tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    listed = run(app, ["experiment"])
+    assert listed.exit_code == 0
+    assert all(name in listed.stdout for name in NAMES)
+    assert "is not known" in run(app, ["experiment", "nothing"]).output
+    missing = run(app, ["experiment", "early", "--text", str(tmp_path / "no.txt")])
+    assert missing.exit_code == 2 and "there is no file" in missing.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_runs_from_its_command(name: str, tmp_path: Path) -> None:
+    command = ["experiment", name, "--scale", "smoke", "--seeds", "2", "--workers", "1"]
+    done = CliRunner().invoke(app, [*command, "--output-dir", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / name / "result.json").read_text())
+    assert result["claims"] and result["scale"] == "smoke" and result["seconds"] > 0
+    assert (tmp_path / name / "figure.svg").stat().st_size > 1000
+    text = page(tmp_path)
+    assert f"## {find(name).title}" in text and f"{name}/figure.png" in text
+    assert text == (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-c", "from hf_exposure.cli import main; main()", "experiment", "factors",
+        "--scale", "smoke",
+        "--seeds", "2", "--workers", "2", "--output-dir", str(tmp_path),
+    ]  # fmt: skip
+    runs = tmp_path / "factors" / "runs"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    end = time.monotonic() + 240
+    while not list(runs.glob("*.json")):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {file.name: file.stat().st_mtime_ns for file in runs.glob("*.json")}
+    assert 0 < len(kept) < 4
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    files = {file.name: file.stat().st_mtime_ns for file in runs.glob("*.json")}
+    assert len(files) == 4 and kept.items() <= files.items()
