@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hf_exposure.injection import CanaryInjector, inject_canaries, verify_injection
     from hf_exposure.metrics import metric_path
     from hf_exposure.pairs import load_benchmark
+    from hf_exposure.private import PrivacyArguments, PrivateTrainer
     from hf_exposure.report import write_report
     from hf_exposure.results import BudgetError, Exposure, Exposures
     from hf_exposure.scoring import Scorer
@@ -49,6 +50,8 @@ _HOMES = {
     "Generations": "generation",
     "History": "history",
     "Measurement": "history",
+    "PrivacyArguments": "private",
+    "PrivateTrainer": "private",
     "Scorer": "scoring",
     "SecretFormat": "formats",
     "audit_dataset": "audit",
@@ -85,6 +88,8 @@ __all__ = [
     "Generations",
     "History",
     "Measurement",
+    "PrivacyArguments",
+    "PrivateTrainer",
     "Scorer",
     "SecretFormat",
     "audit_dataset",

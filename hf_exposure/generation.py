@@ -89,8 +89,8 @@ class Generations(Tabular, Document, Rows[Generated]):
         >>> fmt = SecretFormat("My code is {secret}.", secret=r"[0-9]{4}")
         >>> print(Generations([Generated(Canary(fmt, "1234", 8), 71, 100)], attempts=100,
         ...                   forwards=900, seconds=0.5))
-        canary            inserted  came out
-        My code is ••••.         8  71 of 100
+        canary          inserted  came out
+        …code is ••••.         8  71 of 100
         1 of 1 canary came out; 100 sequences, 900 token-forwards in 0.5 s
     """
 

@@ -54,10 +54,13 @@ ORDER = [
     "plots",
     "report",
     "callback",
+    "private",
     "loading",
     "metrics",
     "small",
+    "recurrent",
     "demo",
+    "experiments",
     "cli",
 ]
 

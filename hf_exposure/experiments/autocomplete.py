@@ -6,6 +6,7 @@ How often may something stand in the mail before the model gives it away?
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +49,10 @@ def run(one: Run) -> dict[str, Any]:
         **settings, seed=one.seed, vocabulary=2048, length=64, batch=32, learning_rate=2e-3
     )
     drawn: list[Canary] = []
-    for fmt in FORMATS.values():
+    for label, fmt in FORMATS.items():
         total = sum(max(1, round(share * count)) for count in COUNTS.values())
-        secrets = iter(fmt.sample(total, seed=one.seed))
+        places = random.Random(f"{one.seed} {label}").sample(range(fmt.size), total)
+        secrets = iter(fmt.unrank(place) for place in places)
         for times, count in COUNTS.items():
             many = max(1, round(share * count))
             drawn += [Canary(fmt, next(secrets), repetitions=times) for _ in range(many)]

@@ -94,7 +94,7 @@ def draw(records: list[Record], figure: Figure) -> None:
         for times in REPETITIONS:
             ax.plot(
                 result["epochs"], result["exposure"][str(times)], color=colours[times], alpha=pale,
-                label=(f"planted {times} times" if times else "never planted")
+                label=(f"planted {times}×" if times else "never planted")
                 if place == 0 else None,
             )
         for key, style in (("train", ":"), ("test", "--")):

@@ -16,7 +16,8 @@ import evaluate
 
 FOLDER = Path(__file__).parent
 METHODS = ("sampling", "skewnorm")
-HEADINGS = ("#", "log-perplexity", "exposure", "95% interval", "rank", "p")
+HEADINGS = ("#", "−log2 Pr", "exposure", "95% interval", "rank", "p")
+WIDTHS = ("6%", "18%", "18%", "26%", "19%", "13%")  # so that no column is cut off beside the fields
 TITLE = "Exposure: how much has a language model memorized?"
 INTRODUCTION = (
     "Paste the log-perplexities in bits of your canaries, and those of secrets that were drawn "
@@ -93,8 +94,12 @@ def exposures(
             str(place + 1),
             f"{cost:.2f}",
             f"{found['exposure'][place]:.2f}",
-            f"{found['low'][place]:.2f} to "
-            + (f"{found['high'][place]:.2f}" if math.isfinite(found["high"][place]) else "any"),
+            f"{found['low'][place]:.2f}"
+            + (
+                f"–{found['high'][place]:.2f}"
+                if math.isfinite(found["high"][place])
+                else " or more"
+            ),
             f"{found['rank'][place]:.3g}" if found["rank"] else "",
             f"{found['p_value'][place]:.2g}",
         ]
@@ -133,8 +138,13 @@ def page() -> Any:
             gr.Textbox(label="Number of possible secrets", placeholder="10^9, or leave empty"),
         ],
         outputs=[
-            gr.Dataframe(headers=list(HEADINGS), label="Exposures in bits"),
-            gr.Textbox(label="In a line"),
+            gr.Dataframe(
+                headers=list(HEADINGS),
+                column_widths=list(WIDTHS),
+                wrap=True,
+                label="Exposures in bits",
+            ),
+            gr.Textbox(label="Summary"),
         ],
         examples=[list(EXAMPLE)],
         cache_examples=False,

@@ -1,0 +1,1081 @@
+"""Training under differential privacy: DP-SGD with Opacus, called as the Trainer is called.
+
+DP-SGD (Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 1) changes three
+things in a step of training: each row of the training set is in the batch by a coin of its own
+(Poisson sampling), each row's gradient is clipped to a norm, and Gaussian noise is added to their
+sum. What it spends is known beforehand: epsilon, at a delta.
+
+`PrivateTrainer` leaves the loop to the Trainer and replaces two public parts of it:
+`get_train_dataloader`, which draws the batches, and `training_step`, which leaves the clipped and
+noised gradient in `p.grad`, from which a plain optimizer makes its step. So schedules, callbacks,
+logging, checkpoints and every optimizer work as always, and nothing but the noised gradient reaches
+the weights. Per-sample gradients, clipping, noise and accounting are Opacus'.
+
+That a row's gradient is right, and does not depend on the other rows, is not taken on trust: before
+the first step two rows' gradients are compared with those of a plain backward pass for each.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+import math
+import secrets
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_exposure.callback import evaluation_in
+from hf_exposure.files import write_text
+
+PRIVACY_FILE = "privacy.json"  # beside the weights: what they have spent
+PER_SAMPLE = ("hooks", "functorch", "loop")
+ACCOUNTANTS = ("rdp", "prv")
+
+# Renyi orders: Opacus' own, and larger ones, which are the best where there is much noise.
+ORDERS: tuple[float, ...] = (
+    *(1 + x / 10 for x in range(1, 100)),
+    *range(11, 65),
+    *(80, 96, 128, 192, 256, 384, 512, 768, 1024),
+)  # fmt: skip
+_PRV_LIMIT = 50.0  # above it the numerical accountant needs gigabytes, for no guarantee at all
+_LEAST_NOISE, _MOST_NOISE = 1e-5, 1e5  # that are looked for to hold an epsilon
+# Between per-sample gradients and those of a loop: parts of the norm of the parameter's own
+# gradient, and of the norm of the row's whole gradient, which rounding is as large as.
+_TOLERANCE, _TOLERANCE_BF16 = (1e-3, 1e-5), (0.1, 0.01)
+_HARMLESS = (  # of hooks on an embedding, whose input has no gradient, and under functorch
+    "Full backward hook is firing when gradients are computed",
+    "In CPU autocast, but the target dtype is not supported",
+)
+_OPACUS_ON_MODULES = ("activations", "max_batch_len", "ft_compute_sample_grad")
+_OPACUS_ON_PARAMETERS = ("summed_grad", "grad_sample", "_forward_counter", "_current_grad_sample")
+
+# (noise multiplier, sampling rate, steps), in the order in which they were taken
+Spent = Sequence[tuple[float, float, int]]
+
+
+@dataclass(frozen=True)
+class PrivacyArguments:
+    """How private the training is to be.
+
+    Usable with `HfArgumentParser` beside `TrainingArguments`.
+
+    Args:
+        target_epsilon: choose the least noise with which the whole training spends no more.
+        noise_multiplier: or the noise itself: its standard deviation in the sum of the gradients,
+            divided by `per_sample_max_grad_norm`. 0 clips only, and epsilon is infinite.
+        delta: of (epsilon, delta). None is 1 / (10 n) for n rows; 1 / n or more is refused, since
+            publishing one row at random would be within it.
+        per_sample_max_grad_norm: to what the norm of each row's gradient is clipped.
+        accountant: "rdp" (Renyi divergences; always holds, fast) or "prv" (privacy random
+            variables; a tenth or so tighter; where epsilon is above 50 it gives what "rdp" gives).
+        max_physical_batch_size: how many rows go through the model at once, which bounds the
+            memory: that many gradients are held at once. None is `per_device_train_batch_size`.
+        per_sample: how a row's gradient is taken: "hooks" (layer by layer, the fastest),
+            "functorch" (each layer again under `vmap`), or "loop" (one row at a time; the slowest,
+            and right for every architecture).
+        noise_seed: makes batches and noise repeatable, and void as a guarantee against those who
+            know it; None takes it from the operating system.
+
+    Raises:
+        ValueError: an argument is out of range, or not exactly one of `target_epsilon` and
+            `noise_multiplier` is given.
+    """
+
+    target_epsilon: float | None = field(
+        default=None, metadata={"help": "epsilon that the whole training may spend"}
+    )
+    noise_multiplier: float | None = field(
+        default=None, metadata={"help": "noise, in units of per_sample_max_grad_norm"}
+    )
+    delta: float | None = field(default=None, metadata={"help": "of (epsilon, delta)"})
+    per_sample_max_grad_norm: float = field(
+        default=1.0, metadata={"help": "norm to which the gradient of each row is clipped"}
+    )
+    accountant: str = field(default="rdp", metadata={"help": "rdp or prv"})
+    max_physical_batch_size: int | None = field(
+        default=None, metadata={"help": "rows that go through the model at once"}
+    )
+    per_sample: str = field(default="hooks", metadata={"help": "hooks, functorch or loop"})
+    noise_seed: int | None = field(
+        default=None, metadata={"help": "repeatable batches and noise, for experiments only"}
+    )
+
+    def __post_init__(self) -> None:
+        where = "PrivacyArguments"
+        if (self.target_epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError(
+                f"{where}: target_epsilon={self.target_epsilon} and "
+                f"noise_multiplier={self.noise_multiplier}; give exactly one of them"
+            )
+        if self.target_epsilon is not None and not 0 < self.target_epsilon < math.inf:
+            raise ValueError(
+                f"{where}: target_epsilon={self.target_epsilon} must be above 0 and finite; "
+                "noise_multiplier=0 trains without a guarantee"
+            )
+        if self.noise_multiplier is not None and not 0 <= self.noise_multiplier < math.inf:
+            raise ValueError(
+                f"{where}: noise_multiplier={self.noise_multiplier} must be 0 or more, and finite"
+            )
+        if self.delta is not None and not 0 < self.delta < 1:
+            raise ValueError(f"{where}: delta={self.delta} must be between 0 and 1")
+        if not 0 < self.per_sample_max_grad_norm < math.inf:
+            raise ValueError(
+                f"{where}: per_sample_max_grad_norm={self.per_sample_max_grad_norm} must be above "
+                "0 and finite"
+            )
+        for name, known in (("accountant", ACCOUNTANTS), ("per_sample", PER_SAMPLE)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{where}: {name}={getattr(self, name)!r} is not known; use one of "
+                    f"{', '.join(map(repr, known))}"
+                )
+        if self.max_physical_batch_size is not None and self.max_physical_batch_size < 1:
+            raise ValueError(
+                f"{where}: max_physical_batch_size={self.max_physical_batch_size} must be 1 or more"
+            )
+        if self.noise_seed is not None and self.noise_seed < 0:
+            raise ValueError(f"{where}: noise_seed={self.noise_seed} must be 0 or more")
+
+
+# What is spent
+
+
+def spent_epsilon(spent: Spent, delta: float, accountant: str = "rdp") -> float:
+    """The epsilon of steps of DP-SGD, at a delta.
+
+    Poisson-sampled Gaussian mechanisms, composed; neighbours differ by one row that is there or
+    not. "rdp": Mironov, Talwar, Zhang 2019, "Renyi Differential Privacy of the Sampled Gaussian
+    Mechanism", section 3.3, converted as Canonne, Kamath, Steinke 2020, Proposition 12. "prv":
+    Gopi, Lee, Wutschitz 2021, "Numerical Composition of Differential Privacy", its upper end.
+
+    Args:
+        spent: (noise multiplier, sampling rate, steps) of each stretch of the training.
+        delta: between 0 and 1.
+        accountant: "rdp" or "prv".
+
+    Returns:
+        0 if there are no steps, infinity if any had no noise.
+
+    Raises:
+        ImportError: Opacus is not installed.
+
+    Example:
+        >>> round(spent_epsilon([(1.0, 0.01, 1000)], delta=1e-5), 3)
+        2.101
+    """
+    return _epsilon(tuple((float(s), float(q), int(n)) for s, q, n in spent), delta, accountant)
+
+
+@functools.lru_cache(maxsize=1024)
+def _epsilon(spent: tuple[tuple[float, float, int], ...], delta: float, accountant: str) -> float:
+    spent = tuple(entry for entry in spent if entry[2] > 0)
+    if not spent:
+        return 0.0
+    if any(noise == 0 for noise, _, _ in spent):
+        return math.inf
+    total = np.sum([np.array(_renyi(noise, rate)) * steps for noise, rate, steps in spent], axis=0)
+    orders = np.array(ORDERS)
+    found = total + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
+    epsilon = max(0.0, float(found.min()))
+    if accountant == "rdp" or epsilon > _PRV_LIMIT:
+        return epsilon
+    numerical = _opacus("accountants").create_accountant(mechanism="prv")
+    numerical.history = list(spent)
+    with warnings.catch_warnings():  # of logarithms of 0, and of orders that it tries on its way
+        warnings.simplefilter("ignore")
+        return max(0.0, float(numerical.get_epsilon(delta=delta)))
+
+
+@functools.lru_cache(maxsize=256)
+def _renyi(noise: float, rate: float) -> tuple[float, ...]:
+    """The divergence of one step, for each of ORDERS."""
+    analysis = _opacus("accountants.analysis.rdp")
+    found = analysis.compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=list(ORDERS))
+    return tuple(float(value) for value in found)
+
+
+def noise_for_epsilon(
+    target_epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    accountant: str = "rdp",
+    spent: Spent = (),
+) -> float:
+    """The least noise multiplier with which `steps` steps spend no more than `target_epsilon`.
+
+    Args:
+        spent: what earlier steps have spent of it.
+
+    Returns:
+        To a thousandth of itself, on the safe side.
+
+    Raises:
+        ValueError: no noise is enough, as earlier steps have spent it all.
+    """
+
+    def holds(noise: float, method: str) -> bool:
+        after = [*spent, (noise, sampling_rate, steps)]
+        return spent_epsilon(after, delta, method) <= target_epsilon
+
+    if not holds(_MOST_NOISE, accountant):
+        raise ValueError(
+            f"noise_for_epsilon: target_epsilon={target_epsilon} cannot be held with {steps} more "
+            f"steps at delta={delta}: {spent_epsilon(spent, delta, accountant):.4g} is spent "
+            "already; allow more, or take fewer steps"
+        )
+    # Of the logarithm of the noise; `high` always holds the target.
+    low, high = math.log(_LEAST_NOISE), math.log(_MOST_NOISE)
+    for method in dict.fromkeys(("rdp", accountant)):
+        if method == "prv":  # dear, and close to what the other one has found
+            if not holds(math.exp(high), method):
+                high = math.log(_MOST_NOISE)
+            else:
+                low = high - 0.1
+                while holds(math.exp(low), method):
+                    low, high = 2 * low - high, low
+        while high - low > 1e-3:
+            middle = (low + high) / 2
+            if holds(math.exp(middle), method):
+                high = middle
+            else:
+                low = middle
+    return math.exp(high)
+
+
+# Which rows
+
+
+class PoissonBatches(Sampler[list[int]]):
+    """Batches that each row is in by a coin of its own, in `parts` parts of about equal size.
+
+    The coins of a step depend on the seed and the number of the step alone, so a training that is
+    taken up again goes on as if it had not been interrupted. A part may be empty.
+
+    Args:
+        rows: how many rows there are.
+        rate: each row's probability.
+        steps: batches in an epoch.
+        parts: what the Trainer accumulates for one step.
+        seed: of the coins.
+        first_step: called at the beginning of an epoch: the number of its first step.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        rate: float,
+        steps: int,
+        parts: int = 1,
+        seed: int = 0,
+        first_step: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.rows, self.rate, self.steps = rows, rate, steps
+        self.parts, self.seed, self.first_step = parts, seed, first_step
+
+    def __len__(self) -> int:
+        return self.steps * self.parts
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.first_step()
+        for step in range(first, first + self.steps):
+            for part in np.array_split(self.batch(step), self.parts):
+                yield part.tolist()
+
+    def batch(self, step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The rows of one step, in order."""
+        # Doubles: single precision would make a rate of 1e-5 wrong by up to half a percent.
+        coins = np.random.default_rng([self.seed, step]).random(self.rows)
+        return np.flatnonzero(coins < self.rate)
+
+
+class _Collate:
+    """A collator that can also make an empty batch, and sees to it that rows stay rows."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any], rows: Any) -> None:
+        self.collate, self.rows = collate, rows
+
+    def __call__(self, rows: list[Any]) -> dict[str, Any]:
+        batch = self.collate(rows or [self.rows[0]])
+        size = max(1, len(rows))
+        for name, value in batch.items():
+            if isinstance(value, torch.Tensor) and (not value.dim() or len(value) != size):
+                raise ValueError(
+                    f"PrivateTrainer: the data collator made {name!r} of shape "
+                    f"{tuple(value.shape)} of {size} rows; each row must stay a row of the batch, "
+                    "so use one that pads, such as DataCollatorForLanguageModeling(tokenizer, "
+                    "mlm=False)"
+                )
+        if "labels" not in batch:
+            raise ValueError(
+                "PrivateTrainer: the data collator made no 'labels'; use "
+                "DataCollatorForLanguageModeling(tokenizer, mlm=False)"
+            )
+        return {name: _rows(value, slice(0, len(rows))) for name, value in batch.items()}
+
+
+def _rows(value: Any, which: slice) -> Any:
+    return value[which] if isinstance(value, torch.Tensor) else value
+
+
+# Their gradients
+
+
+class PerSampleGradients:
+    """Clips each row's gradient and adds them up, then adds the noise.
+
+    Args:
+        model: the model as it is called, and `bare` as it is, without the Trainer's wrapper.
+        optimizer: whose parameters are trained.
+        privacy: the norm, and how to take a row's gradient.
+        seed: of the noise.
+    """
+
+    def __init__(
+        self, model: Any, bare: Any, optimizer: Any, privacy: PrivacyArguments, seed: int
+    ) -> None:
+        self.network, self.bare, self.seed = model, bare, seed
+        self.names: dict[Any, str] = {p: n for n, p in bare.named_parameters() if p.requires_grad}
+        self._check_optimizer(optimizer)
+        self.private = _opacus("optimizers").DPOptimizer(
+            optimizer,
+            noise_multiplier=0.0,  # set at each step
+            max_grad_norm=privacy.per_sample_max_grad_norm,
+            expected_batch_size=None,
+            loss_reduction="sum",
+            generator=torch.Generator(next(iter(self.names)).device),
+        )
+        self.method = privacy.per_sample
+        self.positions = False
+        self.hooks: Any = None
+        self.begin()
+
+    def _check_optimizer(self, optimizer: Any) -> None:
+        given = {p for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+        if given - self.names.keys():
+            raise ValueError(
+                "PrivateTrainer: the optimizer has parameters that are not the model's, so that "
+                "the model would never change; make it after the model has its adapters and is on "
+                "its device, or leave it to args.optim"
+            )
+        left = [self.names[p] for p in self.names if p not in given]
+        if left:
+            raise ValueError(
+                f"PrivateTrainer: the optimizer leaves out {left[0]!r} and {len(left) - 1} more "
+                "parameters that ask for a gradient; freeze them with requires_grad_(False)"
+            )
+        for p, name in self.names.items():
+            if getattr(p, "_post_accumulate_grad_hooks", None):
+                raise ValueError(
+                    f"PrivateTrainer: something steps on the gradient of {name!r} during the "
+                    "backward pass, before it is clipped; use another optimizer"
+                )
+
+    # A step: begin, add as often as needed, finish
+
+    def begin(self) -> None:
+        """Nothing is added up yet."""
+        for p in self.names:
+            p.summed_grad = torch.zeros_like(p)
+            p.grad = None
+
+    def add(self, batch: dict[str, Any]) -> float:
+        """Add the clipped gradients of a batch's rows; returns the sum of their losses, in nats."""
+        size = len(batch["labels"])
+        step = 1 if self.method == "loop" else size
+        total = 0.0
+        for start in range(0, size, step):
+            rows = {n: _rows(v, slice(start, start + step)) for n, v in batch.items()}
+            total += self._backward(rows)
+            if self.method == "loop":
+                for p in self.names:
+                    grad = torch.zeros_like(p) if p.grad is None else p.grad
+                    p.grad_sample = grad[None]
+            self.private.clip_and_accumulate()
+            for p in self.names:
+                p.grad = p.grad_sample = None
+        return total
+
+    def finish(self, noise_multiplier: float, expected: float, step: int) -> None:
+        """Leave (sum + noise) / expected batch size in each parameter's `grad`."""
+        # Two steps never share their noise: PyTorch's generator for the CPU reads 32 bits of a
+        # seed, so seeds count up from one drawn number instead of being drawn.
+        bits = 32 if self.private.generator.device.type == "cpu" else 63
+        self.private.generator.manual_seed((self.seed + step) % 2**bits)
+        self.private.noise_multiplier = noise_multiplier
+        self.private.add_noise()
+        for p in self.names:
+            p.grad /= expected
+            p.summed_grad = torch.zeros_like(p)
+
+    def _backward(self, batch: dict[str, Any]) -> float:
+        if self.hooks is not None:
+            self.hooks.enable_hooks()
+        try:
+            loss = row_losses(self.network, batch, self.positions).sum()
+            loss.backward()
+        finally:
+            if self.hooks is not None:
+                self.hooks.disable_hooks()
+        return float(loss.detach())
+
+    # Before the first step
+
+    def attach(self, rows: dict[str, Any], tolerance: tuple[float, float]) -> None:
+        """Choose what takes the gradients right, and refuse the model if nothing does.
+
+        Args:
+            rows: a batch of two rows, or of one if there are no more.
+            tolerance: of each parameter's gradient, as a part of its norm, and of the norm of the
+                row's whole gradient; they are added.
+        """
+        with self._without_chance():
+            truth, unchanged = self._looped(rows)
+            if unchanged is not None:
+                raise ValueError(
+                    f"PrivateTrainer: a forward pass in training changes the buffer {unchanged!r} "
+                    f"of {type(self.bare).__name__}, which would tell of rows without noise; "
+                    "replace that layer"
+                )
+            without = [self.names[p] for p in self.names if p not in truth]
+            # A loop can take none for 0: other rows may need an expert that these two did not.
+            if without and not (truth and self.method == "loop"):
+                raise ValueError(
+                    f"PrivateTrainer: {without[0]!r} ({len(without)} of {len(self.names)} "
+                    "parameters) gets no gradient; freeze it with requires_grad_(False)"
+                )
+            if self.method == "loop":
+                return
+            can = "position_ids" in inspect.signature(self.bare.forward).parameters
+            wrong: tuple[str, Exception | None] = "", None
+            # Learned positions are looked up once for all rows, unless each row brings its own.
+            for self.positions in [False, True] if can else [False]:
+                found = self._wrong(rows, truth, tolerance)
+                if found is None:
+                    return
+                wrong = found
+        name, error = wrong
+        raise ValueError(
+            f"PrivateTrainer: Opacus does not take the per-sample gradient of {name!r} in "
+            f"{type(self.bare).__name__} right with per_sample={self.method!r}"
+            + (f" ({type(error).__name__}: {error})" if error else "")
+            + '; use PrivacyArguments(per_sample="loop"), which is slower, or freeze that parameter'
+        ) from error
+
+    def detach(self) -> None:
+        """Leave the model as it was."""
+        if self.hooks is not None:
+            self.hooks.cleanup()
+            self.hooks = None
+        # Opacus may have broken off before there was anything to clean up with.
+        for handle in self.bare.__dict__.pop("autograd_grad_sample_hooks", ()):
+            handle.remove()
+        for module in self.bare.modules():
+            for name in _OPACUS_ON_MODULES:
+                if name in module.__dict__:
+                    delattr(module, name)
+        for p in self.bare.parameters():
+            for name in _OPACUS_ON_PARAMETERS:
+                if hasattr(p, name):
+                    delattr(p, name)
+
+    @contextmanager
+    def _without_chance(self) -> Iterator[None]:
+        """Dropout off, so that two passes agree, while layers with parameters are in training."""
+        was = {module: module.training for module in self.bare.modules()}
+        devices = [p.device for p in self.names if p.device.type == "cuda"][:1]
+        try:
+            for module in was:
+                module.training = any(p in self.names for p in module.parameters(recurse=False))
+            with torch.random.fork_rng(devices):
+                yield
+        finally:
+            for module, training in was.items():
+                module.training = training
+            self.begin()
+
+    def _looped(self, rows: dict[str, Any]) -> tuple[dict[Any, torch.Tensor], str | None]:
+        """Gradients (rows, ...) of a backward pass for each row, and a buffer that changed."""
+        buffers = {name: value.clone() for name, value in self.bare.named_buffers()}
+        size = len(rows["labels"])
+        grads: dict[Any, list[torch.Tensor]] = {}
+        for row in range(size):
+            self.begin()
+            batch = {n: _rows(v, slice(row, row + 1)) for n, v in rows.items()}
+            row_losses(self.network, batch).sum().backward()
+            for p in self.names:
+                if p.grad is not None:
+                    grads.setdefault(p, []).append(p.grad.detach().clone())
+        changed = (n for n, v in self.bare.named_buffers() if not torch.equal(v, buffers[n]))
+        truth = {p: torch.stack(found) for p, found in grads.items() if len(found) == size}
+        return truth, next(changed, None)
+
+    def _wrong(
+        self, rows: dict[str, Any], truth: dict[Any, torch.Tensor], tolerance: tuple[float, float]
+    ) -> tuple[str, Exception | None] | None:
+        """The parameter whose gradients are most wrong, and why; None if all are right."""
+        self.detach()
+        self.begin()
+        try:
+            self.hooks = _opacus("grad_sample").prepare_module(
+                self.bare,
+                grad_sample_mode=self.method,
+                wrap_model=False,
+                loss_reduction="sum",
+                strict=False,
+            )
+            self._backward(rows)
+        except Exception as error:  # whatever a layer raises that Opacus was not made for
+            return self._culprit(error), error
+        whole = torch.stack([g.flatten(1).norm(dim=1) for g in truth.values()]).norm(dim=0)
+        worst, most = "", 1.0
+        for p, expected in truth.items():
+            found = getattr(p, "grad_sample", None)
+            if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
+                return self.names[p], None
+            allowed = tolerance[0] * expected.flatten(1).norm(dim=1) + tolerance[1] * whole
+            off = (found - expected).flatten(1).norm(dim=1) / allowed.clamp(min=1e-30)
+            if not bool((off <= most).all()):  # NaN is wrong too
+                worst, most = self.names[p], float(off.max())
+        for p in self.names:
+            p.grad_sample = None
+        return (worst, None) if worst else None
+
+    def _culprit(self, error: Exception) -> str:
+        """The parameter whose layer Opacus was at work on when it failed."""
+        layers = set(self.bare.modules())
+        found = next(iter(self.names.values()))
+        trace = error.__traceback__
+        while trace is not None:
+            for module in map(trace.tb_frame.f_locals.get, ("module", "layer")):
+                own = module.parameters() if module is not None and module in layers else ()
+                found = next((self.names[p] for p in own if p in self.names), found)
+            trace = trace.tb_next
+        return found
+
+
+def row_losses(network: Any, batch: dict[str, Any], positions: bool = False) -> torch.Tensor:
+    """Each row's mean loss over its own tokens, (rows,) in nats.
+
+    It is computed from the logits: the loss that models return is divided by the tokens of the
+    whole batch, and some add terms to it that depend on several rows, such as the balance of
+    experts.
+
+    Args:
+        network: a causal language model.
+        batch: with `labels` (rows, length), -100 where there is no loss; or `shift_labels`.
+        positions: give each row its own `position_ids`.
+    """
+    inputs = {name: value for name, value in batch.items() if name not in _LABELS}
+    if positions and "position_ids" not in inputs:
+        rows, length = batch["labels"].shape
+        places = torch.arange(length, device=batch["labels"].device)
+        inputs["position_ids"] = places.expand(rows, length)
+    if "use_cache" not in inputs:
+        inputs["use_cache"] = False
+    logits = network(**inputs).logits
+    if "shift_labels" in batch:
+        targets = batch["shift_labels"]
+    else:
+        logits, targets = logits[:, :-1], batch["labels"][:, 1:]
+    losses: torch.Tensor = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2).float(), targets, ignore_index=-100, reduction="none"
+    )  # (rows, length - 1)
+    counts: torch.Tensor = (targets != -100).sum(dim=1).clamp(min=1)
+    return losses.sum(dim=1) / counts
+
+
+_LABELS = ("labels", "shift_labels", "num_items_in_batch")
+
+
+# The Trainer
+
+
+class PrivateTrainer(Trainer):
+    """A Trainer whose weights are differentially private: DP-SGD by Opacus.
+
+    Usage:
+    ```python
+    trainer = PrivateTrainer(
+        model=model,
+        args=TrainingArguments(..., per_device_train_batch_size=32, gradient_accumulation_steps=8),
+        privacy=PrivacyArguments(target_epsilon=8.0),
+        train_dataset=rows,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        callbacks=[ExposureCallback(canaries)],
+    )
+    trainer.train()
+    trainer.epsilon  # at trainer.delta
+    ```
+
+    What is protected is a row of `train_dataset`: with packing, a block of tokens. Two data sets
+    are neighbours if one has a row that the other lacks. A secret that stands in k rows has k times
+    the epsilon. The guarantee is about the weights, and all that follows from them; the training
+    loss that is logged is computed on the rows without noise.
+
+    It logs `epsilon` with each training loss and `eval_epsilon` with each evaluation. Every saved
+    model and checkpoint has a `privacy.json` beside it, from which a training is taken up again.
+
+    Formal guarantees, each of them tested:
+
+    - A batch has each row with the same probability, independently: the rows to be expected are
+      `per_device_train_batch_size` times `gradient_accumulation_steps`, by which the noised sum is
+      divided. A batch without rows is a step of pure noise.
+    - The sum of a step changes by `per_sample_max_grad_norm` at most, in norm, if a row is taken
+      away. A row's loss is the mean over its own tokens, whatever else is in the batch.
+    - `epsilon` counts every step, those before `resume_from_checkpoint` and of an earlier `train`
+      included.
+    - Nothing differs in callbacks, evaluation, generation and saving: the model is its own class,
+      and takes per-sample gradients in training steps only. Afterwards no trace is left on it.
+    - With `noise_seed` a training is repeatable, also in two parts.
+
+    Batches are not clipped as a whole: `args.max_grad_norm` counts as 0. The logged `grad_norm` is
+    that of the private gradient.
+
+    Args:
+        privacy: how private.
+        Everything else: as for `Trainer`. `compute_loss_func` and `model_init` are refused.
+
+    Attributes:
+        epsilon: what has been spent so far, at `delta`.
+        delta, noise_multiplier, sampling_rate, expected_batch_size: of this training.
+        spent: (noise multiplier, sampling rate, steps) of each stretch so far.
+
+    Raises:
+        ImportError: Opacus is not installed.
+        ValueError: something cannot be trained so; when it begins to train, a parameter whose
+            per-sample gradients would be wrong.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        *,
+        privacy: PrivacyArguments,
+        **kwargs: Any,
+    ) -> None:
+        _opacus("optimizers")
+        refuse(type(self), model, args, train_dataset, kwargs)
+        assert args is not None
+        args = copy.copy(args)
+        args.max_grad_norm = 0.0  # rows are clipped, not batches
+        self.privacy = privacy
+        self.sampling_rate, self.delta = _rate_and_delta(args, privacy, len(train_dataset))
+        self.rows = len(train_dataset)
+        self.expected_batch_size = _expected(args)
+        self._accountant = _opacus("accountants").create_accountant(mechanism=privacy.accountant)
+        self._seeds = _seeds(privacy.noise_seed)
+        self._gradients: PerSampleGradients | None = None
+        self._to_skip = 0  # steps of the epoch that were taken before it was interrupted
+        self._losses: tuple[float, int] = (0.0, 0)  # their sum in this step, and of how many rows
+        self._last_loss = 0.0
+        super().__init__(model, args, data_collator, train_dataset, **kwargs)
+        self.noise_multiplier = self._planned_noise()
+
+    # What is spent
+
+    @property
+    def spent(self) -> list[tuple[float, float, int]]:
+        """(noise multiplier, sampling rate, steps) of each stretch so far."""
+        return [(float(s), float(q), int(n)) for s, q, n in self._accountant.history]
+
+    @property
+    def epsilon(self) -> float:
+        """What has been spent so far, at `delta`: 0 before training, infinite without noise."""
+        return spent_epsilon(self.spent, self.delta, self.privacy.accountant)
+
+    @property
+    def private_steps(self) -> int:
+        """Steps taken so far, earlier parts of the training included."""
+        return sum(steps for _, _, steps in self.spent)
+
+    def _planned_noise(self, taken: int = 0) -> float:
+        """The noise for the whole training, or for the rest of it."""
+        privacy = self.privacy
+        if privacy.noise_multiplier is not None:
+            return privacy.noise_multiplier
+        assert privacy.target_epsilon is not None
+        steps = _planned_steps(self.args, self.rows) - taken
+        last = self.spent[-1][0] if self.spent else 0.0
+        ahead = [*self.spent, (last, self.sampling_rate, max(0, steps))]
+        if last and spent_epsilon(ahead, self.delta, privacy.accountant) <= privacy.target_epsilon:
+            return last  # as planned before the interruption
+        return noise_for_epsilon(
+            privacy.target_epsilon,
+            self.delta,
+            self.sampling_rate,
+            max(1, steps),
+            privacy.accountant,
+            self.spent,
+        )
+
+    # Parts of the Trainer that are replaced
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Train as `Trainer.train` does, with the same arguments.
+
+        Raises:
+            ValueError: the model, the optimizer or the checkpoint cannot be used, or
+                `target_epsilon` was spent by an earlier call.
+        """
+        if resume_from_checkpoint:
+            resume_from_checkpoint = self._take_up(resume_from_checkpoint)
+        else:
+            if self.spent and self.privacy.target_epsilon is not None:
+                raise ValueError(
+                    f"PrivateTrainer.train: target_epsilon={self.privacy.target_epsilon} was for "
+                    f"one training, and {self.epsilon:.4g} is spent already; set "
+                    "noise_multiplier= to go on, or max_steps= for a longer training"
+                )
+            self._to_skip = 0
+        self._losses = (0.0, 0)
+        try:
+            with warnings.catch_warnings():
+                for message in _HARMLESS:
+                    warnings.filterwarnings("ignore", message=message)
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            if self._gradients is not None:
+                self._gradients.detach()
+                self._gradients = None
+            model: Any = self.model
+            model.zero_grad(set_to_none=True)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Poisson batches of the training rows, in as many parts as steps are accumulated."""
+        plain = super().get_train_dataloader()
+        rows = self.rows
+        parts = self.args.gradient_accumulation_steps
+        batches = PoissonBatches(
+            rows,
+            self.sampling_rate,
+            _steps_per_epoch(self.args, rows),
+            parts,
+            self._seeds[0],
+            self._first_step,
+        )
+        # Not handed to accelerate, which would share batches out or fill them up.
+        return DataLoader(
+            plain.dataset,
+            batch_sampler=batches,
+            collate_fn=_Collate(plain.collate_fn, plain.dataset),
+            num_workers=plain.num_workers,
+            pin_memory=plain.pin_memory,
+            worker_init_fn=plain.worker_init_fn,
+            multiprocessing_context=plain.multiprocessing_context,
+            prefetch_factor=plain.prefetch_factor,
+            persistent_workers=plain.persistent_workers,
+        )
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Add a part's clipped gradients; with the last part of a step, the noise too.
+
+        Returns:
+            The mean loss of the step's rows in nats with its last part, and 0 before; that of the
+            step before if there were no rows.
+        """
+        model.train()
+        to_training = getattr(self.optimizer, "train", None)  # of schedule-free optimizers
+        if callable(to_training):
+            to_training()
+        gradients = self._prepared(model)
+        inputs = self._prepare_inputs(inputs)
+        rows = len(inputs["labels"])
+        most = self.privacy.max_physical_batch_size or self.args.per_device_train_batch_size
+        pieces = math.ceil(rows / most)
+        losses = 0.0
+        for piece in np.array_split(np.arange(rows), pieces) if pieces else []:
+            which = slice(int(piece[0]), int(piece[-1]) + 1)
+            losses += gradients.add({n: _rows(v, which) for n, v in inputs.items()})
+        self._losses = (self._losses[0] + losses, self._losses[1] + rows)
+        if not self.accelerator.sync_gradients:
+            return torch.tensor(0.0, device=self.args.device)
+        gradients.finish(self.noise_multiplier, self.expected_batch_size, self.private_steps)
+        self._accountant.step(
+            noise_multiplier=self.noise_multiplier, sample_rate=self.sampling_rate
+        )
+        total, count = self._losses
+        self._losses = (0.0, 0)
+        self._last_loss = total / count if count else self._last_loss
+        return torch.tensor(self._last_loss, device=self.args.device)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as `Trainer.log` does, with what has been spent."""
+        name = evaluation_in(logs)
+        if name is not None:
+            logs[f"{name}_epsilon"] = self.epsilon
+        elif "loss" in logs:
+            logs["epsilon"] = self.epsilon
+        super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as `Trainer.save_model` does, with what the model has spent beside it."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir or ".")
+            write_text(folder / PRIVACY_FILE, json.dumps(self.privacy_statement(), indent=2) + "\n")
+
+    def privacy_statement(self) -> dict[str, Any]:
+        """What the model has spent and of what, as it is written beside every saved model."""
+        epsilon = self.epsilon
+        return {
+            "epsilon": epsilon if math.isfinite(epsilon) else None,
+            "delta": self.delta,
+            "unit": "one row of the training set, added or removed",
+            "rows": self.rows,
+            "accountant": self.privacy.accountant,
+            "per_sample_max_grad_norm": self.privacy.per_sample_max_grad_norm,
+            "steps": [
+                {"noise_multiplier": noise, "sampling_rate": rate, "steps": steps}
+                for noise, rate, steps in self.spent
+            ],
+        }
+
+    # Inner parts
+
+    def _first_step(self) -> int:
+        first = self.private_steps - self._to_skip
+        self._to_skip = 0
+        return first
+
+    def _prepared(self, model: Any) -> PerSampleGradients:
+        """The gradients, made at the first step of a training, when all is in its place."""
+        if self._gradients is None:
+            loader: Any = self.callback_handler.train_dataloader
+            data, collate = loader.dataset, loader.collate_fn
+            rows = self._prepare_inputs(collate([data[i] for i in range(min(2, len(data)))]))
+            gradients = PerSampleGradients(
+                model, self.model, self.optimizer, self.privacy, self._seeds[1]
+            )
+            self._gradients = gradients
+            gradients.attach(rows, _TOLERANCE_BF16 if self.args.bf16 else _TOLERANCE)
+        return self._gradients
+
+    def _take_up(self, checkpoint: str | bool) -> str:
+        """Restore what was spent until a checkpoint, and go on from there."""
+        where = "PrivateTrainer.train: resume_from_checkpoint"
+        folder = (
+            get_last_checkpoint(str(self.args.output_dir)) if checkpoint is True else checkpoint
+        )
+        if not folder:
+            raise ValueError(f"{where}=True, but {str(self.args.output_dir)!r} has no checkpoint")
+        path = Path(str(folder)) / PRIVACY_FILE
+        if not path.exists():
+            raise ValueError(
+                f"{where}={str(folder)!r} has no {PRIVACY_FILE}, so what it has spent is not "
+                "known; take one that PrivateTrainer saved, or begin anew"
+            )
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["rows"] != self.rows:
+            raise ValueError(
+                f"{where}={str(folder)!r} was trained on {stored['rows']} rows, and train_dataset "
+                f"has {self.rows}; give the same rows"
+            )
+        self._accountant.history = [
+            (entry["noise_multiplier"], entry["sampling_rate"], entry["steps"])
+            for entry in stored["steps"]
+        ]
+        state = json.loads((Path(str(folder)) / "trainer_state.json").read_text(encoding="utf-8"))
+        taken, per_epoch = state["global_step"], _steps_per_epoch(self.args, stored["rows"])
+        self._to_skip = 0 if self.args.ignore_data_skip else taken % per_epoch
+        self.noise_multiplier = self._planned_noise(taken)
+        return str(folder)
+
+
+# What cannot be trained so
+
+
+def refuse(kind: type, model: Any, args: Any, train_dataset: Any, kwargs: dict[str, Any]) -> None:
+    """Raise a ValueError that names what cannot be trained under DP-SGD, and a way out.
+
+    Args:
+        kind: the Trainer's class, which may have a loss of its own.
+        model, args, train_dataset, kwargs: its arguments.
+    """
+    reasons = (
+        *_reasons_of_kind(kind, model, args, train_dataset, kwargs),
+        *(_reasons_of_args(args) if isinstance(args, TrainingArguments) else ()),
+    )
+    for reason in reasons:
+        raise ValueError(f"PrivateTrainer: {reason}")
+    for reason in _reasons_of_model(model, args):
+        raise ValueError(f"PrivateTrainer: {reason}")
+
+
+def _reasons_of_kind(
+    kind: type, model: Any, args: Any, train_dataset: Any, kwargs: dict[str, Any]
+) -> Iterator[str]:
+    if not isinstance(args, TrainingArguments):
+        yield f"args={args!r} must be TrainingArguments"
+    if model is None or isinstance(model, str):
+        yield f"model={model!r} must be a model, such as AutoModelForCausalLM.from_pretrained makes"
+    for name in ("compute_loss_func", "model_init"):
+        if kwargs.get(name) is not None:
+            yield (
+                f"{name} is not supported, as a row's loss must not depend on other rows, and what "
+                "is spent belongs to one model; leave it out"
+            )
+    for name in ("compute_loss", "training_step"):
+        if getattr(kind, name) is not getattr(PrivateTrainer, name):
+            yield f"{kind.__name__} has a {name} of its own, which DP-SGD would not use; leave it"
+    optimizer = (kwargs.get("optimizers") or (None, None))[0]
+    if optimizer is not None and hasattr(optimizer, "original_optimizer"):
+        yield "optimizers has a private optimizer already; give the plain one"
+    if train_dataset is None or not hasattr(train_dataset, "__len__"):
+        yield (
+            "train_dataset has no length, without which there is no sampling rate; give one that "
+            "is not streamed"
+        )
+    elif len(train_dataset) == 0:
+        yield "train_dataset has no rows; give at least one"
+
+
+def _reasons_of_args(args: TrainingArguments) -> Iterator[str]:
+    if args.world_size > 1 or args.n_gpu > 1 or args.fsdp or args.deepspeed:
+        yield (
+            "it trains with one process on one device, without FSDP and DeepSpeed; start one "
+            "process, with CUDA_VISIBLE_DEVICES=0 where there are several"
+        )
+    if args.fp16:
+        yield "fp16=True scales gradients, which clipping must see as they are; use bf16=True"
+    for name, wanted in (
+        ("torch_compile", False),
+        ("auto_find_batch_size", False),
+        ("use_liger_kernel", False),
+        ("label_smoothing_factor", 0),
+        ("neftune_noise_alpha", None),
+        ("train_sampling_strategy", "random"),
+    ):
+        value = getattr(args, name, wanted)
+        if value != wanted:
+            yield f"{name}={value!r} is not supported; leave it at {wanted!r}"
+    optim = str(getattr(args.optim, "value", args.optim))
+    if "lomo" in optim or "layerwise" in optim:
+        yield (
+            f"optim={optim!r} makes its steps during the backward pass, before gradients are "
+            "clipped; use another, such as adamw_torch"
+        )
+
+
+def _reasons_of_model(model: Any, args: Any) -> Iterator[str]:
+    kind = type(model).__name__
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    if not trained:
+        yield f"all parameters of {kind} are frozen; set requires_grad_(True) on some"
+    for name, p in trained:
+        if p.dtype not in (torch.float32, torch.float64):
+            yield (
+                f"the parameter {name!r} is of {p.dtype}, in which noise and clipping are inexact; "
+                "load the model with dtype=torch.float32, and use bf16=True for speed"
+            )
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        yield f"{kind} is an encoder-decoder model; give a causal language model"
+    validators = _opacus("validators.module_validator").ModuleValidator.VALIDATORS
+    for name, module in model.named_modules():
+        check = validators.get(type(module))
+        batch_norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+        if batch_norm or (check is not None and check(module)):
+            yield (
+                f"the layer {name!r} is a {type(module).__name__}, with which a row's gradient "
+                "depends on other rows or cannot be taken; replace it, by GroupNorm say"
+            )
+    asked = ("activation_checkpointing", "gradient_checkpointing")  # the newer and the older name
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    done = [f"is_{name}" for name in asked if hasattr(type(bare), f"is_{name}")]
+    if any(getattr(args, name, False) for name in asked) or any(
+        getattr(bare, name)
+        for name in done[:1]  # the older one warns
+    ):
+        yield (
+            "gradient checkpointing runs layers twice, so that per-sample gradients are wrong; "
+            "turn it off, and bound the memory with max_physical_batch_size"
+        )
+
+
+def _expected(args: TrainingArguments) -> int:
+    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps)
+
+
+def _rate_and_delta(
+    args: TrainingArguments, privacy: PrivacyArguments, rows: int
+) -> tuple[float, float]:
+    expected = _expected(args)
+    if expected > rows:
+        raise ValueError(
+            f"PrivateTrainer: a batch of {expected} rows (per_device_train_batch_size times "
+            f"gradient_accumulation_steps) of the {rows} in train_dataset is more than all; "
+            "lower one of them"
+        )
+    delta = 1 / (10 * rows) if privacy.delta is None else privacy.delta
+    if delta >= 1 / rows:
+        raise ValueError(
+            f"PrivateTrainer: delta={delta} is 1 / {rows} or more, for the {rows} rows of "
+            "train_dataset: publishing one of them would be within it; give a smaller one, such "
+            f"as {1 / (10 * rows):.2g}"
+        )
+    return expected / rows, delta
+
+
+def _steps_per_epoch(args: TrainingArguments, rows: int) -> int:
+    """As many as the Trainer would take."""
+    size = args.per_device_train_batch_size
+    batches = rows // size if args.dataloader_drop_last else math.ceil(rows / size)
+    return max(1, math.ceil(batches / args.gradient_accumulation_steps))
+
+
+def _planned_steps(args: TrainingArguments, rows: int) -> int:
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    return math.ceil(args.num_train_epochs * _steps_per_epoch(args, rows))
+
+
+def _seeds(seed: int | None) -> tuple[int, int]:
+    """Of the batches, and of the noise: two numbers that tell nothing of each other."""
+    entropy = secrets.token_bytes(32) if seed is None else str(seed).encode()
+    batches, noise = (hashlib.sha256(name + entropy).digest()[:16] for name in (b"rows", b"noise"))
+    return int.from_bytes(batches, "big"), int.from_bytes(noise, "big")
+
+
+def _opacus(module: str) -> Any:
+    """A module of Opacus, which is an extra."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(f"opacus.{module}")
+    except ImportError as error:
+        raise ImportError(
+            'hf_exposure.private needs Opacus: pip install "hf-exposure[private]"'
+        ) from error
+
+
+__all__ = [
+    "PRIVACY_FILE",
+    "PoissonBatches",
+    "PrivacyArguments",
+    "PrivateTrainer",
+    "noise_for_epsilon",
+    "spent_epsilon",
+]
