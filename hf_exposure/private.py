@@ -18,16 +18,12 @@ the first step two rows' gradients are compared with those of a plain backward p
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
-import importlib
-import inspect
 import json
 import math
 import secrets
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,35 +34,23 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from hf_exposure.accounting import ACCOUNTANTS, noise_for_epsilon, opacus, spent_epsilon
 from hf_exposure.callback import evaluation_in
 from hf_exposure.files import write_text
+from hf_exposure.per_sample import (
+    PER_SAMPLE,
+    TOLERANCE,
+    TOLERANCE_BF16,
+    PerSampleGradients,
+    rows_of,
+)
 
 PRIVACY_FILE = "privacy.json"  # beside the weights: what they have spent
-PER_SAMPLE = ("hooks", "functorch", "loop")
-ACCOUNTANTS = ("rdp", "prv")
 
-# Renyi orders: Opacus' own, and larger ones, which are the best where there is much noise.
-ORDERS: tuple[float, ...] = (
-    *(1 + x / 10 for x in range(1, 100)),
-    *range(11, 65),
-    *(80, 96, 128, 192, 256, 384, 512, 768, 1024),
-)  # fmt: skip
-_PRV_LIMIT = 50.0  # above it the numerical accountant needs gigabytes, for no guarantee at all
-_LEAST_NOISE, _MOST_NOISE = 1e-5, 1e5  # that are looked for to hold an epsilon
-# Between per-sample gradients and those of a loop: parts of the norm of the parameter's own
-# gradient, and of the norm of the row's whole gradient, which rounding is as large as.
-_TOLERANCE, _TOLERANCE_BF16 = (1e-3, 1e-5), (0.1, 0.01)
 _HARMLESS = (  # of hooks on an embedding, whose input has no gradient, and under functorch
     "Full backward hook is firing when gradients are computed",
     "In CPU autocast, but the target dtype is not supported",
 )
-_OPACUS_ON_MODULES = ("activations", "max_batch_len", "ft_compute_sample_grad")
-_OPACUS_ON_PARAMETERS = ("summed_grad", "grad_sample", "_forward_counter", "_current_grad_sample")
-
-# (noise multiplier, sampling rate, steps), in the order in which they were taken
-Spent = Sequence[tuple[float, float, int]]
-
-
 @dataclass(frozen=True)
 class PrivacyArguments:
     """How private the training is to be.
@@ -151,112 +135,6 @@ class PrivacyArguments:
             raise ValueError(f"{where}: noise_seed={self.noise_seed} must be 0 or more")
 
 
-# What is spent
-
-
-def spent_epsilon(spent: Spent, delta: float, accountant: str = "rdp") -> float:
-    """The epsilon of steps of DP-SGD, at a delta.
-
-    Poisson-sampled Gaussian mechanisms, composed; neighbours differ by one row that is there or
-    not. "rdp": Mironov, Talwar, Zhang 2019, "Renyi Differential Privacy of the Sampled Gaussian
-    Mechanism", section 3.3, converted as Canonne, Kamath, Steinke 2020, Proposition 12. "prv":
-    Gopi, Lee, Wutschitz 2021, "Numerical Composition of Differential Privacy", its upper end.
-
-    Args:
-        spent: (noise multiplier, sampling rate, steps) of each stretch of the training.
-        delta: between 0 and 1.
-        accountant: "rdp" or "prv".
-
-    Returns:
-        0 if there are no steps, infinity if any had no noise.
-
-    Raises:
-        ImportError: Opacus is not installed.
-
-    Example:
-        >>> round(spent_epsilon([(1.0, 0.01, 1000)], delta=1e-5), 3)
-        2.101
-    """
-    return _epsilon(tuple((float(s), float(q), int(n)) for s, q, n in spent), delta, accountant)
-
-
-@functools.lru_cache(maxsize=1024)
-def _epsilon(spent: tuple[tuple[float, float, int], ...], delta: float, accountant: str) -> float:
-    spent = tuple(entry for entry in spent if entry[2] > 0)
-    if not spent:
-        return 0.0
-    if any(noise == 0 for noise, _, _ in spent):
-        return math.inf
-    total = np.sum([np.array(_renyi(noise, rate)) * steps for noise, rate, steps in spent], axis=0)
-    orders = np.array(ORDERS)
-    found = total + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
-    epsilon = max(0.0, float(found.min()))
-    if accountant == "rdp" or epsilon > _PRV_LIMIT:
-        return epsilon
-    numerical = _opacus("accountants").create_accountant(mechanism="prv")
-    numerical.history = list(spent)
-    with warnings.catch_warnings():  # of logarithms of 0, and of orders that it tries on its way
-        warnings.simplefilter("ignore")
-        return max(0.0, float(numerical.get_epsilon(delta=delta)))
-
-
-@functools.lru_cache(maxsize=256)
-def _renyi(noise: float, rate: float) -> tuple[float, ...]:
-    """The divergence of one step, for each of ORDERS."""
-    analysis = _opacus("accountants.analysis.rdp")
-    found = analysis.compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=list(ORDERS))
-    return tuple(float(value) for value in found)
-
-
-def noise_for_epsilon(
-    target_epsilon: float,
-    delta: float,
-    sampling_rate: float,
-    steps: int,
-    accountant: str = "rdp",
-    spent: Spent = (),
-) -> float:
-    """The least noise multiplier with which `steps` steps spend no more than `target_epsilon`.
-
-    Args:
-        spent: what earlier steps have spent of it.
-
-    Returns:
-        To a thousandth of itself, on the safe side.
-
-    Raises:
-        ValueError: no noise is enough, as earlier steps have spent it all.
-    """
-
-    def holds(noise: float, method: str) -> bool:
-        after = [*spent, (noise, sampling_rate, steps)]
-        return spent_epsilon(after, delta, method) <= target_epsilon
-
-    if not holds(_MOST_NOISE, accountant):
-        raise ValueError(
-            f"noise_for_epsilon: target_epsilon={target_epsilon} cannot be held with {steps} more "
-            f"steps at delta={delta}: {spent_epsilon(spent, delta, accountant):.4g} is spent "
-            "already; allow more, or take fewer steps"
-        )
-    # Of the logarithm of the noise; `high` always holds the target.
-    low, high = math.log(_LEAST_NOISE), math.log(_MOST_NOISE)
-    for method in dict.fromkeys(("rdp", accountant)):
-        if method == "prv":  # dear, and close to what the other one has found
-            if not holds(math.exp(high), method):
-                high = math.log(_MOST_NOISE)
-            else:
-                low = high - 0.1
-                while holds(math.exp(low), method):
-                    low, high = 2 * low - high, low
-        while high - low > 1e-3:
-            middle = (low + high) / 2
-            if holds(math.exp(middle), method):
-                high = middle
-            else:
-                low = middle
-    return math.exp(high)
-
-
 # Which rows
 
 
@@ -325,281 +203,7 @@ class _Collate:
                 "PrivateTrainer: the data collator made no 'labels'; use "
                 "DataCollatorForLanguageModeling(tokenizer, mlm=False)"
             )
-        return {name: _rows(value, slice(0, len(rows))) for name, value in batch.items()}
-
-
-def _rows(value: Any, which: slice) -> Any:
-    return value[which] if isinstance(value, torch.Tensor) else value
-
-
-# Their gradients
-
-
-class PerSampleGradients:
-    """Clips each row's gradient and adds them up, then adds the noise.
-
-    Args:
-        model: the model as it is called, and `bare` as it is, without the Trainer's wrapper.
-        optimizer: whose parameters are trained.
-        privacy: the norm, and how to take a row's gradient.
-        seed: of the noise.
-    """
-
-    def __init__(
-        self, model: Any, bare: Any, optimizer: Any, privacy: PrivacyArguments, seed: int
-    ) -> None:
-        self.network, self.bare, self.seed = model, bare, seed
-        self.names: dict[Any, str] = {p: n for n, p in bare.named_parameters() if p.requires_grad}
-        self._check_optimizer(optimizer)
-        self.private = _opacus("optimizers").DPOptimizer(
-            optimizer,
-            noise_multiplier=0.0,  # set at each step
-            max_grad_norm=privacy.per_sample_max_grad_norm,
-            expected_batch_size=None,
-            loss_reduction="sum",
-            generator=torch.Generator(next(iter(self.names)).device),
-        )
-        self.method = privacy.per_sample
-        self.positions = False
-        self.hooks: Any = None
-        self.begin()
-
-    def _check_optimizer(self, optimizer: Any) -> None:
-        given = {p for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
-        if given - self.names.keys():
-            raise ValueError(
-                "PrivateTrainer: the optimizer has parameters that are not the model's, so that "
-                "the model would never change; make it after the model has its adapters and is on "
-                "its device, or leave it to args.optim"
-            )
-        left = [self.names[p] for p in self.names if p not in given]
-        if left:
-            raise ValueError(
-                f"PrivateTrainer: the optimizer leaves out {left[0]!r} and {len(left) - 1} more "
-                "parameters that ask for a gradient; freeze them with requires_grad_(False)"
-            )
-        for p, name in self.names.items():
-            if getattr(p, "_post_accumulate_grad_hooks", None):
-                raise ValueError(
-                    f"PrivateTrainer: something steps on the gradient of {name!r} during the "
-                    "backward pass, before it is clipped; use another optimizer"
-                )
-
-    # A step: begin, add as often as needed, finish
-
-    def begin(self) -> None:
-        """Nothing is added up yet."""
-        for p in self.names:
-            p.summed_grad = torch.zeros_like(p)
-            p.grad = None
-
-    def add(self, batch: dict[str, Any]) -> float:
-        """Add the clipped gradients of a batch's rows; returns the sum of their losses, in nats."""
-        size = len(batch["labels"])
-        step = 1 if self.method == "loop" else size
-        total = 0.0
-        for start in range(0, size, step):
-            rows = {n: _rows(v, slice(start, start + step)) for n, v in batch.items()}
-            total += self._backward(rows)
-            if self.method == "loop":
-                for p in self.names:
-                    grad = torch.zeros_like(p) if p.grad is None else p.grad
-                    p.grad_sample = grad[None]
-            self.private.clip_and_accumulate()
-            for p in self.names:
-                p.grad = p.grad_sample = None
-        return total
-
-    def finish(self, noise_multiplier: float, expected: float, step: int) -> None:
-        """Leave (sum + noise) / expected batch size in each parameter's `grad`."""
-        # Two steps never share their noise: PyTorch's generator for the CPU reads 32 bits of a
-        # seed, so seeds count up from one drawn number instead of being drawn.
-        bits = 32 if self.private.generator.device.type == "cpu" else 63
-        self.private.generator.manual_seed((self.seed + step) % 2**bits)
-        self.private.noise_multiplier = noise_multiplier
-        self.private.add_noise()
-        for p in self.names:
-            p.grad /= expected
-            p.summed_grad = torch.zeros_like(p)
-
-    def _backward(self, batch: dict[str, Any]) -> float:
-        if self.hooks is not None:
-            self.hooks.enable_hooks()
-        try:
-            loss = row_losses(self.network, batch, self.positions).sum()
-            loss.backward()
-        finally:
-            if self.hooks is not None:
-                self.hooks.disable_hooks()
-        return float(loss.detach())
-
-    # Before the first step
-
-    def attach(self, rows: dict[str, Any], tolerance: tuple[float, float]) -> None:
-        """Choose what takes the gradients right, and refuse the model if nothing does.
-
-        Args:
-            rows: a batch of two rows, or of one if there are no more.
-            tolerance: of each parameter's gradient, as a part of its norm, and of the norm of the
-                row's whole gradient; they are added.
-        """
-        with self._without_chance():
-            truth, unchanged = self._looped(rows)
-            if unchanged is not None:
-                raise ValueError(
-                    f"PrivateTrainer: a forward pass in training changes the buffer {unchanged!r} "
-                    f"of {type(self.bare).__name__}, which would tell of rows without noise; "
-                    "replace that layer"
-                )
-            without = [self.names[p] for p in self.names if p not in truth]
-            # A loop can take none for 0: other rows may need an expert that these two did not.
-            if without and not (truth and self.method == "loop"):
-                raise ValueError(
-                    f"PrivateTrainer: {without[0]!r} ({len(without)} of {len(self.names)} "
-                    "parameters) gets no gradient; freeze it with requires_grad_(False)"
-                )
-            if self.method == "loop":
-                return
-            can = "position_ids" in inspect.signature(self.bare.forward).parameters
-            wrong: tuple[str, Exception | None] = "", None
-            # Learned positions are looked up once for all rows, unless each row brings its own.
-            for self.positions in [False, True] if can else [False]:
-                found = self._wrong(rows, truth, tolerance)
-                if found is None:
-                    return
-                wrong = found
-        name, error = wrong
-        raise ValueError(
-            f"PrivateTrainer: Opacus does not take the per-sample gradient of {name!r} in "
-            f"{type(self.bare).__name__} right with per_sample={self.method!r}"
-            + (f" ({type(error).__name__}: {error})" if error else "")
-            + '; use PrivacyArguments(per_sample="loop"), which is slower, or freeze that parameter'
-        ) from error
-
-    def detach(self) -> None:
-        """Leave the model as it was."""
-        if self.hooks is not None:
-            self.hooks.cleanup()
-            self.hooks = None
-        # Opacus may have broken off before there was anything to clean up with.
-        for handle in self.bare.__dict__.pop("autograd_grad_sample_hooks", ()):
-            handle.remove()
-        for module in self.bare.modules():
-            for name in _OPACUS_ON_MODULES:
-                if name in module.__dict__:
-                    delattr(module, name)
-        for p in self.bare.parameters():
-            for name in _OPACUS_ON_PARAMETERS:
-                if hasattr(p, name):
-                    delattr(p, name)
-
-    @contextmanager
-    def _without_chance(self) -> Iterator[None]:
-        """Dropout off, so that two passes agree, while layers with parameters are in training."""
-        was = {module: module.training for module in self.bare.modules()}
-        devices = [p.device for p in self.names if p.device.type == "cuda"][:1]
-        try:
-            for module in was:
-                module.training = any(p in self.names for p in module.parameters(recurse=False))
-            with torch.random.fork_rng(devices):
-                yield
-        finally:
-            for module, training in was.items():
-                module.training = training
-            self.begin()
-
-    def _looped(self, rows: dict[str, Any]) -> tuple[dict[Any, torch.Tensor], str | None]:
-        """Gradients (rows, ...) of a backward pass for each row, and a buffer that changed."""
-        buffers = {name: value.clone() for name, value in self.bare.named_buffers()}
-        size = len(rows["labels"])
-        grads: dict[Any, list[torch.Tensor]] = {}
-        for row in range(size):
-            self.begin()
-            batch = {n: _rows(v, slice(row, row + 1)) for n, v in rows.items()}
-            row_losses(self.network, batch).sum().backward()
-            for p in self.names:
-                if p.grad is not None:
-                    grads.setdefault(p, []).append(p.grad.detach().clone())
-        changed = (n for n, v in self.bare.named_buffers() if not torch.equal(v, buffers[n]))
-        truth = {p: torch.stack(found) for p, found in grads.items() if len(found) == size}
-        return truth, next(changed, None)
-
-    def _wrong(
-        self, rows: dict[str, Any], truth: dict[Any, torch.Tensor], tolerance: tuple[float, float]
-    ) -> tuple[str, Exception | None] | None:
-        """The parameter whose gradients are most wrong, and why; None if all are right."""
-        self.detach()
-        self.begin()
-        try:
-            self.hooks = _opacus("grad_sample").prepare_module(
-                self.bare,
-                grad_sample_mode=self.method,
-                wrap_model=False,
-                loss_reduction="sum",
-                strict=False,
-            )
-            self._backward(rows)
-        except Exception as error:  # whatever a layer raises that Opacus was not made for
-            return self._culprit(error), error
-        whole = torch.stack([g.flatten(1).norm(dim=1) for g in truth.values()]).norm(dim=0)
-        worst, most = "", 1.0
-        for p, expected in truth.items():
-            found = getattr(p, "grad_sample", None)
-            if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
-                return self.names[p], None
-            allowed = tolerance[0] * expected.flatten(1).norm(dim=1) + tolerance[1] * whole
-            off = (found - expected).flatten(1).norm(dim=1) / allowed.clamp(min=1e-30)
-            if not bool((off <= most).all()):  # NaN is wrong too
-                worst, most = self.names[p], float(off.max())
-        for p in self.names:
-            p.grad_sample = None
-        return (worst, None) if worst else None
-
-    def _culprit(self, error: Exception) -> str:
-        """The parameter whose layer Opacus was at work on when it failed."""
-        layers = set(self.bare.modules())
-        found = next(iter(self.names.values()))
-        trace = error.__traceback__
-        while trace is not None:
-            for module in map(trace.tb_frame.f_locals.get, ("module", "layer")):
-                own = module.parameters() if module is not None and module in layers else ()
-                found = next((self.names[p] for p in own if p in self.names), found)
-            trace = trace.tb_next
-        return found
-
-
-def row_losses(network: Any, batch: dict[str, Any], positions: bool = False) -> torch.Tensor:
-    """Each row's mean loss over its own tokens, (rows,) in nats.
-
-    It is computed from the logits: the loss that models return is divided by the tokens of the
-    whole batch, and some add terms to it that depend on several rows, such as the balance of
-    experts.
-
-    Args:
-        network: a causal language model.
-        batch: with `labels` (rows, length), -100 where there is no loss; or `shift_labels`.
-        positions: give each row its own `position_ids`.
-    """
-    inputs = {name: value for name, value in batch.items() if name not in _LABELS}
-    if positions and "position_ids" not in inputs:
-        rows, length = batch["labels"].shape
-        places = torch.arange(length, device=batch["labels"].device)
-        inputs["position_ids"] = places.expand(rows, length)
-    if "use_cache" not in inputs:
-        inputs["use_cache"] = False
-    logits = network(**inputs).logits
-    if "shift_labels" in batch:
-        targets = batch["shift_labels"]
-    else:
-        logits, targets = logits[:, :-1], batch["labels"][:, 1:]
-    losses: torch.Tensor = torch.nn.functional.cross_entropy(
-        logits.transpose(1, 2).float(), targets, ignore_index=-100, reduction="none"
-    )  # (rows, length - 1)
-    counts: torch.Tensor = (targets != -100).sum(dim=1).clamp(min=1)
-    return losses.sum(dim=1) / counts
-
-
-_LABELS = ("labels", "shift_labels", "num_items_in_batch")
+        return {name: rows_of(value, slice(0, len(rows))) for name, value in batch.items()}
 
 
 # The Trainer
@@ -673,7 +277,7 @@ class PrivateTrainer(Trainer):
         privacy: PrivacyArguments,
         **kwargs: Any,
     ) -> None:
-        _opacus("optimizers")
+        opacus("optimizers")
         refuse(type(self), model, args, train_dataset, kwargs)
         assert args is not None
         args = copy.copy(args)
@@ -682,7 +286,7 @@ class PrivateTrainer(Trainer):
         self.sampling_rate, self.delta = _rate_and_delta(args, privacy, len(train_dataset))
         self.rows = len(train_dataset)
         self.expected_batch_size = _expected(args)
-        self._accountant = _opacus("accountants").create_accountant(mechanism=privacy.accountant)
+        self._accountant = opacus("accountants").create_accountant(mechanism=privacy.accountant)
         self._seeds = _seeds(privacy.noise_seed)
         self._gradients: PerSampleGradients | None = None
         self._to_skip = 0  # steps of the epoch that were taken before it was interrupted
@@ -809,7 +413,7 @@ class PrivateTrainer(Trainer):
         losses = 0.0
         for piece in np.array_split(np.arange(rows), pieces) if pieces else []:
             which = slice(int(piece[0]), int(piece[-1]) + 1)
-            losses += gradients.add({n: _rows(v, which) for n, v in inputs.items()})
+            losses += gradients.add({n: rows_of(v, which) for n, v in inputs.items()})
         self._losses = (self._losses[0] + losses, self._losses[1] + rows)
         if not self.accelerator.sync_gradients:
             return torch.tensor(0.0, device=self.args.device)
@@ -868,10 +472,15 @@ class PrivateTrainer(Trainer):
             data, collate = loader.dataset, loader.collate_fn
             rows = self._prepare_inputs(collate([data[i] for i in range(min(2, len(data)))]))
             gradients = PerSampleGradients(
-                model, self.model, self.optimizer, self.privacy, self._seeds[1]
+                model,
+                self.model,
+                self.optimizer,
+                self.privacy.per_sample_max_grad_norm,
+                self.privacy.per_sample,
+                self._seeds[1],
             )
             self._gradients = gradients
-            gradients.attach(rows, _TOLERANCE_BF16 if self.args.bf16 else _TOLERANCE)
+            gradients.attach(rows, TOLERANCE_BF16 if self.args.bf16 else TOLERANCE)
         return self._gradients
 
     def _take_up(self, checkpoint: str | bool) -> str:
@@ -993,7 +602,7 @@ def _reasons_of_model(model: Any, args: Any) -> Iterator[str]:
             )
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         yield f"{kind} is an encoder-decoder model; give a causal language model"
-    validators = _opacus("validators.module_validator").ModuleValidator.VALIDATORS
+    validators = opacus("validators.module_validator").ModuleValidator.VALIDATORS
     for name, module in model.named_modules():
         check = validators.get(type(module))
         batch_norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
@@ -1057,25 +666,3 @@ def _seeds(seed: int | None) -> tuple[int, int]:
     entropy = secrets.token_bytes(32) if seed is None else str(seed).encode()
     batches, noise = (hashlib.sha256(name + entropy).digest()[:16] for name in (b"rows", b"noise"))
     return int.from_bytes(batches, "big"), int.from_bytes(noise, "big")
-
-
-def _opacus(module: str) -> Any:
-    """A module of Opacus, which is an extra."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(f"opacus.{module}")
-    except ImportError as error:
-        raise ImportError(
-            'hf_exposure.private needs Opacus: pip install "hf-exposure[private]"'
-        ) from error
-
-
-__all__ = [
-    "PRIVACY_FILE",
-    "PoissonBatches",
-    "PrivacyArguments",
-    "PrivateTrainer",
-    "noise_for_epsilon",
-    "spent_epsilon",
-]

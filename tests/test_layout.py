@@ -54,6 +54,8 @@ ORDER = [
     "plots",
     "report",
     "callback",
+    "accounting",
+    "per_sample",
     "private",
     "loading",
     "metrics",

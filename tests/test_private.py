@@ -31,21 +31,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_exposure.accounting import ORDERS, noise_for_epsilon, spent_epsilon
 from hf_exposure.callback import ExposureCallback
 from hf_exposure.canaries import Canaries
 from hf_exposure.formats import SecretFormat
 from hf_exposure.history import History
-from hf_exposure.private import (
-    ORDERS,
-    PRIVACY_FILE,
-    PerSampleGradients,
-    PoissonBatches,
-    PrivacyArguments,
-    PrivateTrainer,
-    noise_for_epsilon,
-    row_losses,
-    spent_epsilon,
-)
+from hf_exposure.per_sample import PerSampleGradients, row_losses
+from hf_exposure.private import PRIVACY_FILE, PoissonBatches, PrivacyArguments, PrivateTrainer
 from tests.architectures import ARCHITECTURES, make
 from tests.tiny import TOKENIZERS, corpus, llama
 
@@ -471,17 +463,17 @@ def test_epsilon_is_that_of_dp_accounting(
     numerical = spent_epsilon([(noise, rate, steps)], delta, "prv")
     assert numerical == pytest.approx(truth, abs=0.03) or numerical == found > 50
     whole = [float(order) for order in range(2, 256)]
-    monkeypatch.setattr("hf_exposure.private.ORDERS", tuple(whole))
+    monkeypatch.setattr("hf_exposure.accounting.ORDERS", tuple(whole))
     for cached in ("_renyi", "_epsilon"):
-        function = getattr(sys.modules["hf_exposure.private"], cached)
-        monkeypatch.setattr(f"hf_exposure.private.{cached}", function.__wrapped__)
+        function = getattr(sys.modules["hf_exposure.accounting"], cached)
+        monkeypatch.setattr(f"hf_exposure.accounting.{cached}", function.__wrapped__)
     theirs = rdp.RdpAccountant(whole).compose(composed).get_epsilon(delta)
     assert spent_epsilon([(noise, rate, steps)], delta) == pytest.approx(theirs, rel=1e-9)
 
 
 @pytest.mark.parametrize(("noise", "rate"), [(0.5, 0.02), (1.0, 0.1), (3.0, 0.3)])
 def test_divergences_are_those_of_the_integral(noise: float, rate: float) -> None:
-    from hf_exposure.private import _renyi
+    from hf_exposure.accounting import _renyi
 
     mpmath.mp.dps = 30
     found = dict(zip(ORDERS, _renyi(noise, rate), strict=True))
