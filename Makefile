@@ -15,6 +15,10 @@ EXTRAS_base :=
 EXTRAS_dev := [dev]
 EXTRAS_bench := [bench]
 
+# Of these the tests load one file each, to compare with. They lie in a folder of their own, without
+# what they need themselves (JAX, TensorFlow), and whatever Python they ask for.
+PEERS_dev := jax-privacy tensorflow-empirical-privacy
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
@@ -78,7 +82,11 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt
 	    (*" ("[0-9][0-9]*" MB)") echo "  $${line#"$${line%%[! ]*}"}" ;; \
 	    ("Installing collected packages"*) set -- $$line; echo "  Unpacking $$(($$# - 3)) packages" ;; \
 	  esac; \
-	done || { echo 'The installation did not finish.'; \
+	done \
+	&& { [ -z "$(PEERS_$*)" ] || $(BIN)/python -m pip install --quiet --no-deps \
+	    --ignore-requires-python --target $(VENV)/peers --upgrade \
+	    -c constraints.txt $(PEERS_$*) >> $(LOG) 2>&1; } \
+	|| { echo 'The installation did not finish.'; \
 	  awk '/^ *(ERROR|error)/ { found = 1 } found' $(LOG) | head -n 40; exit 1; } >&2; \
 	echo "  Done after $$SECONDS seconds"
 	@touch $@ $(VENV)/.installed-base

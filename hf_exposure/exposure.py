@@ -121,7 +121,9 @@ def measure_exposure(
             f"measure_exposure: unscorable={unscorable!r} is not known; use 'raise' or 'warn'"
         )
     plan = plan_measurement(tokenizer, canaries, bos=bos, unscorable=unscorable)
-    processes = Processes.of(model, split=accelerator is not None)
+    # An accelerator of one process may be in a group of several: trainings of their own.
+    shared = accelerator is not None and accelerator.num_processes > 1
+    processes = Processes.of(model, split=shared)
     return measure_plan(
         model, plan, settings, processes=processes, progress=progress, unscorable=unscorable
     )

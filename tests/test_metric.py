@@ -512,7 +512,8 @@ def start(script: str, *arguments: str, home: Path, **environ: str) -> subproces
     """A fresh Python with an empty HF_HOME, and without the Hub unless said otherwise."""
     environ = {
         "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1",
-        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1", **environ,
     }
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     return subprocess.Popen(

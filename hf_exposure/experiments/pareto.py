@@ -145,10 +145,11 @@ def conclude(records: list[Record]) -> Conclusion:
     claim = Claim(
         "At the same usefulness some settings memorize far less than others: one wants to be on "
         "the Pareto frontier.",
-        low is not high and means[0].high < means[1].low,
+        None if low is high else means[0].high < means[1].low,
         f"{len(first)} trainings; of those within {NEAR:.0%} of the least perplexity the least and "
         f"the most memorizing one, with {1 + AGAIN} seeds each: {means[0]} bits at perplexity "
-        f"{uses[0].show(2)}, and {means[1]} bits at {uses[1].show(2)}",
+        f"{uses[0].show(2)}, and {means[1]} bits at {uses[1].show(2)}"
+        + (" (no other setting came so near)" if low is high else ""),
     )
     correlation = float(
         np.corrcoef(np.log([p for p, _ in points]), [bits for _, bits in points])[0, 1]

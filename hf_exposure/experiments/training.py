@@ -249,7 +249,9 @@ def train(
     callback = ExposureCallback(
         canaries, tokenizer, samples=spec.samples, seed=spec.seed, errors="raise",
         every_n_steps=1 if spec.evaluate == "step" else None,
-        max_forwards=10 * spec.samples, batch_size=256,
+        # The canaries' own scores first, then room for all draws, for each format.
+        max_forwards=len({one.format for one in canaries}) * 10 * spec.samples + 30 * len(canaries),
+        batch_size=256,
     )
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
