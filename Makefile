@@ -46,7 +46,7 @@ lint: $(VENV)/.installed-dev ## check the code with ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench: $(VENV)/.installed-bench ## measure the tables of the README again
+bench: $(VENV)/.installed-bench ## measure the tables of docs/accuracy.md again
 	@$(BIN)/python benchmarks/estimators.py $(ARGS)
 	@$(BIN)/python benchmarks/scoring.py $(ARGS)
 

@@ -6,7 +6,7 @@ All 10^6 numbers are scored, which gives every true rank. Then strings of known 
 if they were canaries, by the package's own exploration and sampling, over many seeds, and by the
 paper's two estimators from uniform references.
 
-    python benchmarks/estimators.py                    # a few minutes; prints tables for the README
+    python benchmarks/estimators.py                    # minutes; the tables of docs/accuracy.md
     python benchmarks/estimators.py --smoke            # a space of 10^4, in seconds
     python benchmarks/estimators.py --json FILE        # all figures
 """

@@ -12,7 +12,7 @@ All run on the same number of threads, take turns, and the best of several round
 strings to log-perplexities in bits, which have to agree. Then the token-forwards of exact ranks
 (`method="exact"`) are held against those of scoring the whole secret space.
 
-    python benchmarks/scoring.py                 # some minutes; prints tables for the README
+    python benchmarks/scoring.py                 # minutes; the tables of docs/accuracy.md
     python benchmarks/scoring.py --smoke         # in seconds
     python benchmarks/scoring.py --json FILE     # all figures
 """
@@ -283,7 +283,7 @@ def exact_rank(model: Any, tokenizer: Any, canary: Canary, enumerate_too: bool) 
 
 
 def markdown(speeds: list[Speed], ranks: list[Rank]) -> str:
-    """The tables for the README: ratios, and counts of token-forwards."""
+    """The tables of docs/accuracy.md: ratios, and counts of token-forwards."""
     plain, *_ = speeds
     lines = [
         f"{plain.candidates:,} candidates of one secret space, ratios to Transformers:",

@@ -102,7 +102,8 @@ def main() -> None:
     for one in everything:
         print(one.canary.repetitions, round(one.log_perplexity, 2), one.rank, round(one.bits, 2))
     written = generate_secrets(
-        model, tokenizer, canaries, num_samples=1000, constrained=False, seed=1
+        model, tokenizer, canaries, num_samples=100 if options.smoke else 1000,
+        constrained=False, seed=1,
     )
     print(written)
     for fmt in (CODE, NUMBER):

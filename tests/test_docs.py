@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +108,20 @@ def test_blocks_of_how_to_are_short_and_compile(page: Path) -> None:
             ast.parse(block.code)
         if page.name == "howto.md":
             assert block.code.count("\n") <= 12
+
+
+@pytest.mark.slow
+def test_the_figures_are_made_by_their_script(tmp_path: Path) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(DOCS / "make_figures.py"), "--smoke", "--output-dir", "figures"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = {path.name for path in (tmp_path / "figures").glob("*.png")}
+    assert made and made <= {path.name for path in DOCS.glob("*.png")}
+    for name in made:
+        assert f"({name})" in text(DOCS / "concepts.md")
 
 
 def test_no_page_names_a_public_thing_that_is_not_there() -> None:
