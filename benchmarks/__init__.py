@@ -1,0 +1,1 @@
+"""Measurements of the package itself; a package so that no other "benchmarks" hides it."""
