@@ -30,13 +30,11 @@ import torch
 from hf_exposure.decoder import Decoder, undisturbed
 from hf_exposure.files import write_text
 from hf_exposure.formats import SecretFormat
-from hf_exposure.frontier import DepthFirst
 from hf_exposure.rank import SkewNormal, sampling_exposure, skewnorm_exposure
-from hf_exposure.ranking import explore, ranks, sample
+from hf_exposure.ranking import every_leaf, explore, ranks, sample
 from hf_exposure.scoring import ScoredTree
 from hf_exposure.small import paragraphs, small_llama, train_tokenizer
 from hf_exposure.tokens import TokenTree
-from hf_exposure.walk import Explorer, walk
 
 MULTIPLIERS = (0.1, 0.3, 1.0, 3.3, 10.0)
 CONFIDENCE = 0.95
@@ -126,11 +124,10 @@ def logits_times(model: Any, multiplier: float) -> Iterator[None]:
 
 def all_costs(tree: TokenTree, decoder: Decoder) -> np.ndarray:
     """(10^digits,) the log-perplexity of every number, by scoring all of them."""
-    everything = Explorer()
-    walk(decoder, tree, everything, DepthFirst())
-    digit = np.array([int(tree.secret([*path])) for path in everything.paths])
+    paths, found = every_leaf(decoder, tree)
+    digit = np.array([int(tree.secret([*path])) for path in paths])
     costs = np.full(tree.format.size, np.nan)
-    costs[digit] = everything.costs
+    costs[digit] = found
     if np.isnan(costs).any():
         raise RuntimeError("the enumeration has left out some numbers")
     return costs

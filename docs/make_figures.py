@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
 from hf_exposure import (
@@ -29,7 +27,7 @@ from hf_exposure import (
     measure_exposure,
     verify_injection,
 )
-from hf_exposure.plots import plot_exposure_by_repetitions, plot_log_perplexities
+from hf_exposure.plots import new_figure, plot_exposure_by_repetitions, plot_log_perplexities
 from hf_exposure.small import paragraphs, small_llama, tokenize, train_tokenizer
 
 CODE = SecretFormat("The door code is {secret}.", secret=r"[0-9]{5}")
@@ -67,8 +65,7 @@ def draw_log_perplexities(exposures: Exposures, path: Path) -> None:
 
 def draw_exposures(exposures: Exposures, path: Path) -> None:
     """Exposure against repetitions, for each of the two spaces."""
-    figure = Figure(figsize=(9.5, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((9.5, 4.0))
     panels = figure.subplots(1, 2)
     for ax, fmt, name in zip(panels, (CODE, NUMBER), ("five digits", "nine digits"), strict=True):
         own = Exposures([one for one in exposures if one.canary.format == fmt])

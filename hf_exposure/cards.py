@@ -20,7 +20,7 @@ from hf_exposure.extraction import Extractions
 from hf_exposure.extraction import times as often
 from hf_exposure.files import write_text
 from hf_exposure.findings import extracted, find
-from hf_exposure.results import Exposures, interval, short_label
+from hf_exposure.results import Exposures, interval, mean_bits, short_label
 
 if TYPE_CHECKING:
     import os
@@ -208,7 +208,7 @@ def _exposure_table(exposures: Exposures) -> list[str]:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for (label, times), group in groups.items():
-        mean = sum(one.bits for one in group) / len(group)
+        mean = mean_bits(group)
         most = max(group, key=lambda one: one.bits)
         out.append(
             f"| {label} | {times} | {len(group)} | {mean:.1f} | {most.bits:.1f} "

@@ -27,7 +27,7 @@ from hf_exposure.canaries import Canary
 from hf_exposure.findings import CHANCE
 from hf_exposure.history import History
 from hf_exposure.rank import SkewNormal
-from hf_exposure.results import Exposure, Exposures
+from hf_exposure.results import Exposure, Exposures, mean_bits
 
 if TYPE_CHECKING:
     from hf_exposure.extraction import Extraction
@@ -84,7 +84,7 @@ def plot_exposure_over_training(
         for entry in history:
             group = [one for one in entry.exposures if one.canary.repetitions == times]
             if group:
-                rows.append((entry.step, _mean(group), *_band(group)))
+                rows.append((entry.step, mean_bits(group), *_band(group)))
         steps, mean, low, high = np.array(rows, dtype=np.float64).T
         ax.fill_between(steps, low, high, color=colours[times], alpha=0.14, linewidth=0)
         ax.plot(
@@ -189,7 +189,7 @@ def plot_exposure_by_repetitions(exposures: Exposures, ax: Axes | None = None) -
     colours = group_colours(groups)
     if len(groups) > 1:
         ax.plot(
-            list(groups), [_mean(group) for group in groups.values()],
+            list(groups), [mean_bits(group) for group in groups.values()],
             color=MUTED, linewidth=0.9, zorder=1,
         )
     for number, (times, group) in enumerate(groups.items()):
@@ -438,10 +438,6 @@ def _spread_out(values: Sequence[int]) -> list[int]:
         if not out or place - math.log2(out[-1] + 1) >= 0.06 * span:
             out.append(value)
     return out
-
-
-def _mean(group: Sequence[Exposure]) -> float:
-    return math.fsum(one.bits for one in group) / len(group)
 
 
 def _band(group: Sequence[Exposure]) -> tuple[float, float]:

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from hf_exposure.decoder import Decoder
 from hf_exposure.frontier import CheapestFirst, DepthFirst, Frontier
 from hf_exposure.rank import RankEstimate, last_rank, weighted_rank
 from hf_exposure.scoring import ScoredTree
+from hf_exposure.tokens import TokenTree
 from hf_exposure.walk import POWERS, Explorer, Sampler, unvisited, walk
 
 Ints = NDArray[np.int64]
@@ -106,6 +108,20 @@ def explore(
         np.array([state for _, _, state, _ in nodes], dtype=np.int64),
         np.array([log2 for *_, log2 in nodes], dtype=np.float64).reshape(-1, len(POWERS)),
     )
+
+
+def every_leaf(decoder: Decoder, tree: TokenTree) -> tuple[list[tuple[int, ...]], Floats]:
+    """All strings of a small secret space: their token paths, and log-perplexities in bits.
+
+    Raises:
+        RuntimeError: the token tree has left some out.
+    """
+    everything = Explorer()
+    walk(decoder, tree, everything, DepthFirst())
+    missing = tree.format.size - len(everything.paths)
+    if missing:
+        raise RuntimeError(f"{missing} of {tree.format.size} secrets were not enumerated")
+    return everything.paths, np.array(everything.costs)
 
 
 def _walk_on(

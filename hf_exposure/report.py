@@ -29,7 +29,7 @@ from hf_exposure.findings import CHANCE, find
 from hf_exposure.generation import Generations
 from hf_exposure.history import History
 from hf_exposure.rank import SkewNormal
-from hf_exposure.results import Exposure, Exposures, interval, short_label
+from hf_exposure.results import Exposure, Exposures, interval, mean_bits, short_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -237,7 +237,7 @@ def _means(history: History) -> _Table:
         rows.append(
             [
                 f"{entry.step:,}",
-                *(f"{_mean(known[times]):.1f}" if times in known else "–" for times in groups),
+                *(f"{mean_bits(known[times]):.1f}" if times in known else "–" for times in groups),
                 "–" if loss is None else f"{loss:.3f}",
             ]
         )
@@ -251,7 +251,7 @@ def _means(history: History) -> _Table:
 
 def _last_means(exposures: Exposures) -> str:
     groups = exposures.by_repetitions().items()
-    means = [f"{times} times {_mean(group):.1f} bits" for times, group in groups]
+    means = [f"{times} times {mean_bits(group):.1f} bits" for times, group in groups]
     return "At the end: " + ", ".join(means) + "."
 
 
@@ -502,10 +502,6 @@ def _figure(ax: Axes, alt: str, caption: str, repetitions: Iterable[int]) -> _Fi
     picture = re.sub(r"\b(fill|stroke): (#[0-9a-f]{6})", variable, out.getvalue().decode("utf-8"))
     picture = re.sub(r"(<svg\b[^>]*>)", lambda found: found[1] + style, picture, count=1)
     return _Figure(base64.b64encode(picture.encode("utf-8")).decode("ascii"), alt, caption)
-
-
-def _mean(group: Sequence[Exposure]) -> float:
-    return math.fsum(one.bits for one in group) / len(group)
 
 
 def _how_many(number: int) -> str:

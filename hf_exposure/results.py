@@ -226,7 +226,7 @@ class Exposures(Tabular, Document, Rows[Exposure]):
             out[f"{prefix}exposure"] = math.fsum(inserted) / len(inserted)
             out[f"{prefix}exposure_max"] = max(inserted)
         for times, group in self.by_repetitions().items():
-            out[f"{prefix}exposure_x{times}"] = math.fsum(e.bits for e in group) / len(group)
+            out[f"{prefix}exposure_x{times}"] = mean_bits(group)
         out[f"{prefix}exposure_forwards"] = self.forwards
         out[f"{prefix}exposure_runtime"] = round(self.seconds, 4)
         return out
@@ -483,3 +483,7 @@ def _canaries(
         raise ValueError(f"{len(waiting)} of these canaries are not in it")
     return out
 
+
+def mean_bits(group: Sequence[Exposure]) -> float:
+    """The mean exposure of some canaries, at least one, in bits."""
+    return math.fsum(one.bits for one in group) / len(group)

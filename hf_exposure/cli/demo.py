@@ -15,7 +15,7 @@ from hf_exposure.cli.options import (
 from hf_exposure.cli.terminal import out
 from hf_exposure.documents import plain_table
 from hf_exposure.loading import quiet
-from hf_exposure.results import Exposure, Exposures
+from hf_exposure.results import Exposures, mean_bits
 
 if TYPE_CHECKING:
     from hf_exposure.history import Measurement
@@ -92,7 +92,7 @@ def _methods_table(exposures: Sequence[Exposures]) -> str:
     headings = ["planted", *(f"{one.settings['method']}" for one in exposures)]
     groups = [one.by_repetitions() for one in exposures]
     rows = [
-        [f"{times}x", *(f"{_mean(own[times]):.1f}" for own in groups)]
+        [f"{times}x", *(f"{mean_bits(own[times]):.1f}" for own in groups)]
         for times in groups[0]
     ]
     headings += ["of at most"]
@@ -104,16 +104,12 @@ def _methods_table(exposures: Sequence[Exposures]) -> str:
     )
 
 
-def _mean(group: Sequence[Exposure]) -> float:
-    return sum(one.bits for one in group) / len(group)
-
-
 def _epoch_line(measurement: Measurement, headings: bool) -> str:
     """One row of the table that grows while the demo trains, under its headings if asked for."""
     groups = measurement.exposures.by_repetitions()
     loss = measurement.metrics.get("eval_loss", float("nan"))
     line = f"{measurement.epoch or 0:5.0f}{loss:15.2f}   "
-    line += "".join(f"{_mean(group):6.1f}" for group in groups.values())
+    line += "".join(f"{mean_bits(group):6.1f}" for group in groups.values())
     if not headings:
         return line
     times = "".join(f"{f'{times}x':>6}" for times in groups)

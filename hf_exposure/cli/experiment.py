@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hf_exposure.experiments.study import Experiment
 
 ALL = "all"
+_HELD = {True: "[green]held[/green]", False: "[red]did not hold[/red]", None: "cannot tell"}
 
 
 class ScaleName(str, Enum):
@@ -115,15 +116,15 @@ def _complete(
 
         study = Study(one, folder, scale, seeds, text, workers, tell)  # type: ignore[arg-type]
         try:
-            records = study.complete()
+            study.complete()
         except KeyboardInterrupt:
             progress.print("Interrupted; finished runs are kept, and the same command goes on.")
             raise typer.Exit(130) from None
-    conclusion = one.conclude(records)
+    conclusion = study.conclusion
+    assert conclusion is not None
     out.print(f"\n[bold]{one.title}[/bold]")
     for claim in conclusion.claims:
-        mark = {True: "[green]held[/green]", False: "[red]did not hold[/red]", None: "cannot tell"}
-        out.print(f"- {claim.text}\n  {mark[claim.held]}: ", end="")
+        out.print(f"- {claim.text}\n  {_HELD[claim.held]}: ", end="")
         out.print(claim.found, markup=False)
     for table in conclusion.tables:
         drawn = Shown(*table.columns, title=table.caption or None, box=None, pad_edge=False)

@@ -14,7 +14,16 @@ import numpy as np
 
 from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.experiments.intervals import Mean, share_interval
-from hf_exposure.experiments.study import Claim, Conclusion, Experiment, Record, Run, Scale, Table
+from hf_exposure.experiments.study import (
+    Claim,
+    Conclusion,
+    Experiment,
+    Record,
+    Run,
+    Scale,
+    Table,
+    for_each_seed,
+)
 from hf_exposure.experiments.training import Training, train
 from hf_exposure.formats import SecretFormat
 
@@ -38,7 +47,7 @@ def runs(scale: Scale, seeds: Sequence[int], text: str | None) -> list[Run]:
         "small": {"characters": 1_000_000, "epochs": 3, "width": 128, "share": 1},
         "large": {"characters": None, "epochs": 3, "width": 512, "layers": 8, "share": 5},
     }
-    return [Run("mail", seed, {**sizes[scale], "text": text}) for seed in seeds]
+    return for_each_seed("mail", sizes[scale], seeds, text)
 
 
 def run(one: Run) -> dict[str, Any]:
@@ -48,16 +57,17 @@ def run(one: Run) -> dict[str, Any]:
     spec = Training(
         **settings, seed=one.seed, vocabulary=2048, length=64, batch=32, learning_rate=2e-3
     )
+    counts = {times: max(1, round(share * count)) for times, count in COUNTS.items()}
+    planted = [times for times, count in counts.items() for _ in range(count)]
     drawn: list[Canary] = []
     for label, fmt in FORMATS.items():
-        total = sum(max(1, round(share * count)) for count in COUNTS.values())
-        places = random.Random(f"{one.seed} {label}").sample(range(fmt.size), total)
-        secrets = iter(fmt.unrank(place) for place in places)
-        for times, count in COUNTS.items():
-            many = max(1, round(share * count))
-            drawn += [Canary(fmt, next(secrets), repetitions=times) for _ in range(many)]
+        places = random.Random(f"{one.seed} {label}").sample(range(fmt.size), len(planted))
+        drawn += [
+            Canary(fmt, fmt.unrank(place), repetitions=times)
+            for place, times in zip(places, planted, strict=True)
+        ]
     trained = train(spec, Canaries(drawn))
-    latest = trained.callback.history[-1].exposures
+    latest = trained.exposures
     found: dict[str, dict[str, Any]] = {}
     for label, fmt in FORMATS.items():
         found[label] = {}
@@ -75,7 +85,7 @@ def run(one: Run) -> dict[str, Any]:
         "rows": len(trained.trainer.train_dataset),  # type: ignore[arg-type]
         "planted": sum(one.repetitions for one in trained.canaries),
         "parameters": trained.model.num_parameters(),
-        "test_loss": trained.losses[-1][1]["test_loss"],
+        "test_loss": trained.test_loss,
     }
 
 

@@ -12,18 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.decoder import Decoder, undisturbed
 from hf_exposure.experiments.intervals import Mean
-from hf_exposure.experiments.study import Claim, Conclusion, Experiment, Record, Run, Scale, Table
+from hf_exposure.experiments.study import (
+    Claim,
+    Conclusion,
+    Experiment,
+    Record,
+    Run,
+    Scale,
+    Table,
+    for_each_seed,
+)
 from hf_exposure.experiments.training import Training, train
 from hf_exposure.exposure import measure_exposure
 from hf_exposure.formats import SecretFormat
-from hf_exposure.frontier import DepthFirst
 from hf_exposure.rank import SkewNormal
+from hf_exposure.ranking import every_leaf
 from hf_exposure.tokens import TokenTree
-from hf_exposure.walk import Explorer, walk
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +53,7 @@ def runs(scale: Scale, seeds: Sequence[int], text: str | None) -> list[Run]:
             "characters": 1_000_000, "epochs": 10, "width": 256, "digits": 7, "draws": 60,
         },
     }[scale]
-    return [Run("lstm", seed, {**size, "text": text, "seed": seed}) for seed in seeds]
+    return for_each_seed("lstm", size, seeds, text)
 
 
 def run(one: Run) -> dict[str, Any]:
@@ -52,7 +61,8 @@ def run(one: Run) -> dict[str, Any]:
     settings = dict(one.settings)
     digits, draws = settings.pop("digits"), settings.pop("draws")
     spec = Training(
-        **settings, model="lstm", layers=1, learning_rate=5e-3, secret=f"[0-9]{{{digits}}}",
+        **settings, seed=one.seed, model="lstm", layers=1, learning_rate=5e-3,
+        secret=f"[0-9]{{{digits}}}",
         repetitions=(0, 1, 2, 4, 8, 16),
     )
     trained = train(spec)
@@ -68,21 +78,16 @@ def run(one: Run) -> dict[str, Any]:
     for draw in range(draws):
         for method in METHODS:
             measured = measure_exposure(model, tokenizer, known, method, seed=1000 + draw)
-            errors[method].append(
-                [one.bits - bits for one, bits in zip(measured, truth, strict=True)]
-            )
+            pairs = list(zip(measured, truth, strict=True))
+            errors[method].append([one.bits - bits for one, bits in pairs])
             held[method].append(
-                [
-                    one.low - 1e-6 <= bits <= one.high + 1e-6
-                    for one, bits in zip(measured, truth, strict=True)
-                ]
+                [one.low - 1e-6 <= bits <= one.high + 1e-6 for one, bits in pairs]
             )
             spent[method].append(measured.forwards)
     references = np.random.default_rng(spec.seed).choice(costs, min(_TESTED, len(costs)), False)
     fit = SkewNormal.fit(references)
     edges = np.linspace(costs.min(), costs.max(), BINS + 1)
     counts, _ = np.histogram(costs, edges)
-    quantiles = [1e-5, 1e-4, 1e-3, 1e-2]
     return {
         "size": fmt.size,
         "edges": edges.tolist(),
@@ -90,16 +95,12 @@ def run(one: Run) -> dict[str, Any]:
         "density": fit.density((edges[1:] + edges[:-1]) / 2).tolist(),
         "fit": [fit.shape, fit.loc, fit.scale],
         "ks": fit.ks,
-        "ks_p": _ks_p(fit, references),
+        # The paper's test: as if the distribution had not been fitted.
+        "ks_p": float(stats.kstwo.sf(fit.ks, len(references))),
         "bootstrap_p": fit.p_value(seed=spec.seed),
-        "tail": [
-            [share, -math.log2(share), fit.exposure(float(np.quantile(costs, share)))]
-            for share in quantiles
-            if share * len(costs) >= 1
-        ],
         "canaries": [
             {"repetitions": one.canary.repetitions, "cost": one.log_perplexity, "bits": one.bits}
-            for one in trained.callback.history[-1].exposures
+            for one in trained.exposures
         ],
         "ranks": ranks,
         "errors": errors,
@@ -117,24 +118,12 @@ def every_log_perplexity(
         RuntimeError: the token tree has left some out.
     """
     tree = TokenTree(fmt, tokenizer)
-    everything = Explorer()
     with undisturbed(model):
         decoder = Decoder(model, tree.prompt, tree.columns)
         decoder.probe(tree.paths([fmt.unrank(0), fmt.unrank(fmt.size - 1)]))
-        walk(decoder, tree, everything, DepthFirst())
-    costs = np.array(everything.costs)
-    if len(costs) != fmt.size:
-        raise RuntimeError(f"{fmt.size - len(costs)} of {fmt.size} secrets were not enumerated")
+        paths, costs = every_leaf(decoder, tree)
     order = np.argsort(costs, kind="stable")
-    return costs[order], lambda place: tree.secret([*everything.paths[order[place]]])
-
-
-def _ks_p(fit: SkewNormal, references: NDArray[np.float64]) -> float:
-    """The paper's test: the p-value as if the distribution had not been fitted."""
-    from scipy import stats
-
-    own = stats.skewnorm(fit.shape, fit.loc, fit.scale)
-    return float(stats.kstest(references, own.cdf).pvalue)
+    return costs[order], lambda place: tree.secret([*paths[order[place]]])
 
 
 def conclude(records: list[Record]) -> Conclusion:
@@ -155,8 +144,8 @@ def conclude(records: list[Record]) -> Conclusion:
             worst[method] = max(worst[method], rmse)
             covered[method] += held
             bias = Mean.of(errors.mean(axis=1))
-            exact = " exact" if rmse < 1e-3 else f"{rmse:.2f}, bias {bias.show(2)}"
-            cells.append(f"{exact.strip()}; held {np.mean(held):.0%}")
+            error = "exact" if rmse < 1e-3 else f"{rmse:.2f}, bias {bias.show(2)}"
+            cells.append(f"{error}; held {np.mean(held):.0%}")
         rows.append(tuple(cells))
     claims = (
         Claim(

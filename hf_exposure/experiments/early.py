@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_exposure.experiments.intervals import Mean
-from hf_exposure.experiments.study import Claim, Conclusion, Experiment, Record, Run, Scale
+from hf_exposure.experiments.study import (
+    Claim,
+    Conclusion,
+    Experiment,
+    Record,
+    Run,
+    Scale,
+    for_each_seed,
+)
 from hf_exposure.experiments.training import Training, train
+from hf_exposure.results import mean_bits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,19 +33,19 @@ def runs(scale: Scale, seeds: Sequence[int], text: str | None) -> list[Run]:
         "small": {"characters": 60_000, "epochs": 6, "width": 128, "samples": 200},
         "large": {"characters": 1_000_000, "epochs": 8, "width": 256, "samples": 500},
     }[scale]
-    return [Run("lstm", seed, {**size, "text": text, "seed": seed}) for seed in seeds]
+    return for_each_seed("lstm", size, seeds, text)
 
 
 def run(one: Run) -> dict[str, Any]:
     """Train without shuffling, the canaries near the beginning, and measure after every step."""
     spec = Training(
-        **one.settings, model="lstm", layers=1, optimizer="rmsprop", learning_rate=2e-3,
-        schedule="constant", batch=32,
-        order="sequential", place="start", evaluate="step", repetitions=(0, COPIES),
-        per_repetition=4,
+        **one.settings, seed=one.seed, model="lstm", layers=1, optimizer="rmsprop",
+        learning_rate=2e-3, schedule="constant", batch=32, order="sequential", place="start",
+        evaluate="step", repetitions=(0, COPIES), per_repetition=4,
     )
     trained = train(spec)
     history = trained.callback.history
+    groups = [entry.exposures.by_repetitions() for entry in history]
     rows: Any = trained.trainer.train_dataset
     per_epoch = -(-len(rows) // spec.batch)
     wanted = {tuple(trained.tokenizer(c.text)["input_ids"]) for c in trained.canaries.inserted}
@@ -46,15 +55,10 @@ def run(one: Run) -> dict[str, Any]:
         # Steps of an epoch, counted from 0, in which canaries stand.
         "seen": sorted({place // spec.batch for place in places}),
         "steps": [entry.step for entry in history],
-        "exposure": [_mean(entry, COPIES) for entry in history],
-        "controls": [_mean(entry, 0) for entry in history],
+        "exposure": [mean_bits(group[COPIES]) for group in groups],
+        "controls": [mean_bits(group[0]) for group in groups],
         "losses": trained.losses,
     }
-
-
-def _mean(entry: Any, repetitions: int) -> float:
-    bits = [one.bits for one in entry.exposures if one.canary.repetitions == repetitions]
-    return float(np.mean(bits))
 
 
 def rises(result: dict[str, Any]) -> tuple[list[float], list[float]]:

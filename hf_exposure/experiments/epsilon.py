@@ -10,7 +10,6 @@ import numpy as np
 
 from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.epsilon import canary_scores, estimate_epsilon
-from hf_exposure.experiments.intervals import Mean
 from hf_exposure.experiments.study import (
     Claim,
     Conclusion,
@@ -20,6 +19,7 @@ from hf_exposure.experiments.study import (
     Scale,
     Table,
     by_name,
+    mean,
 )
 from hf_exposure.experiments.training import Training, train
 from hf_exposure.formats import SecretFormat
@@ -94,7 +94,7 @@ def one_run(one: Run) -> dict[str, Any]:
         FORMAT, [1], per_repetition=count, seed=one.seed, inclusion="coin"
     )
     trained = _trained(settings, one.seed, canaries)
-    scores = canary_scores(trained.callback.history[-1].exposures)
+    scores = canary_scores(trained.exposures)
     delta, epsilon = _proved(trained)
     bounds = {
         method: estimate_epsilon(
@@ -111,7 +111,7 @@ def one_run(one: Run) -> dict[str, Any]:
         "gap": gap / spread,
         "in": len(scores.in_scores),
         "out": len(scores.out_scores),
-        "test_loss": trained.losses[-1][1]["test_loss"],
+        "test_loss": trained.test_loss,
     }
 
 
@@ -126,7 +126,7 @@ def many_runs(one: Run) -> dict[str, Any]:
         is_in = number % 2 == 0
         canaries = Canaries([Canary(FORMAT, secret, repetitions=int(is_in))])
         trained = _trained(settings, 1000 * one.seed + number // 2, canaries)
-        scores[is_in].append(-trained.callback.history[-1].exposures[0].log_perplexity)
+        scores[is_in].append(-trained.exposures[0].log_perplexity)
         if is_in:
             delta, epsilon = _proved(trained)
     bound = estimate_epsilon(scores[1], scores[0], delta, CONFIDENCE, "clopper_pearson")
@@ -139,7 +139,7 @@ def many_runs(one: Run) -> dict[str, Any]:
         ),
         "in": len(scores[1]),
         "out": len(scores[0]),
-        "test_loss": trained.losses[-1][1]["test_loss"],
+        "test_loss": trained.test_loss,
     }
 
 
@@ -166,8 +166,8 @@ def conclude(records: list[Record]) -> Conclusion:
                 (
                     "∞" if math.isinf(proved) else f"{proved:.2f}", f"`{method}`, {kind}",
                     ", ".join(f"{bound:.2f}" for bound in bounds),
-                    Mean.of(result["gap"] for result in results).show(2),
-                    Mean.of(result["test_loss"] for result in results).show(2),
+                    mean(group, "gap").show(2),
+                    mean(group, "test_loss").show(2),
                 )
             )
     plain = [r for r in records if r.name == "none"]

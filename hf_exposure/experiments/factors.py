@@ -20,10 +20,13 @@ from hf_exposure.experiments.study import (
     Scale,
     Table,
     by_name,
+    mean,
 )
 from hf_exposure.experiments.training import Trained, Training, train
 from hf_exposure.exposure import measure_exposure
+from hf_exposure.findings import CHANCE
 from hf_exposure.formats import SecretFormat
+from hf_exposure.results import mean_bits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +85,7 @@ def run(one: Run) -> dict[str, Any]:
     result = {
         "exposure": {str(times): trained.exposure(times) for times in REPETITIONS},
         "most": trained.canaries[0].format.bits,
-        "test_loss": trained.losses[-1][1]["test_loss"],
+        "test_loss": trained.test_loss,
     }
     if one.name == BASE:
         result["context"] = {str(length): shortened(trained, length) for length in CONTEXTS}
@@ -114,12 +117,7 @@ def _by_repetitions(trained: Trained, model: Any, canaries: Canaries) -> dict[st
     measured = measure_exposure(
         model, trained.tokenizer, canaries, samples=trained.spec.samples, seed=trained.spec.seed
     )
-    return {
-        str(times): float(
-            np.mean([one.bits for one in measured if one.canary.repetitions == times])
-        )
-        for times in REPETITIONS
-    }
+    return {str(times): mean_bits(group) for times, group in measured.by_repetitions().items()}
 
 
 def conclude(records: list[Record]) -> Conclusion:
@@ -151,19 +149,16 @@ def conclude(records: list[Record]) -> Conclusion:
                 for record in groups[BASE]
             ]
             changes.setdefault(what, []).append(Mean.of(each))
-            own = Mean.of(record.result[what][value][key] for record in groups[BASE])
+            own = mean(groups[BASE], what, value, key)
             rows.append((label.format(value), own.show(), Mean.of(each).show(), ""))
-    counts = [
-        Mean.of(record.result["exposure"][str(times)] for record in groups[BASE])
-        for times in REPETITIONS
-    ]
+    counts = [mean(groups[BASE], "exposure", str(times)) for times in REPETITIONS]
     claims = [
         Claim(
             "Each repetition adds to the exposure.",
             all(a.value < b.value for a, b in itertools.pairwise(counts)),
             "planted "
             + ", ".join(
-                f"{times} times {mean}" for times, mean in zip(REPETITIONS, counts, strict=True)
+                f"{times} times {count}" for times, count in zip(REPETITIONS, counts, strict=True)
             )
             + " bits",
         ),
@@ -215,23 +210,22 @@ def _no_help(
             )
             for seed in base
         ]
-    mean = Mean.of(least)
-    chance = 1.44
+    lowest = Mean.of(least)
     return Claim(
         words,
-        mean.low > 2 * chance,
-        f"planted {often} times, the least exposure under any value is {mean} bits, chance is "
-        f"{chance}; planted {LOOKED_AT} times, the changes are "
+        lowest.low > 2 * CHANCE,
+        f"planted {often} times, the least exposure under any value is {lowest} bits, chance is "
+        f"{CHANCE:.2f}; planted {LOOKED_AT} times, the changes are "
         + ", ".join(change.show() for change in changes),
     )
 
 
 def _exposure(group: list[Record]) -> str:
-    return Mean.of(record.result["exposure"][str(LOOKED_AT)] for record in group).show()
+    return mean(group, "exposure", str(LOOKED_AT)).show()
 
 
 def _loss(group: list[Record]) -> str:
-    return Mean.of(record.result["test_loss"] for record in group).show(2)
+    return mean(group, "test_loss").show(2)
 
 
 def draw(records: list[Record], figure: Figure) -> None:

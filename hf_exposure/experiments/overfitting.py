@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_exposure.experiments.intervals import Mean
-from hf_exposure.experiments.study import Claim, Conclusion, Experiment, Record, Run, Scale
+from hf_exposure.experiments.study import (
+    Claim,
+    Conclusion,
+    Experiment,
+    Record,
+    Run,
+    Scale,
+    for_each_seed,
+)
 from hf_exposure.experiments.training import Training, train
+from hf_exposure.results import mean_bits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,29 +33,23 @@ def runs(scale: Scale, seeds: Sequence[int], text: str | None) -> list[Run]:
         "small": {"characters": 30_000, "epochs": 40, "width": 192, "samples": 500},
         "large": {"characters": 250_000, "epochs": 60, "width": 512, "samples": 2000},
     }[scale]
-    return [Run("lstm", seed, {**size, "text": text, "seed": seed}) for seed in seeds]
+    return for_each_seed("lstm", size, seeds, text)
 
 
 def run(one: Run) -> dict[str, Any]:
     """Train on a small text, and measure after every epoch."""
     spec = Training(
-        **one.settings, model="lstm", layers=1, learning_rate=4e-3, schedule="constant",
-        evaluate="epoch", repetitions=REPETITIONS, per_repetition=4,
+        **one.settings, seed=one.seed, model="lstm", layers=1, learning_rate=4e-3,
+        schedule="constant", evaluate="epoch", repetitions=REPETITIONS, per_repetition=4,
     )
     trained = train(spec)
-    history = trained.callback.history
+    groups = [entry.exposures.by_repetitions() for entry in trained.callback.history]
     return {
         "epochs": [epoch for epoch, _ in trained.losses],
         "train": [loss["train_loss"] for _, loss in trained.losses],
         "test": [loss["test_loss"] for _, loss in trained.losses],
         "exposure": {
-            str(times): [
-                float(
-                    np.mean([e.bits for e in entry.exposures if e.canary.repetitions == times])
-                )
-                for entry in history
-            ]
-            for times in REPETITIONS
+            str(times): [mean_bits(group[times]) for group in groups] for times in REPETITIONS
         },
         "most": trained.canaries[0].format.bits,
     }

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_exposure.experiments.intervals import Mean
 from hf_exposure.experiments.study import (
     Claim,
     Conclusion,
@@ -21,6 +20,7 @@ from hf_exposure.experiments.study import (
     Scale,
     Table,
     by_name,
+    mean,
 )
 from hf_exposure.experiments.training import Training, train
 
@@ -76,10 +76,15 @@ def more(records: list[Record], scale: Scale) -> list[Run]:
     ]
 
 
+def sweep(records: list[Record]) -> list[Record]:
+    """Those of the settings that were drawn, without the further seeds of two of them."""
+    seed = records[0].run.seed
+    return [record for record in records if record.run.seed == seed]
+
+
 def extremes(records: list[Record]) -> tuple[Record, Record]:
     """The least and the most memorizing record among those nearly as good as the best."""
-    seed = records[0].run.seed
-    first = [record for record in records if record.run.seed == seed]
+    first = sweep(records)
     best = min(record.result["perplexity"] for record in first)
     near = [r for r in first if r.result["perplexity"] <= (1 + NEAR) * best]
     near.sort(key=lambda record: float(record.result["exposure"]))
@@ -117,13 +122,12 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def conclude(records: list[Record]) -> Conclusion:
     """The frontier, and how far two settings of equal use are apart over seeds."""
-    seed = records[0].run.seed
-    first = [record for record in records if record.run.seed == seed]
+    first = sweep(records)
     points = [(r.result["perplexity"], r.result["exposure"]) for r in first]
     low, high = extremes(records)
     groups = by_name(records)
-    means = [Mean.of(r.result["exposure"] for r in groups[one.name]) for one in (low, high)]
-    uses = [Mean.of(r.result["perplexity"] for r in groups[one.name]) for one in (low, high)]
+    means = [mean(groups[one.name], "exposure") for one in (low, high)]
+    uses = [mean(groups[one.name], "perplexity") for one in (low, high)]
     rows = []
     for place in frontier(points):
         settings, result = first[place].run.settings, first[place].result
@@ -166,8 +170,7 @@ def draw(records: list[Record], figure: Figure) -> None:
     """A point for each training, the frontier as a line."""
     from hf_exposure.plots import INK, MUTED, quiet_axes
 
-    seed = records[0].run.seed
-    first = [record for record in records if record.run.seed == seed]
+    first = sweep(records)
     points = [(r.result["perplexity"], r.result["exposure"]) for r in first]
     ax = quiet_axes(
         figure.add_subplot(), "perplexity of held-out text, per character",

@@ -16,15 +16,16 @@ from hf_exposure.experiments.study import (
     Scale,
     Table,
     by_name,
+    mean,
 )
 from hf_exposure.experiments.training import Training, train
 from hf_exposure.extraction import extract_secrets
+from hf_exposure.findings import CHANCE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PLANTED = (0, 4, 16)
-CHANCE = 1.44  # the expected exposure of a random rank, in bits
 RATES = {"adamw_torch": 2e-3, "sgd": 0.5}
 
 # (name, optimizer, what PrivacyArguments gets; None trains without clipping and noise)
@@ -86,7 +87,7 @@ def run(one: Run) -> dict[str, Any]:
         "delta": None if privacy is None else trainer.delta,
         "noise": None if privacy is None else trainer.noise_multiplier,
         "steps": trainer.state.global_step,
-        "test_loss": trained.losses[-1][1]["test_loss"],
+        "test_loss": trained.test_loss,
         "exposure": {str(times): trained.exposure(times) for times in PLANTED},
         "extracted": len(often & {item.secret for item in found}),
         "of": len(often),
@@ -119,13 +120,13 @@ def conclude(records: list[Record]) -> Conclusion:
     ]
     plain = [record for record in records if record.run.settings["privacy"] is None]
     if strong:
-        mean = _exposure(strong, often)
+        left = _exposure(strong, often)
         claims.append(
             Claim(
                 "DP-SGD with a strong guarantee brings canaries to chance.",
-                mean.low <= CHANCE + 0.5 and mean.value < 3,
-                f"with epsilon of at most 5, canaries in {often} rows have {mean} bits; those "
-                f"without DP {_exposure(plain, often)}; chance is {CHANCE}. The guarantee for "
+                left.low <= 1.9 and left.value < 3,
+                f"with epsilon of at most 5, canaries in {often} rows have {left} bits; those "
+                f"without DP {_exposure(plain, often)}; chance is {CHANCE:.2f}. The guarantee for "
                 f"{often} rows together is {often} times the epsilon",
             )
         )
@@ -134,14 +135,14 @@ def conclude(records: list[Record]) -> Conclusion:
         if (record.run.settings["privacy"] or {}).get("noise_multiplier")
     ]
     if weak:
-        mean = _exposure(weak, often)
+        left = _exposure(weak, often)
         out = sum(record.result["extracted"] for record in weak)
         claims.append(
             Claim(
                 "Noise far too small for any guarantee still nearly removes memorization.",
-                out == 0 and mean.high < _exposure(plain, often).low,
+                out == 0 and left.high < _exposure(plain, often).low,
                 f"with epsilon above {_epsilon(min(float(r.result['epsilon']) for r in weak))}, "
-                f"{mean} bits, and {out} of {sum(r.result['of'] for r in weak)} canaries come out",
+                f"{left} bits, and {out} of {sum(r.result['of'] for r in weak)} canaries come out",
             )
         )
     clipped = [
@@ -174,11 +175,11 @@ def _epsilon(value: Any) -> str:
 
 
 def _loss(group: list[Record]) -> str:
-    return Mean.of(record.result["test_loss"] for record in group).show(2)
+    return mean(group, "test_loss").show(2)
 
 
 def _exposure(group: list[Record], times: int) -> Mean:
-    return Mean.of(record.result["exposure"][str(times)] for record in group)
+    return mean(group, "exposure", str(times))
 
 
 def draw(records: list[Record], figure: Figure) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import lzma
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from hf_exposure.experiments.intervals import Mean
 from hf_exposure.experiments.study import (
     Claim,
     Conclusion,
@@ -17,6 +15,7 @@ from hf_exposure.experiments.study import (
     Scale,
     Table,
     by_name,
+    mean,
 )
 from hf_exposure.experiments.training import Trained, Training, train
 from hf_exposure.exposure import measure_exposure
@@ -44,7 +43,7 @@ def runs(scale: Scale, seeds: Sequence[int], text: str | None) -> list[Run]:
     for kind in ("lstm", "gru", "llama") if scale != "smoke" else ("lstm",):
         for seed in seeds:
             spec = {"model": kind, "width": widths[kind], "layers": layers[kind], **size}
-            spec |= {"learning_rate": rates[kind], "text": text, "seed": seed}
+            spec |= {"learning_rate": rates[kind], "text": text}
             planned.append(Run(kind, seed, spec))
     return planned
 
@@ -54,8 +53,8 @@ def run(one: Run) -> dict[str, Any]:
     settings = dict(one.settings)
     search = settings.pop("search")
     spec = Training(
-        **settings, template=TEMPLATE, secret="[0-9]{9}", repetitions=(1,), per_repetition=1,
-        include=(SECRET,),
+        **settings, seed=one.seed, template=TEMPLATE, secret="[0-9]{9}", repetitions=(1,),
+        per_repetition=1, include=(SECRET,),
     )
     trained = train(spec)
     model, tokenizer, canaries = trained.model, trained.tokenizer, trained.canaries
@@ -68,7 +67,6 @@ def run(one: Run) -> dict[str, Any]:
     )
     return {
         **trained.record(),
-        "settings": {key: value for key, value in asdict(spec).items() if key != "include"},
         "rank": exact.rank,
         "rank_low": exact.rank_low,
         "rank_high": exact.rank_high,
@@ -121,7 +119,7 @@ def conclude(records: list[Record]) -> Conclusion:
                 _of(result["completed"] for result in results),
                 _of(result["said"] for result in results),
                 ", ".join(_rank(result) for result in results),
-                Mean.of(result["bits"] for result in results).show(),
+                mean(group, "bits").show(),
                 _of(result["found"] for result in results),
                 _of(result["proved"] for result in results),
                 ", ".join(f"{result['search_forwards']:,}" for result in results),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_exposure.documents import to_jsonable, versions
+from hf_exposure.experiments.intervals import Mean
 from hf_exposure.files import write_bytes, write_text
 from hf_exposure.loading import quiet
 
@@ -150,6 +151,9 @@ class Study:
         text: a text file to train on; None takes Python's help texts.
         workers: processes; 1 runs them in this one.
         tell: called after each run with how many are done, and of how many.
+
+    Attributes:
+        conclusion: what the records show, once they are complete.
     """
 
     experiment: Experiment
@@ -159,6 +163,7 @@ class Study:
     text: str | None = None
     workers: int = 1
     tell: Callable[[int, int], None] = lambda done, total: None
+    conclusion: Conclusion | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
@@ -170,7 +175,7 @@ class Study:
         self.folder = Path(self.folder)
 
     def complete(self) -> list[Record]:
-        """Run what has no record yet, and write conclusion and figure.
+        """Run what has no record yet, then set `conclusion`, and write it and the figure.
 
         Raises:
             StudyError: runs have failed; all others are done and kept.
@@ -207,7 +212,7 @@ class Study:
         return [record for record in records if record is not None]
 
     def _write(self, records: list[Record]) -> None:
-        conclusion = self.experiment.conclude(records)
+        self.conclusion = conclusion = self.experiment.conclude(records)
         content = {
             "experiment": self.experiment.name,
             "title": self.experiment.title,
@@ -311,6 +316,25 @@ def _alone() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def for_each_seed(
+    name: str, settings: dict[str, Any], seeds: Sequence[int], text: str | None
+) -> list[Run]:
+    """One setting's runs."""
+    return [Run(name, seed, {**settings, "text": text}) for seed in seeds]
+
+
+def mean(records: Iterable[Record], *keys: str) -> Mean:
+    """The mean over records of a figure of their results; keys lead to it."""
+
+    def figure(record: Record) -> float:
+        found: Any = record.result
+        for key in keys:
+            found = found[key]
+        return float(found)
+
+    return Mean.of(figure(record) for record in records)
 
 
 def by_name(records: Iterable[Record]) -> dict[str, list[Record]]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import random
 import tempfile
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_exposure.callback import ExposureCallback
 from hf_exposure.canaries import Canaries
 from hf_exposure.formats import SecretFormat
 from hf_exposure.injection import inject_canaries, verify_injection
+from hf_exposure.results import Exposures, mean_bits
 from hf_exposure.small import paragraphs, small_llama, tokenize, train_tokenizer
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class Training:
         model: "lstm", "gru" or "llama".
         width, layers, dropout: of the model.
         length: tokens of a row at most.
-        batch, epochs, learning_rate, weight_decay, optimizer: as TrainingArguments has them;
-            optimizer is its `optim`.
+        batch, epochs, learning_rate, weight_decay, optimizer, schedule: as TrainingArguments has
+            them; the last two are its `optim` and `lr_scheduler_type`.
         order: of the rows: "random", "group_by_length" (random, with less padding), or
             "sequential", as they stand in the text.
         template, secret: of the canaries.
@@ -79,8 +79,6 @@ class Trained:
         callback: its `history` has every measurement.
         losses: [(epoch, {"train_loss": ..., "test_loss": ...})], nats per token.
         trainer: with the data sets.
-        characters: of the training text, canaries included.
-        seconds: that the training took, measurements included.
     """
 
     spec: Training
@@ -89,20 +87,28 @@ class Trained:
     canaries: Canaries
     callback: ExposureCallback
     trainer: Trainer
-    characters: int
-    seconds: float
-    losses: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+    losses: list[tuple[float, dict[str, float]]]
+
+    @property
+    def exposures(self) -> Exposures:
+        """Those at the end."""
+        return self.callback.history[-1].exposures
+
+    @property
+    def test_loss(self) -> float:
+        """Of the held-out text at the end, in nats per token."""
+        return self.losses[-1][1]["test_loss"]
+
+    def exposure(self, repetitions: int) -> float:
+        """Mean exposure in bits at the end, of canaries with this number of repetitions."""
+        return mean_bits(self.exposures.by_repetitions()[repetitions])
 
     def record(self) -> dict[str, Any]:
         """The figures for a record; no secret is in them."""
-        latest = self.callback.history[-1].exposures
         return {
             "parameters": self.model.num_parameters(),
-            "characters": self.characters,
             "rows": len(self.trainer.train_dataset),  # type: ignore[arg-type]
-            "losses": self.losses,
             **self.losses[-1][1],
-            "bits_per_character": self._bits_per_character(),
             "exposures": [
                 {
                     "repetitions": one.canary.repetitions,
@@ -110,27 +116,10 @@ class Trained:
                     "low": one.low,
                     "high": one.high,
                     "log_perplexity": one.log_perplexity,
-                    "exact": one.exact,
                 }
-                for one in latest
+                for one in self.exposures
             ],
-            "forwards": sum(entry.exposures.forwards for entry in self.callback.history),
         }
-
-    def exposure(self, *repetitions: int) -> float:
-        """Mean exposure in bits at the end, of canaries with these numbers of repetitions."""
-        latest = self.callback.history[-1].exposures
-        bits = [one.bits for one in latest if one.canary.repetitions in repetitions]
-        return math.fsum(bits) / len(bits)
-
-    def _bits_per_character(self) -> float:
-        """Of the held-out text: comparable between tokenizers."""
-        data: Any = self.trainer.eval_dataset["test"]  # type: ignore[index]
-        rows = list(data["input_ids"])
-        predicted = sum(len(row) - 1 for row in rows)
-        text = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        nats = self.losses[-1][1]["test_loss"] * predicted
-        return nats / math.log(2) / sum(len(part) for part in text)
 
 
 def planted_text(
@@ -144,8 +133,6 @@ def planted_text(
     Raises:
         ValueError: the text is too short.
     """
-    import random
-
     from datasets import Dataset
 
     lines = paragraphs(spec.text)
@@ -166,8 +153,7 @@ def planted_text(
     test = [lines[number] for number in order[:held]]
     if spec.characters is not None:
         # Losses on more text than was trained on cost more than they tell.
-        share = max(20, int(len(test) * min(1.0, spec.characters / 200_000)))
-        test = test[:share]
+        test = test[: max(20, int(len(test) * min(1.0, spec.characters / 200_000)))]
     if canaries is None:
         fmt = SecretFormat(spec.template, secret=spec.secret)
         canaries = Canaries.generate(
@@ -237,7 +223,6 @@ def train(
     from transformers import Trainer as Plain
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    start = time.perf_counter()
     plain, rows, held_out, canaries = planted_text(spec, canaries)
     # A tokenizer that has seen the canaries gives their pieces away by itself.
     tokenizer = train_tokenizer(plain, spec.vocabulary)
@@ -284,12 +269,8 @@ def train(
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         trainer.train()
-    characters = sum(len(row) for row in rows["text"])
-    seconds = time.perf_counter() - start
-    return Trained(
-        spec, model, tokenizer, canaries, callback, trainer, characters, seconds,
-        _losses(trainer.state.log_history),
-    )
+    losses = _losses(trainer.state.log_history)
+    return Trained(spec, model, tokenizer, canaries, callback, trainer, losses)
 
 
 def _losses(log: list[dict[str, Any]]) -> list[tuple[float, dict[str, float]]]:
