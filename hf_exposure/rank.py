@@ -23,6 +23,7 @@ Ints = NDArray[np.int64]
 _RESAMPLES = 400
 _NEAR = 10  # costlier strings that show how much one that was not drawn may weigh
 _MOST_SKEW = 0.995  # of a skew-normal distribution: |skewness| < 0.99527
+_LN2 = math.log(2)
 _LAGUERRE = np.polynomial.laguerre.laggauss(40)
 
 
@@ -76,11 +77,48 @@ def last_rank(strings: int) -> RankEstimate:
     return RankEstimate(log2, log2, log2, log2, ties=0, exact=True)
 
 
+class Unexplored:
+    """How many strings may count under the prefixes that were met and not visited.
+
+    A prefix of probability P has at most P / Pr(canary) strings as likely as the canary. Sorted and
+    summed once, so that each of many canaries takes two searches.
+
+    Args:
+        costs: (f,) bits of the prefixes; finite.
+        log2_strings: (f,) log2 of the number of strings under each.
+    """
+
+    def __init__(self, costs: Floats, log2_strings: Floats) -> None:
+        by_cost = np.sort(costs)
+        whole = costs + log2_strings  # from this cost on, all strings under a prefix may count
+        order = np.argsort(whole, kind="stable")
+        self._costs, self._whole = by_cost, whole[order]
+        # Sums run from the costliest on: what is taken off is then never larger by much.
+        self._beyond = np.logaddexp2.accumulate(-by_cost[::-1])[::-1]
+        self._not_whole = np.logaddexp2.accumulate(-costs[order][::-1])[::-1]
+        self._strings = np.logaddexp2.accumulate(log2_strings[order])
+
+    def any(self, cost: float) -> bool:
+        """Whether strings of at most this cost may be left."""
+        return bool(len(self._costs)) and bool(self._costs[0] <= cost)
+
+    def log2_strings(self, cost: float) -> float:
+        """log2 of how many strings of at most this cost may be left: an upper bound."""
+        within = int(np.searchsorted(self._costs, cost, "right"))
+        whole = int(np.searchsorted(self._whole, cost, "right"))
+        strings = float(self._strings[whole - 1]) if whole else -math.inf
+        if within <= whole:
+            return strings
+        share = float(self._not_whole[whole])  # log2 of the probability of those within
+        if within < len(self._costs):
+            share += math.log2(max(-math.expm1((self._beyond[within] - share) * _LN2), 2.0**-52))
+        return float(np.logaddexp2(strings, cost + share))
+
+
 def weighted_rank(
     cost: float,
     found: Floats,
-    frontier_costs: Floats,
-    frontier_log2_strings: Floats,
+    unexplored: Unexplored,
     sample_costs: Floats,
     sample_log2_density: Floats,
     *,
@@ -102,8 +140,7 @@ def weighted_rank(
     Args:
         cost: the string's log-perplexity.
         found: (m,) costs of explored strings, without those that must not count.
-        frontier_costs: (f,) costs of the unexplored prefixes.
-        frontier_log2_strings: (f,) log2 of the number of strings under each.
+        unexplored: the prefixes that were not visited.
         sample_costs: (n,) costs of sampled strings, infinite for those that must not count.
         sample_log2_density: (n,) log2 of g(x), the number of times that x was to be drawn.
         draws: (n,) how often x was drawn; None: once each.
@@ -115,15 +152,11 @@ def weighted_rank(
     """
     known = 1 + int(np.sum(found <= cost + tie))
     known_below = 1 + int(np.sum(found < cost - tie))
-    open_nodes = frontier_costs <= cost + tie
-    # A prefix of probability P has at most P / Pr(canary) strings as likely as the canary, and
-    # all of R has at most 1 / Pr(canary).
-    rest = np.minimum(
-        frontier_log2_strings[open_nodes], cost + tie - frontier_costs[open_nodes]
-    )
-    upper = min(log2_size, cost + tie, _log2_sum(math.log2(known), rest))
+    # All of R has at most 1 / Pr(canary) strings as likely as the canary.
+    left = unexplored.log2_strings(cost + tie)
+    upper = min(log2_size, cost + tie, float(np.logaddexp2(math.log2(known), left)))
     upper = max(upper, math.log2(known))
-    if not open_nodes.any():
+    if not unexplored.any(cost + tie):
         low = math.log2(known_below)
         return RankEstimate(
             math.log2(known), low, math.log2(known), math.log2(known), known - known_below, True

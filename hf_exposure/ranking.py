@@ -17,7 +17,8 @@ from scipy import special
 
 from hf_exposure.decoder import Decoder
 from hf_exposure.frontier import CheapestFirst, DepthFirst, Frontier
-from hf_exposure.rank import RankEstimate, last_rank, weighted_rank
+from hf_exposure.prefixes import Prefixes
+from hf_exposure.rank import RankEstimate, Unexplored, last_rank, weighted_rank
 from hf_exposure.scoring import ScoredTree
 from hf_exposure.tokens import TokenTree
 from hf_exposure.walk import POWERS, Explorer, Sampler, unvisited, walk
@@ -41,23 +42,18 @@ class Explored:
     Attributes:
         costs: (m,) costs of the leaves that were met, canaries left out.
         canaries: paths of all canaries of the group, which are counted apart.
-        frontier_paths, frontier_costs, frontier_states: (f,) the prefixes that were met and not
-            visited: the unexplored rest lies under them.
-        powers: (f, 5) log2 of the powers' probabilities of coming by them.
+        frontier: the prefixes that were met and not visited: the unexplored rest lies under them.
     """
 
     bound: float
     costs: Floats
     canaries: set[tuple[int, ...]]
-    frontier_paths: list[Ints]
-    frontier_costs: Floats
-    frontier_states: Ints
-    powers: Floats
+    frontier: Prefixes
 
     @property
     def complete(self) -> bool:
         """Whether nothing is left unexplored."""
-        return not self.frontier_paths
+        return not len(self.frontier)
 
 
 def explore(
@@ -85,28 +81,20 @@ def explore(
         _walk_on(scored, explorer, frontier, budget / count - begin, depth_first)
     elif scored.processes.number > 0:  # all has been done by all, or by the first alone
         explorer, frontier = Explorer(), CheapestFirst()
-    nodes = [
-        (tuple(path), cost, state, log2)
-        for some in unvisited(scored.tree, explorer, frontier)
-        for path, cost, state, log2 in zip(
-            some.paths.tolist(), some.costs, some.states, explorer.powers(some.tags), strict=True
-        )
+    left = [
+        Prefixes.of(nodes, explorer) for nodes in unvisited(scored.tree, explorer, frontier)
     ]
     own = {tuple(path.tolist()) for path in canaries}
     costs = [
         cost for cost, path in zip(explorer.costs, explorer.paths, strict=True) if path not in own
     ]
-    met = scored.gather((costs, nodes))
-    # In an order of its own, whatever the order of the walk was: draws go by it.
-    nodes = sorted((node for _, some in met for node in some), key=lambda node: node[0])
+    met = scored.gather((costs, left))
     return Explored(
         bound,
         np.array([cost for some, _ in met for cost in some], dtype=np.float64),
         own,
-        [np.array(path, dtype=np.int64) for path, *_ in nodes],
-        np.array([cost for _, cost, _, _ in nodes], dtype=np.float64),
-        np.array([state for _, _, state, _ in nodes], dtype=np.int64),
-        np.array([log2 for *_, log2 in nodes], dtype=np.float64).reshape(-1, len(POWERS)),
+        # In an order of its own, whatever the order of the walk was: draws go by it.
+        Prefixes.joined([some for _, parts in met for some in parts]),
     )
 
 
@@ -209,7 +197,7 @@ def _aim(
     scored: ScoredTree, explored: Explored, costs: Floats, n: int, seed: int
 ) -> Aims | None:
     tree = scored.tree
-    least = explored.frontier_costs.min(initial=math.inf)
+    least = explored.frontier.costs.min(initial=math.inf)
     targets = np.unique(costs[(costs >= least) & np.isfinite(costs)])
     if not len(targets) or n < 8:
         return None
@@ -286,9 +274,9 @@ def sample(
     aims = None if costs is None else aim(scored, explored, costs, pilot, seed)
     n = n if aims is None else n - pilot
     # (f, k) log2 of each proposal's probability of each frontier node.
-    starts = explored.powers
+    starts = explored.frontier.powers
     if aims is not None:
-        scores = aims(explored.frontier_costs, explored.frontier_states)
+        scores = aims(explored.frontier.costs, explored.frontier.states)
         starts = np.concatenate([starts, scores], axis=1)
     totals = np.logaddexp2.reduce(starts, axis=0)
     usable = np.isfinite(totals)
@@ -302,7 +290,7 @@ def sample(
         where, rest = _slices(starts[:, k], int(count), draw)
         mine += scored.processes.part(
             [
-                (explored.frontier_paths[place], k, position, place)
+                (explored.frontier.path(place), k, position, place)
                 for place, position in zip(where.tolist(), rest.tolist(), strict=True)
             ]
         )
@@ -312,7 +300,7 @@ def sample(
         [guide for guide, *_ in mine],
         np.array([power for _, power, _, _ in mine], dtype=np.int64),
         np.array([position for _, _, position, _ in mine], dtype=np.float64),
-        np.array([len(explored.frontier_paths[node]) for node in nodes], dtype=np.int64),
+        explored.frontier.depths[nodes],
         explored.bound,
         starts=starts[nodes],
         aims=aims,
@@ -369,12 +357,9 @@ def sample(
 def _uniform_draws(scored: ScoredTree, explored: Explored, n: int, seed: int) -> list[_Draw]:
     """Of `n` uniform draws those that lie under the frontier, with the node that each is under.
     The others are explored, or cost too much."""
-    ancestor = {tuple(path.tolist()): place for place, path in enumerate(explored.frontier_paths)}
-    depths = sorted({len(path) for path in ancestor})
     out: list[_Draw] = []
     for path in scored.tree.paths(_uniform(scored, n, seed)):
-        begun = path.tolist()
-        met = next((ancestor[b] for d in depths if (b := tuple(begun[:d])) in ancestor), None)
+        met = explored.frontier.place_of(path)
         if met is not None:
             out.append((path, -1, 0.0, met))
     return out
@@ -408,6 +393,8 @@ def ranks(
         controls: (m,) which of them were never inserted.
         tie: costs closer than this count as equal.
     """
+    frontier = explored.frontier
+    unexplored = Unexplored(frontier.costs, scored.tree.log2_counts[frontier.states])
     out = []
     for place in range(len(costs)):
         others = controls.copy()
@@ -420,8 +407,7 @@ def ranks(
             weighted_rank(
                 costs[place],
                 np.concatenate([explored.costs, costs[others]]),
-                explored.frontier_costs,
-                scored.tree.log2_counts[explored.frontier_states],
+                unexplored,
                 np.zeros(0) if sampled is None else sampled.costs,
                 np.zeros(0) if sampled is None else sampled.log2_density,
                 draws=None if sampled is None else sampled.draws,

@@ -17,6 +17,7 @@ from hf_exposure.planning import Settings
 from hf_exposure.rank import (
     RankEstimate,
     SkewNormal,
+    Unexplored,
     sampling_exposure,
     skewnorm_exposure,
     weighted_rank,
@@ -100,6 +101,6 @@ def _whole_rank(cost: float, others: Floats, tie: float) -> RankEstimate:
     """The rank among all other strings of R."""
     nothing = np.zeros(0)
     return weighted_rank(
-        cost, others, nothing, nothing, nothing, nothing,
+        cost, others, Unexplored(nothing, nothing), nothing, nothing,
         log2_size=math.inf, tie=tie, confidence=0.95, largest_log2_weight=math.inf,
     )

@@ -32,6 +32,7 @@ ORDER = [
     "decoder",
     "frontier",
     "walk",
+    "prefixes",
     "scoring",
     "rank",
     "ranking",

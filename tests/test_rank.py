@@ -9,11 +9,15 @@ import warnings
 import mpmath
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from hf_exposure.rank import (
     RankEstimate,
     SkewNormal,
+    Unexplored,
+    exp2,
     sampling_exposure,
     skewnorm_exposure,
     weighted_rank,
@@ -191,7 +195,9 @@ def rank_of(cost: float, found: np.ndarray = NOTHING, **changes: object) -> Rank
         "confidence": 0.95,
         "largest_log2_weight": math.inf,
     }
-    return weighted_rank(cost, found, **{**given, **changes})
+    given |= changes
+    unexplored = Unexplored(given.pop("frontier_costs"), given.pop("frontier_log2_strings"))
+    return weighted_rank(cost, found, unexplored, **given)
 
 
 def test_a_rank_is_exact_where_nothing_cheaper_is_left() -> None:
@@ -442,3 +448,28 @@ def test_no_formula_warns() -> None:
         fit = SkewNormal.fit(np.random.default_rng(0).normal(30, 4, 100))
         skewnorm_exposure(-1e6, fit, 8.0)
         skewnorm_exposure(1e6, fit, 8.0)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 60), st.floats(0, 80)), min_size=0, max_size=40),
+    st.floats(-1, 90),
+)
+def test_what_is_unexplored_is_bounded_as_the_sum_over_its_prefixes(
+    prefixes: list[tuple[float, float]], cost: float
+) -> None:
+    costs, strings = np.array(prefixes).reshape(-1, 2).T
+    unexplored = Unexplored(costs, strings)
+    inside = costs <= cost
+    assert unexplored.any(cost) == inside.any()
+    each = np.exp2(np.minimum(strings, cost - costs)[inside])
+    assert exp2(unexplored.log2_strings(cost)) == pytest.approx(each.sum(), rel=1e-9, abs=1e-9)
+
+
+def test_a_bound_of_the_unexplored_keeps_its_digits_over_a_thousand_bits() -> None:
+    costs = np.linspace(0.0, 3000.0, 2001)
+    unexplored = Unexplored(costs, np.full(len(costs), 500.0))
+    for cost in (0.0, 400.0, 499.9, 1500.0, 3000.0):
+        each = np.minimum(500.0, cost - costs[costs <= cost])
+        assert unexplored.log2_strings(cost) == pytest.approx(
+            np.logaddexp2.reduce(each), abs=1e-9
+        )

@@ -131,7 +131,7 @@ def test_what_is_explored_is_what_the_frontier_leaves_out(visits: float) -> None
         one = space()
         paths, costs = one.at(300)
         explored = explore(one.scorer(), float(costs[0]) + 1e-4, paths, max_forwards=visits)
-    left = explored.frontier_paths
+    left = [explored.frontier.path(place) for place in range(len(explored.frontier))]
     under = [
         any(len(path) >= len(head) and (path[: len(head)] == head).all() for head in left)
         for path in one.paths
