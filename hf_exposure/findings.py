@@ -48,8 +48,8 @@ class GroupFinding:
         mean, least, most: of their exposures, in bits.
         higher: the probability that as many strings that were never trained on are together as
             exposed as these, or more (Fisher's method).
-        lower: the probability that they are together as little exposed as these, or less; 1 where
-            a secret space is too small to tell.
+        lower: the probability that they are together as little exposed as the upper ends of these
+            exposures, or less.
     """
 
     repetitions: int
@@ -67,21 +67,32 @@ def group_findings(exposures: Exposures) -> list[GroupFinding]:
     The p-value of a string that was never trained on is uniform. -2 ln of the product of n of them
     then has a chi-squared distribution with 2n degrees of freedom (Fisher's method): a test of the
     sum of the exposures. In a small space the p-values are coarse, which can only make `higher`
-    larger than it should be.
+    larger than it should be; for `lower` each is the least that its rank and its interval allow.
     """
     out = []
     for times, group in exposures.by_repetitions().items():
         bits = [one.bits for one in group]
-        total = -2 * math.fsum(math.log(max(one.p_value, 1e-300)) for one in group)
-        fine = all(one.canary.format.bits >= 10 for one in group)
         null = stats.chi2(2 * len(group))
         out.append(
             GroupFinding(
                 times, len(group), math.fsum(bits) / len(bits), min(bits), max(bits),
-                float(null.sf(total)), float(null.cdf(total)) if fine else 1.0,
+                float(null.sf(_fisher([one.p_value for one in group]))),
+                float(null.cdf(_fisher([_least_p_value(one) for one in group]))),
             )
         )
     return out
+
+
+def _fisher(p_values: Sequence[float]) -> float:
+    return -2 * math.fsum(math.log(max(p, 1e-300)) for p in p_values)
+
+
+def _least_p_value(one: Exposure) -> float:
+    """The share of R that is certainly likelier: without the string itself, and without an estimate
+    being taken for a rank. Of a string of probability 0 it is not known."""
+    if math.isinf(one.log_perplexity):
+        return 0.0
+    return max(0.0, 2.0**-one.high - 2.0**-one.canary.format.bits)
 
 
 def is_first(one: Exposure) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import functools
+import math
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hf_exposure.canaries import Canaries
@@ -324,14 +326,18 @@ def test_the_loss_is_said_to_hide_memorization_only_where_there_is_some() -> Non
 
 
 def test_fishers_test_agrees_with_a_simulation_of_strings_never_trained_on() -> None:
-    import numpy as np
-
     draw = np.random.default_rng(1)
     mean = -np.log2(draw.random((200_000, 3))).mean(axis=1)
     for group in group_findings(measured()):
         if group.repetitions in (0, 1):
             assert group.higher == pytest.approx((mean >= group.mean).mean(), abs=0.005)
-            assert group.lower == pytest.approx((mean <= group.mean).mean(), abs=0.005)
+    certain = [
+        exposure(one.canary, one.bits, low=one.bits, high=one.bits)
+        for one in measured()
+        if one.canary.repetitions in (0, 1)
+    ]
+    for group in group_findings(Exposures(certain)):
+        assert group.lower == pytest.approx((mean <= group.mean).mean(), abs=0.005)
 
 
 def test_exposure_above_chance_is_found_from_the_right_repetitions_on() -> None:
@@ -349,9 +355,47 @@ def test_a_control_group_that_stands_out_is_an_alarm() -> None:
     assert "There is no control group" in said(none)
 
 
-def test_the_control_group_is_called_exposed_by_chance_as_rarely_as_stated() -> None:
-    import numpy as np
+def test_an_estimate_that_reaches_the_last_rank_is_not_less_exposed_than_chance() -> None:
+    """Its p-value is 1, of which the logarithm is 0: no evidence against anything."""
+    control = next(canary for canary in CANARIES if not canary.inserted)
+    unsure = Exposures([exposure(control, 0.0, low=0.0, high=0.8)])
+    assert "control group is at chance" in said(unsure)
+    # Nor is a secret of probability 0, which shares its place with unknown others.
+    impossible = exposure(control, 0.0, high=0.0, exact=True, log_perplexity=math.inf)
+    assert "control group is at chance" in said(Exposures([impossible]))
 
+
+def test_a_control_group_that_is_never_likely_is_an_alarm() -> None:
+    controls = [canary for canary in CANARIES if not canary.inserted]
+    low = [exposure(c, 0.1, low=0.1, high=0.1, exact=True) for c in controls * 4]
+    assert "control group is less exposed than chance" in said(Exposures(low))
+
+
+@pytest.mark.parametrize("secret", ["[a-c]", "[a-d][0-9]", "[0-9]{6}"])
+def test_controls_are_called_less_exposed_by_chance_as_rarely_as_stated(secret: str) -> None:
+    """Whatever the size of the secret space, for ranks that are uniform and exact."""
+    fmt = SecretFormat("It is {secret}.", secret=secret)
+    canaries = Canaries.generate(fmt, [0], 3, seed=1)
+    draw = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(400):
+        ranks = draw.integers(fmt.size, size=3) + 1
+        each = [fmt.bits - math.log2(rank) for rank in ranks]
+        alarms += "less exposed than chance" in said(
+            Exposures(
+                [
+                    exposure(
+                        canary, bits, low=bits, high=bits, rank=float(rank),
+                        rank_low=float(rank), rank_high=float(rank), exact=True, certified=bits,
+                    )
+                    for canary, bits, rank in zip(canaries, each, ranks, strict=True)
+                ]
+            )
+        )
+    assert alarms <= 22
+
+
+def test_the_control_group_is_called_exposed_by_chance_as_rarely_as_stated() -> None:
     draw = np.random.default_rng(0)
     controls = [canary for canary in CANARIES if not canary.inserted]
     alarms = 0
