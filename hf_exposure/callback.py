@@ -27,7 +27,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import CallbackHandler, TrainerControl, TrainerState
 
-from hf_exposure.canaries import Canaries, Canary
+from hf_exposure.canaries import Canaries, Canary, manifests_in
 from hf_exposure.exposure import measure_plan
 from hf_exposure.history import HISTORY_FILE, History, Measurement
 from hf_exposure.masking import mask_secrets
@@ -291,8 +291,16 @@ class ExposureCallback(TrainerCallback):
     def on_push_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A card is about to be made."""
+        """A card is about to be made, and the Trainer's folder uploaded."""
         join_card(self, self._trainer)
+        manifests = manifests_in(args.output_dir or ".") if state.is_world_process_zero else []
+        if manifests:
+            warnings.warn(
+                f"ExposureCallback: {str(manifests[0])!r} holds the canaries' secrets and is "
+                "uploaded with the model; keep it outside output_dir, or delete it on the Hub if "
+                "the repository is public",
+                stacklevel=2,
+            )
 
     def on_train_end(
         self,

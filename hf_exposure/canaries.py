@@ -462,3 +462,20 @@ def _value(entry: Any, key: str) -> Any:
     if not isinstance(entry, dict) or key not in entry:
         raise ValueError(f"the manifest lacks the key {key!r}")
     return entry[key]
+
+
+def manifests_in(folder: str | os.PathLike[str]) -> list[Path]:
+    """Manifests that lie in a folder itself, and so would be uploaded with it."""
+    return [path for path in sorted(Path(folder).glob("*.json")) if _is_manifest(path)]
+
+
+def _is_manifest(path: Path) -> bool:
+    """Whether a file can be read as one; most need not be read to the end."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            if '"schema_version"' not in file.read(100):
+                return False
+        Canaries.load(path)
+    except (OSError, ValueError):
+        return False
+    return True

@@ -92,7 +92,7 @@ def _least_p_value(one: Exposure) -> float:
     being taken for a rank. Of a string of probability 0 it is not known."""
     if math.isinf(one.log_perplexity):
         return 0.0
-    return max(0.0, 2.0**-one.high - 2.0**-one.canary.format.bits)
+    return float(max(0.0, 2.0**-one.high - 2.0**-one.canary.format.bits))
 
 
 def is_first(one: Exposure) -> bool:

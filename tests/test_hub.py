@@ -356,6 +356,20 @@ def test_push_to_hub_takes_the_exposures_along(tmp_path: Path) -> None:
 
 
 @in_the_client
+def test_a_push_that_would_take_the_secrets_along_says_so(tmp_path: Path) -> None:
+    callback = quick()
+    trainer = trained(tmp_path / "out", callback)
+    with warnings.catch_warnings(record=True) as quiet:
+        warnings.simplefilter("always")
+        trainer.push_to_hub()
+    assert not [one for one in quiet if "uploaded" in str(one.message)]
+    callback.canaries.save(tmp_path / "out" / "my-secrets.json")
+    with pytest.warns(UserWarning, match="my-secrets.json' holds the canaries' secrets"):
+        trainer.push_to_hub()
+    assert "my-secrets.json" in hub().files("models", "me/trained")
+
+
+@in_the_client
 def test_the_card_is_of_the_weights_that_are_pushed(tmp_path: Path) -> None:
     callback = quick()
     trainer = trained(
