@@ -192,6 +192,7 @@ def measure_plan(
             peak = max(peak, *scored.gather(decoder.peak_bytes))
             spent += scored.forwards
             details[name] = measured.details | {"forwards": scored.forwards}
+    _warn_of_no_draws(settings, details)
     exposures = Exposures(
         [results[place] for place in sorted(results)],
         forwards=spent,
@@ -331,9 +332,10 @@ def _by_tree(
     if math.isfinite(scored.room):
         longest = max(len(path) for path in group.paths)
         n = min(n, max(settings.min_samples, int(scored.room / longest)))
-    if not explored.complete and n > 0:
-        sampled = sample(scored, explored, n, settings.seed, costs)
+    if not explored.complete:
         details["samples"] = n
+        if n > 0:
+            sampled = sample(scored, explored, n, settings.seed, costs)
     controls = np.array([not canary.inserted for canary in canaries])
     estimates = ranks(scored, explored, sampled, costs, controls, tie, settings.confidence)
     method = "exact" if settings.method == "exact" and not unfinished else "auto"
@@ -353,6 +355,20 @@ def _share_to_explore(scored: ScoredTree, settings: Settings, depth: float) -> f
         return float(max(settings.samples, 100))
     sampling = settings.samples * depth
     return max(scored.room / 3, scored.room - sampling)
+
+
+def _warn_of_no_draws(settings: Settings, details: dict[str, Any]) -> None:
+    """Bounds where estimates were asked for look like low exposures."""
+    without = [name for name, one in details.items() if one.get("samples") == 0]
+    if not without or not settings.samples:
+        return
+    warnings.warn(
+        f"measure_exposure: max_forwards={settings.max_forwards} leaves no token-forwards for "
+        f"draws from {', '.join(map(repr, without))}; the exposures there are no estimates but "
+        "what is proved at the least. Give more (the canaries' own log-perplexities alone take "
+        "some for each), or samples=0 if bounds are what you want",
+        stacklevel=4,
+    )
 
 
 def _describe(settings: Settings, details: dict[str, Any]) -> dict[str, Any]:

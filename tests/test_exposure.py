@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -186,9 +187,13 @@ def test_a_space_smaller_than_the_sample_is_no_trouble(method: str) -> None:
 @pytest.mark.parametrize("samples", [0, 50])
 def test_a_budget_of_zero_gives_bounds_that_hold(samples: int) -> None:
     canaries = planted(NUMBER, each=8)
-    found = measure_exposure(
-        model_of(), TOKENIZERS[KIND](), canaries, max_forwards=0, samples=samples
-    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = measure_exposure(
+            model_of(), TOKENIZERS[KIND](), canaries, max_forwards=0, samples=samples
+        )
+    # Bounds that nobody has asked for are not passed off as estimates.
+    assert any("no estimates" in str(one.message) for one in said) == (samples > 0)
     for item, (least, most) in zip(
         found, true_ranks(all_costs(KIND, NUMBER), canaries, 2 * tie_of(found)), strict=True
     ):
@@ -262,7 +267,9 @@ def test_every_position_that_the_model_runs_is_counted() -> None:
 @pytest.mark.parametrize("budget", [250, 400, 1000])
 def test_auto_keeps_to_its_budget(budget: int) -> None:
     canaries = Canaries([*planted(NUMBER, each=1), *planted(CODE, each=1)])
-    least = measure_exposure(model_of(), TOKENIZERS[KIND](), canaries, max_forwards=0).forwards
+    least = measure_exposure(
+        model_of(), TOKENIZERS[KIND](), canaries, max_forwards=0, samples=0
+    ).forwards
     found = measure_exposure(model_of(), TOKENIZERS[KIND](), canaries, max_forwards=budget)
     # The canaries' own costs and the decoder's probe are always done.
     assert found.forwards <= max(budget, least)
