@@ -36,6 +36,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_exposure.accounting import ACCOUNTANTS, noise_for_epsilon, opacus, spent_epsilon
 from hf_exposure.callback import evaluation_in
+from hf_exposure.cards import add_privacy_to_card
 from hf_exposure.files import write_text
 from hf_exposure.per_sample import (
     PER_SAMPLE,
@@ -442,6 +443,19 @@ class PrivateTrainer(Trainer):
             folder = Path(output_dir or self.args.output_dir or ".")
             write_text(folder / PRIVACY_FILE, json.dumps(self.privacy_statement(), indent=2) + "\n")
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As `Trainer` does it, and with what the training has spent."""
+        super().create_model_card(*args, **kwargs)
+        path = Path(self.args.output_dir or ".") / "README.md"
+        if self.is_world_process_zero() and path.exists():
+            try:
+                add_privacy_to_card(path, self.privacy_statement())
+            except (OSError, ValueError) as error:
+                warnings.warn(
+                    f"PrivateTrainer: the model card says nothing of privacy: {error}",
+                    stacklevel=2,
+                )
+
     def privacy_statement(self) -> dict[str, Any]:
         """What the model has spent and of what, as it is written beside every saved model."""
         epsilon = self.epsilon
@@ -452,6 +466,7 @@ class PrivateTrainer(Trainer):
             "rows": self.rows,
             "accountant": self.privacy.accountant,
             "per_sample_max_grad_norm": self.privacy.per_sample_max_grad_norm,
+            "noise_can_be_repeated": self.privacy.noise_seed is not None,
             "steps": [
                 {"noise_multiplier": noise, "sampling_rate": rate, "steps": steps}
                 for noise, rate, steps in self.spent

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from hf_exposure import files
 from hf_exposure.canaries import Canaries, Canary
-from hf_exposure.cards import DATASET, add_exposure_to_card, results
+from hf_exposure.card_text import DATASET
+from hf_exposure.cards import add_exposure_to_card, add_privacy_to_card, results
 from hf_exposure.extraction import Extraction, Extractions
 from hf_exposure.formats import SecretFormat
 from hf_exposure.generation import Generated, Generations
@@ -82,6 +83,44 @@ def kept(before: str, after: str) -> bool:
     """Whether each line of a card is still there, as often and in the same order."""
     new = iter(re.split("\r\n|\n", after.removeprefix("\ufeff")))
     return all(line in new for line in re.split("\r\n|\n", before.removeprefix("\ufeff")))
+
+
+# Privacy
+
+PRIVACY = {
+    "epsilon": 7.98, "delta": 1e-5, "unit": "one row of the training set, added or removed",
+    "rows": 2500, "accountant": "rdp", "per_sample_max_grad_norm": 1.0,
+    "noise_can_be_repeated": False,
+    "steps": [{"noise_multiplier": 0.71, "sampling_rate": 0.025, "steps": 320}],
+}  # fmt: skip
+
+
+def test_what_a_training_has_spent_is_a_section_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("---\nlicense: mit  # ours\n---\n# By hand\n\nText.\n", encoding="utf-8")
+    before = path.read_text(encoding="utf-8")
+    add_privacy_to_card(path, PRIVACY)
+    add_exposure_to_card(path, measured())
+    add_privacy_to_card(path, {**PRIVACY, "epsilon": 12.5})
+    text = path.read_text(encoding="utf-8")
+    assert kept(before, text) and text.count("## Differential privacy") == 1
+    assert "(12.50, 1.0e-05)-differential privacy" in text and "7.98" not in text
+    assert "| 320 | 0.71 | 0.025 |" in text
+    assert ours(ModelCard.load(path))["Exposure (mean)"]
+
+
+def test_a_card_without_metadata_gets_none_for_privacy_alone(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("# By hand\n", encoding="utf-8")
+    add_privacy_to_card(tmp_path, PRIVACY)
+    assert path.read_text(encoding="utf-8").startswith("# By hand\n\n<!-- hf-exposure privacy")
+
+
+@pytest.mark.parametrize("statement", [{}, {**PRIVACY, "steps": None}, {**PRIVACY, "rows": "few"}])
+def test_what_is_no_statement_of_privacy_is_refused(tmp_path: Path, statement: Any) -> None:
+    with pytest.raises(ValueError, match=r"add_privacy_to_card: statement is not what Private"):
+        add_privacy_to_card(tmp_path / "README.md", statement)
+    assert not list(tmp_path.iterdir())
 
 
 # What is added

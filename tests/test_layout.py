@@ -50,6 +50,7 @@ ORDER = [
     "candidates",
     "discoverable",
     "findings",
+    "card_text",
     "cards",
     "hub",
     "plots",

@@ -34,6 +34,7 @@ from transformers import (
 from hf_exposure.accounting import ORDERS, noise_for_epsilon, spent_epsilon
 from hf_exposure.callback import ExposureCallback
 from hf_exposure.canaries import Canaries
+from hf_exposure.cards import privacy_section
 from hf_exposure.formats import SecretFormat
 from hf_exposure.history import History
 from hf_exposure.per_sample import PerSampleGradients, row_losses
@@ -990,6 +991,38 @@ def test_a_checkpoint_that_does_not_tell_what_it_spent_is_refused(tmp_path: Path
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
     with pytest.raises(ValueError, match="has no checkpoint"):
         make_trainer(tmp_path / "empty").train(resume_from_checkpoint=True)
+
+
+# The card
+
+
+def test_a_model_card_says_what_was_spent_beside_what_was_memorized(tmp_path: Path) -> None:
+    callback = ExposureCallback(CANARIES, samples=50)
+    trainer = make_trainer(
+        tmp_path, callback, eval_strategy="epoch", max_steps=3,
+        trainer_options={"eval_dataset": ROWS[:4]},
+    )
+    trainer.train()
+    for _ in range(2):
+        trainer.create_model_card()
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert text.count("## Differential privacy") == text.count("## Memorization") == 1
+    assert f"({trainer.epsilon:,.2f}, {trainer.delta:.1e})-differential privacy" in text
+    assert f"one row of the training set, added or removed, of {len(ROWS)};" in text
+    assert "| 3 | 1 | 0.3333 |" in text and "norm of 1; accountant `rdp`" in text
+    # A seed that somebody may know is no secret.
+    assert "nothing is private" in text
+    assert "nothing is private" not in privacy_section(
+        {**trainer.privacy_statement(), "noise_can_be_repeated": False}
+    )
+
+
+def test_clipping_alone_is_not_called_private_on_a_card(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, privacy={"noise_multiplier": 0.0})
+    trainer.train()
+    trainer.create_model_card()
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "epsilon is infinite" in text and "DP-SGD" not in text
 
 
 # The extra

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,6 +115,13 @@ def measure_on_two(folder: str) -> None:
             wrapped, TOKENIZER, CANARIES, accelerator=accelerator, **settings
         )
         found[name] = {**told(exposures), "calls": count.calls}
+    # An accelerator of one process in a group of two, as accelerate makes it on a machine without
+    # a GPU unless cpu=True: trainings of their own, which have nothing to share.
+    own = SimpleNamespace(num_processes=1)
+    apart = model(0.3 + 0.2 * accelerator.process_index)
+    found["apart"] = told(
+        measure_exposure(apart, TOKENIZER, CANARIES, accelerator=own, method="exact")
+    )
     # Without an accelerator each process may measure by itself.
     if accelerator.is_main_process:
         found["alone"] = told(measure_exposure(wrapped, TOKENIZER, CANARIES, method="exact"))
@@ -168,6 +176,10 @@ def test_two_processes_share_the_work_and_get_the_figures_of_one(tmp_path: Path)
             # Not everything can be shared: the probe, the first steps, the same short prefixes.
             assert one[name]["forwards"] < 1.5 * alone.forwards + 300, name
     assert one["exact"]["exact"] == [True] * len(CANARIES)
+    for place, found in enumerate((one["apart"], other["apart"])):
+        mine = model(0.3 + 0.2 * place)
+        assert found == told(measure_exposure(mine, TOKENIZER, CANARIES, method="exact"))
+    assert one["apart"]["ranks"] != other["apart"]["ranks"]
     assert one["alone"]["processes"] == 1
     assert one["alone"]["ranks"] == one["exact"]["ranks"]
 
