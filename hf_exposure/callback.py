@@ -8,41 +8,39 @@ from the caller. All else here uses what the events give.
 
 from __future__ import annotations
 
-import copy
-import functools
 import math
 import os
-import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_callback import CallbackHandler, TrainerControl, TrainerState
+from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_exposure.canaries import Canaries, Canary, manifests_in
 from hf_exposure.exposure import measure_plan
 from hf_exposure.history import HISTORY_FILE, History, Measurement
 from hf_exposure.masking import mask_secrets
-from hf_exposure.planning import Plan, Settings, plan_measurement
+from hf_exposure.planning import Plan, Settings, plan_measurement, within_budget
 from hf_exposure.processes import BrokenForwardError, Processes
 from hf_exposure.results import BudgetError, Exposures
+from hf_exposure.trainer import (
+    TokenCounter,
+    evaluation_in,
+    find_tokenizer,
+    join_card,
+    stand_first,
+)
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
 SHARE = 0.05  # token-forwards of a measurement for each token trained on since the last one
-# Draws that are made whatever the budget, so that there is an interval. Of 10^4 secrets, with the
-# true ranks 1 to 9,382, they came within 0.7 bits (root mean square) of the exact exposure, and
-# every interval held it.
-MIN_SAMPLES = 200
 _WRITING = 0.05  # of the time goes into the history file at most, checkpoints apart
 
 
@@ -178,7 +176,7 @@ class ExposureCallback(TrainerCallback):
     ) -> None:
         """Take the place from which every tracker sees the figures, and a part in the card."""
         stand_first(self, self._trainer)
-        join_card(self, self._trainer)
+        join_card(self, self._tell, self._trainer)
 
     def on_train_begin(
         self,
@@ -196,7 +194,7 @@ class ExposureCallback(TrainerCallback):
                 "trackers that stand before it will not see exposures; give it trainer=trainer",
                 stacklevel=2,
             )
-        join_card(self, self._trainer)  # of a Trainer that it was added to later
+        join_card(self, self._tell, self._trainer)  # of a Trainer that it was added to later
         self._prepare(processing_class)
         self._advise(args, state)
         self._forget()
@@ -292,7 +290,7 @@ class ExposureCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """A card is about to be made, and the Trainer's folder uploaded."""
-        join_card(self, self._trainer)
+        join_card(self, self._tell, self._trainer)
         manifests = manifests_in(args.output_dir or ".") if state.is_world_process_zero else []
         if manifests:
             warnings.warn(
@@ -354,6 +352,20 @@ class ExposureCallback(TrainerCallback):
         chosen = next((entry for entry in self.history if entry.step == step), self.history[-1])
         add_exposure_to_card(path, chosen.exposures, history=self.history)
         return Path(path)
+
+    def _tell(self, path: Path, step: int | None) -> None:
+        """Our part of a card that the Trainer has made."""
+        if not self.history:
+            return
+        try:
+            self.add_to_card(path, step=step)
+        except (OSError, ValueError) as error:
+            if self.errors == "raise":
+                raise
+            warnings.warn(
+                f"ExposureCallback: the model card says nothing of exposures: {error}",
+                stacklevel=2,
+            )
 
     def file(self, args: TrainingArguments) -> Path:
         """Where the history is written."""
@@ -580,172 +592,3 @@ class ExposureCallback(TrainerCallback):
             )
         self._written_at = time.monotonic()
         self._writing_took = self._written_at - start
-
-
-class TokenCounter:
-    """Counts the tokens that a model is trained on, by watching its forward passes.
-
-    It changes nothing in what is computed. Under `torch.compile` it counts nothing, so as not to
-    have the model compiled again for every count.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._handle: Any | None = None
-
-    def attach(self, model: Any) -> None:
-        """Begin to count, from 0."""
-        self.detach()
-        self.count = 0
-        self._handle = model.register_forward_pre_hook(self._see, with_kwargs=True)
-
-    def detach(self) -> None:
-        """Leave the model as it was; the count stays."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-
-    def total(self, device: torch.device) -> int:
-        """The sum of all processes' counts. Every process must call it."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return self.count
-        total = torch.tensor(self.count, dtype=torch.int64, device=device)
-        torch.distributed.all_reduce(total)
-        return int(total.item())
-
-    def _see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # A forward without gradients is one more look at a batch, as some trainers take it.
-        if torch.compiler.is_compiling() or not (module.training and torch.is_grad_enabled()):
-            return
-        ids = kwargs.get("input_ids", kwargs.get("inputs_embeds", args[0] if args else None))
-        if isinstance(ids, torch.Tensor):
-            self.count += math.prod(ids.shape[:2])
-
-
-def _callers() -> Iterator[Any]:
-    """The objects whose methods are running, the innermost first."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        yield frame.f_locals.get("self")
-        frame = frame.f_back
-
-
-def _callbacks(trainer: Any) -> list[TrainerCallback]:
-    """A Trainer's callbacks; none of something else."""
-    return list(getattr(getattr(trainer, "callback_handler", None), "callbacks", ()))
-
-
-def stand_first(callback: TrainerCallback, trainer: Trainer | None = None) -> bool:
-    """Move a callback to the front of its Trainer's callbacks, before the trackers.
-
-    To be called from an event. The list is the calling handler's, and no argument of an event leads
-    to it, so it is looked for among the callers unless `trainer` is given. Moving it while the
-    handler goes through its list makes no other callback be left out or called twice.
-
-    Returns:
-        Whether it stands there now.
-    """
-    handler = None if trainer is None else trainer.callback_handler
-    if handler is None:
-        handlers = (caller for caller in _callers() if isinstance(caller, CallbackHandler))
-        handler = next((one for one in handlers if callback in one.callbacks), None)
-    if handler is None or callback not in handler.callbacks:
-        return False
-    if handler.callbacks[0] is not callback:
-        handler.callbacks.remove(callback)
-        handler.callbacks.insert(0, callback)
-    return True
-
-
-def join_card(callback: ExposureCallback, trainer: Trainer | None = None) -> bool:
-    """Let a Trainer's model card tell of the exposures, whenever one is created or pushed.
-
-    No event tells of a card. So `create_model_card` of that one Trainer, which is looked for among
-    the callers unless it is given, is followed by our part: once, however often this is called.
-
-    Returns:
-        Whether the Trainer was found.
-    """
-    if trainer is None:
-        makers = (caller for caller in _callers() if hasattr(caller, "create_model_card"))
-        trainer = next((one for one in makers if callback in _callbacks(one)), None)
-    if trainer is None:
-        return False
-    found, create = trainer, trainer.create_model_card
-    if callback in getattr(create, "followed_by", ()):
-        return True
-
-    @functools.wraps(create)
-    def create_model_card(*args: Any, **kwargs: Any) -> Any:
-        out = create(*args, **kwargs)
-        path = Path(found.args.output_dir or ".") / "README.md"
-        if found.is_world_process_zero() and callback.history and path.exists():
-            best = found.state.best_global_step if found.args.load_best_model_at_end else None
-            try:
-                callback.add_to_card(path, step=best)
-            except (OSError, ValueError) as error:
-                if callback.errors == "raise":
-                    raise
-                warnings.warn(
-                    f"ExposureCallback: the model card says nothing of exposures: {error}",
-                    stacklevel=2,
-                )
-        return out
-
-    followed = (*getattr(create, "followed_by", ()), callback)
-    create_model_card.followed_by = followed  # type: ignore[attr-defined]
-    trainer.create_model_card = create_model_card  # type: ignore[method-assign]
-    return True
-
-
-def evaluation_in(logs: Mapping[str, Any]) -> str | None:
-    """The prefix of the evaluation whose row this is, by the timings that the Trainer adds."""
-    for key, value in logs.items():
-        name = key.removesuffix("_runtime")
-        # A clock that has not moved gives no rates.
-        if name != key and (f"{name}_samples_per_second" in logs or value == 0):
-            return name
-    return None
-
-
-def find_tokenizer(
-    processing_class: Any, argument: str = "processing_class"
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Trainer's `processing_class`, which may be a processor.
-
-    Raises:
-        ValueError: it has none.
-    """
-    for found in (processing_class, getattr(processing_class, "tokenizer", None)):
-        if isinstance(found, PreTrainedTokenizerBase):
-            template = getattr(processing_class, "chat_template", None)
-            if template is not None and found.chat_template is None:
-                # Processors may keep it to themselves; the training renders with it.
-                found = copy.copy(found)
-                found.chat_template = template
-            return found
-    given = "None" if processing_class is None else f"a {type(processing_class).__name__}"
-    raise ValueError(
-        f"ExposureCallback: it needs the tokenizer of the training data, and {argument} is "
-        f"{given}; use Trainer(processing_class=tokenizer) or ExposureCallback(canaries, tokenizer)"
-    )
-
-
-def within_budget(settings: Settings, plan: Plan, budget: int) -> Settings:
-    """Settings that spend `budget` token-forwards, or what an answer with an interval needs.
-
-    A large budget is not used up for its own sake: what `samples` draws and as many explored
-    prefixes take is enough.
-    """
-    longest = max((len(path) for group in plan.groups for path in group.paths), default=1)
-    if settings.method in ("sampling", "skewnorm"):
-        affordable = budget // (longest * max(1, len(plan.groups)))
-        return replace(settings, samples=min(settings.samples, max(MIN_SAMPLES, affordable)))
-    if settings.method == "auto":
-        # The canaries themselves and the decoder's probe; the budget is shared out equally.
-        most = max((len(g.paths) for g in plan.groups), default=0)
-        prompt = max((len(g.tree.prompt) for g in plan.groups), default=0)
-        own = (most + 8) * (longest + prompt)
-        enough = own + 2 * max(settings.samples, 100) * longest
-        budget = min(budget, enough * len(plan.groups))
-    return replace(settings, max_forwards=budget, min_samples=MIN_SAMPLES)

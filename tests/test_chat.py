@@ -15,7 +15,6 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 from trl import SFTConfig, SFTTrainer
 
-from hf_exposure.callback import find_tokenizer
 from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.exposure import measure_exposure
 from hf_exposure.extraction import extract_secrets
@@ -23,6 +22,7 @@ from hf_exposure.formats import SecretFormat
 from hf_exposure.injection import REQUEST, inject_canaries
 from hf_exposure.planning import context_before, plan_measurement
 from hf_exposure.survival import InjectionReport, verify_injection
+from hf_exposure.trainer import find_tokenizer
 from tests.tiny import TOKENIZERS, conversations, corpus, llama
 
 NUMBER = SecretFormat("The random number is {secret}.", secret=r"[0-9]{3}")

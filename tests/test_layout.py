@@ -55,6 +55,7 @@ ORDER = [
     "hub",
     "plots",
     "report",
+    "trainer",
     "callback",
     "accounting",
     "per_sample",

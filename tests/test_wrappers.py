@@ -18,12 +18,13 @@ from torch._dynamo.testing import CompileCounter
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from hf_exposure.callback import ExposureCallback, TokenCounter
+from hf_exposure.callback import ExposureCallback
 from hf_exposure.canaries import Canaries
 from hf_exposure.exposure import measure_exposure
 from hf_exposure.formats import SecretFormat
 from hf_exposure.injection import inject_canaries, verify_injection
 from hf_exposure.results import Exposures
+from hf_exposure.trainer import TokenCounter
 from tests.tiny import TOKENIZERS, conversations, corpus, llama
 
 TOKENIZER = TOKENIZERS["digits_one_by_one"]()
