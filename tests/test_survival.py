@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from hf_exposure import survival
+from hf_exposure import token_rows
 from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.formats import SecretFormat
 from hf_exposure.injection import inject_canaries
@@ -116,7 +116,7 @@ def test_the_report_is_the_same_however_large_the_chunks_are(
         random.Random(seed).shuffle(rows)
     expected = verify_injection(rows, tokenizer, canaries)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(survival, "_CHUNK", chunk)
+        patch.setattr(token_rows, "_CHUNK", chunk)
         assert verify_injection(rows, tokenizer, canaries) == expected
         dataset = Dataset.from_list(rows)
         assert verify_injection(dataset, tokenizer, canaries) == expected
