@@ -49,6 +49,7 @@ ORDER = [
     "extraction",
     "generation",
     "candidates",
+    "near",
     "discoverable",
     "findings",
     "card_text",
