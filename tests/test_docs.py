@@ -124,6 +124,16 @@ def test_the_figures_are_made_by_their_script(tmp_path: Path) -> None:
         assert f"({name})" in text(DOCS / "concepts.md")
 
 
+def test_the_results_page_has_the_figures_of_an_output_beside_it(tmp_path: Path) -> None:
+    out, docs = tmp_path / "out", tmp_path / "docs"
+    (out / "early").mkdir(parents=True)
+    (out / "early" / "figure.png").write_bytes(b"a picture")
+    (out / "README.md").write_text("# Made\n\n![early](early/figure.png)\n", encoding="utf-8")
+    _script("make_paper").main(out, docs)
+    assert text(docs / "paper.md") == "# Made\n\n![early](paper/early.png)\n"
+    assert (docs / "paper" / "early.png").read_bytes() == b"a picture"
+
+
 def test_no_page_names_a_public_thing_that_is_not_there() -> None:
     for page in [*PAGES, ROOT / "README.md"]:
         for names in re.findall(r"from hf_exposure import ([\w, ]+)", text(page)):
