@@ -7,11 +7,9 @@ errors or warnings, unless `reveal=True`.
 from __future__ import annotations
 
 import functools
-import os
-import re
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,12 +17,13 @@ import numpy as np
 
 from hf_exposure.canaries import MASK, Canaries, Canary
 from hf_exposure.decoder import Decoder, undisturbed
-from hf_exposure.detectors import Find, check_kinds, check_region, find_secrets, libraries
+from hf_exposure.detectors import check_kinds, check_region, libraries
 from hf_exposure.documents import Document, Rows, Tabular, from_jsonable, versions
 from hf_exposure.exposure import measure_exposure, measure_plan
 from hf_exposure.formats import HOLE, SecretFormat
 from hf_exposure.planning import Plan, Settings, plan_measurement
 from hf_exposure.results import NUMBERS, Exposure, MaskedCanary, interval
+from hf_exposure.scan import Hit, LeftOut, Skipped, scan, texts_of
 from hf_exposure.vocabulary import Encoder, common_length
 
 if TYPE_CHECKING:
@@ -35,25 +34,6 @@ T = TypeVar("T")
 
 _SHOWN = 40  # rows of a table that is looked at
 _OTHERS = 64  # random strings of a space that show where the context's tokens end
-_BINARY = re.compile("[\x00-\x08\x0e-\x1f\x7f�]")
-_AFTER = re.compile(r"[^\w\s]{0,3}(?:\r?\n){0,2}")
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """What was left out, and why.
-
-    Attributes:
-        what: "rows" or "finds".
-        why: the reason, without a word of the text.
-        count: how many.
-        row: the first row that it was so in.
-    """
-
-    what: str
-    why: str
-    count: int
-    row: int
 
 
 @dataclass(frozen=True)
@@ -402,16 +382,16 @@ def audit_dataset(
                 f"{least}"
             )
     settings = Settings("auto", samples, max_forwards, confidence, seed, batch_size, bos)
-    texts, total = _texts(dataset, column)
+    texts, total = texts_of(dataset, column)
     models = [_Side(model, tokenizer, bos)]
     if base is not None:
         models.append(_Side(base, base_tokenizer or tokenizer, bos))
     for side in models:
         side.check()
 
-    left_out = _LeftOut()
+    left_out = LeftOut()
     scan_start = time.perf_counter()
-    rows, found, false, hits = _scan(
+    rows, found, false, hits = scan(
         _bar(texts, progress, "rows", total if limit is None else min(limit, total or limit)),
         chosen, region, limit, before, max_characters, left_out,
     )  # fmt: skip
@@ -456,150 +436,6 @@ def audit_dataset(
             "versions": versions("torch", "transformers", "outlines-core", *libraries(chosen)),
         },
     )
-
-
-# Looking through the rows
-
-
-class _LeftOut:
-    """Counts what is left out, and remembers the first row of each reason."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[tuple[str, str]] = Counter()
-        self._first: dict[tuple[str, str], int] = {}
-
-    def add(self, what: str, why: str, row: int) -> None:
-        self._counts[what, why] += 1
-        self._first.setdefault((what, why), row)
-
-    def list(self) -> list[Skipped]:
-        return [
-            Skipped(what, why, count, self._first[what, why])
-            for (what, why), count in self._counts.items()
-        ]
-
-
-@dataclass
-class _Hit:
-    """A secret where it came first."""
-
-    find: Find
-    prefix: str
-    suffix: str
-    rows: list[int]
-    occurrences: int = 0
-
-    @property
-    def secret(self) -> str:
-        find = self.find
-        return find.text[find.secret_start - find.start : find.secret_end - find.start]
-
-
-def _texts(dataset: Any, column: str) -> tuple[Iterator[Any], int | None]:
-    """What stands in a column, row by row, and the number of rows if it is known."""
-    if isinstance(dataset, (str, bytes, os.PathLike)):
-        raise TypeError(
-            "audit_dataset: dataset is a string or a path; load it first, such as with "
-            "datasets.load_dataset(...)"
-        )
-    if isinstance(dataset, Mapping):
-        raise TypeError(
-            f"audit_dataset: dataset has the splits {', '.join(map(str, dataset))}; give one of "
-            "them, such as dataset['train']"
-        )
-    names = getattr(dataset, "column_names", None)
-    total = len(dataset) if hasattr(dataset, "__len__") else None
-    if names is not None:
-        _check_column(column, names)
-        return (row[column] for row in dataset.select_columns([column])), total
-    if isinstance(dataset, Sequence) and dataset and isinstance(dataset[0], Mapping):
-        _check_column(column, dataset[0])
-    return (row.get(column) if isinstance(row, Mapping) else row for row in dataset), total
-
-
-def _check_column(column: str, names: Iterable[str]) -> None:
-    if column not in names:
-        raise ValueError(
-            f"audit_dataset: column={column!r} is not there, only {', '.join(map(repr, names))}"
-        )
-
-
-def _scan(
-    texts: Iterable[Any],
-    kinds: tuple[str, ...],
-    region: str | None,
-    limit: int | None,
-    before: int,
-    max_characters: int,
-    left_out: _LeftOut,
-) -> tuple[int, Counter[str], Counter[str], list[_Hit]]:
-    """The number of rows, of finds and of false ones by kind, and the different secrets."""
-    found: Counter[str] = Counter()
-    false: Counter[str] = Counter()
-    hits: dict[tuple[str, str], _Hit] = {}
-    rows = 0
-    for number, text in enumerate(texts):
-        if limit is not None and number >= limit:
-            break
-        rows += 1
-        why = _no_text(text, max_characters)
-        finds: list[Find] = []
-        if why is None:
-            try:
-                finds = find_secrets(text, kinds, region)
-            except Exception as error:  # may quote the text
-                why = f"the detectors failed ({type(error).__name__})"
-        if why is not None:
-            left_out.add("rows", why, number)
-            continue
-        for find in finds:
-            if not find.valid:
-                false[find.kind] += 1
-                continue
-            found[find.kind] += 1
-            hit = hits.get((find.kind, find.key))
-            if hit is None:
-                hit = _Hit(find, *_context(text, find, before), [])
-                hits[find.kind, find.key] = hit
-            hit.occurrences += 1
-            if hit.rows[-1:] != [number]:
-                hit.rows.append(number)
-    return rows, found, false, list(hits.values())
-
-
-def _no_text(text: Any, max_characters: int) -> str | None:
-    """Why a row cannot be looked at, if so."""
-    if not isinstance(text, str):
-        return f"no text but {'None' if text is None else type(text).__name__}"
-    if not text or text.isspace():
-        return "empty"
-    if len(text) > max_characters:
-        return f"longer than {max_characters:,} characters"
-    if "\x00" in text or len(_BINARY.findall(text)) > len(text) / 20:
-        return "binary"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "not valid Unicode"
-    return None
-
-
-def _context(text: str, find: Find, before: int) -> tuple[str, str]:
-    """The text before and after a secret that its template is made of."""
-    begin = max(0, find.secret_start - before)
-    prefix = text[begin : find.secret_start]
-    if begin > 0:  # from the beginning of a word on
-        space = re.search(r"\s+", prefix)
-        if space and space.end() < len(prefix):
-            prefix = prefix[space.end() :]
-    # A template has one hole.
-    prefix = prefix.rpartition(HOLE)[2]
-    # Not into the next word: half a word, or the space that belongs to it, is no token of its own.
-    after = _AFTER.match(text, find.end)
-    return prefix, text[find.secret_end : find.end] + (after[0] if after else "")
-
-
-# Scoring and measuring
 
 
 @dataclass
@@ -662,7 +498,7 @@ class _TooLongError(Exception):
 class _Target:
     """A secret that can be measured, with what is known of it so far."""
 
-    hit: _Hit
+    hit: Hit
     format: SecretFormat
     costs: list[float]
     shortened: bool
@@ -691,7 +527,7 @@ class _Target:
         )
 
 
-def _target(hit: _Hit, models: list[_Side], left_out: _LeftOut) -> _Target | None:
+def _target(hit: Hit, models: list[_Side], left_out: LeftOut) -> _Target | None:
     """The secret with its format and its log-perplexities; None, with a reason, if it has none."""
     find, prefix, shortened = hit.find, hit.prefix, False
     row = hit.rows[0]
@@ -737,7 +573,7 @@ def _in_turn(targets: list[_Target]) -> list[_Target]:
     return [target for *_, target in sorted(order, key=lambda one: one[:3])]
 
 
-def _measure(target: _Target, models: list[_Side], settings: Settings, left_out: _LeftOut) -> int:
+def _measure(target: _Target, models: list[_Side], settings: Settings, left_out: LeftOut) -> int:
     """Measure a secret in all models. Gives the token-forwards."""
     hit = target.hit
     canaries = Canaries([Canary(target.format, hit.secret, hit.occurrences)])

@@ -17,9 +17,9 @@ from datasets import Dataset, DatasetDict
 from transformers import LlamaForCausalLM
 
 from hf_exposure import Audit, Canary, SecretFormat, audit_dataset, measure_exposure
-from hf_exposure.audit import _context
 from hf_exposure.canaries import MASK
 from hf_exposure.detectors import find_secrets
+from hf_exposure.scan import context_of
 from tests.test_cli import fail, succeed
 from tests.tiny import TOKENIZERS, corpus, llama
 
@@ -195,10 +195,10 @@ def test_rows_come_from_datasets_streams_lists_and_dictionaries(
 def test_the_context_begins_at_a_word_and_ends_before_the_next_one() -> None:
     text = "one two three four 536-90-4399). And more"
     (find,) = find_secrets(text)
-    assert _context(text, find, 10) == ("four ", ").")
-    assert _context(text, find, 500) == ("one two three four ", ").")
+    assert context_of(text, find, 10) == ("four ", ").")
+    assert context_of(text, find, 500) == ("one two three four ", ").")
     (find,) = find_secrets("a jo@example.org\n\nnext")
-    assert _context("a jo@example.org\n\nnext", find, 500) == ("a ", "@example.org\n\n")
+    assert context_of("a jo@example.org\n\nnext", find, 500) == ("a ", "@example.org\n\n")
 
 
 def test_braces_and_holes_in_a_context_do_no_harm(
