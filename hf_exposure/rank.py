@@ -23,6 +23,7 @@ Ints = NDArray[np.int64]
 _RESAMPLES = 400
 _NEAR = 10  # costlier strings that show how much one that was not drawn may weigh
 _MOST_SKEW = 0.995  # of a skew-normal distribution: |skewness| < 0.99527
+_UNTOLD = 4.0  # bits by which one draw more would change an exposure that rests on none
 _LN2 = math.log(2)
 _LAGUERRE = np.polynomial.laguerre.laggauss(40)
 
@@ -37,6 +38,9 @@ class RankEstimate:
         log2_upper_bound: no rank can be higher, whatever was drawn.
         ties: other strings of the same cost, explored or estimated.
         exact: nothing that may count was left unexplored.
+        p_value: the probability that a string that was never trained on has such a rank or a
+            lower one. Of an estimate with one draw more, as heavy as any, as usual for simulated
+            ones: never 1 / |R| only because no draw happened to count.
     """
 
     log2_rank: float
@@ -45,6 +49,7 @@ class RankEstimate:
     log2_upper_bound: float
     ties: int
     exact: bool
+    p_value: float
 
     @property
     def rank(self) -> float:
@@ -74,7 +79,7 @@ class RankEstimate:
 def last_rank(strings: int) -> RankEstimate:
     """The rank of a string of probability 0 among `strings`: none is less likely, so it is last."""
     log2 = math.log2(strings)
-    return RankEstimate(log2, log2, log2, log2, ties=0, exact=True)
+    return RankEstimate(log2, log2, log2, log2, ties=0, exact=True, p_value=1.0)
 
 
 class Unexplored:
@@ -133,9 +138,11 @@ def weighted_rank(
 
         rank = 1 + found + sum over the sampled strings that count of draws(x) / g(x)
 
-    It is unbiased: g(x) is how often x was to be drawn. The interval is the gamma interval for
-    weighted sums of Poisson counts (Fay and Feuer 1997, Statistics in Medicine 16), where a draw
-    weighs as much as all strings that it brought.
+    It is unbiased: g(x) is how often x was to be drawn. But where no draw counts and one would have
+    weighed far more than all that is known, the sum is taken to be the median of what it may be
+    then, ln 2 times that weight: 0 would claim the highest exposure for want of draws. The
+    interval is the gamma interval for weighted sums of Poisson counts (Fay and Feuer 1997,
+    Statistics in Medicine 16), where a draw weighs as much as all strings that it brought.
 
     Args:
         cost: the string's log-perplexity.
@@ -145,7 +152,7 @@ def weighted_rank(
         sample_log2_density: (n,) log2 of g(x), the number of times that x was to be drawn.
         draws: (n,) how often x was drawn; None: once each.
         groups: (n,) the same number for strings that the same draws brought; None: each its own.
-        log2_size: log2 of the size of R.
+        log2_size: log2 of the number of strings of R, without those that must not count.
         tie: costs closer than this count as equal.
         confidence: of the interval.
         largest_log2_weight: log2 of the largest 1 / g(x) that a draw that counts could have had.
@@ -156,17 +163,18 @@ def weighted_rank(
     left = unexplored.log2_strings(cost + tie)
     upper = min(log2_size, cost + tie, float(np.logaddexp2(math.log2(known), left)))
     upper = max(upper, math.log2(known))
+
+    def chance(log2_rank: float) -> float:
+        return min(1.0, exp2(log2_rank - log2_size))
+
     if not unexplored.any(cost + tie):
-        low = math.log2(known_below)
-        return RankEstimate(
-            math.log2(known), low, math.log2(known), math.log2(known), known - known_below, True
-        )
+        one, low = math.log2(known), math.log2(known_below)
+        return RankEstimate(one, low, one, one, known - known_below, True, chance(one))
     counts = sample_costs <= cost + tie
     below = sample_costs < cost - tie
     if not len(sample_costs):
-        return RankEstimate(
-            upper, math.log2(known_below), upper, upper, known - known_below, False
-        )
+        low = math.log2(known_below)
+        return RankEstimate(upper, low, upper, upper, known - known_below, False, chance(upper))
     times = np.ones(len(sample_costs), dtype=np.int64) if draws is None else draws
     group = np.arange(len(sample_costs)) if groups is None else groups
 
@@ -184,7 +192,11 @@ def weighted_rank(
     heaviest = min(heaviest, largest_log2_weight)
     _, most = _poisson_interval(weights, repeats, confidence, largest_log2_weight, heaviest)
     least, _ = _poisson_interval(weights_below, repeats_below, confidence, largest_log2_weight)
-    rank = min(_log2_sum(math.log2(known), weights + np.log2(repeats)), upper)
+    one_more = heaviest if heaviest > -math.inf else largest_log2_weight
+    counted = _log2_sum(math.log2(known), weights + np.log2(repeats))
+    rank = min(counted, upper)
+    if not len(weights) and one_more > counted + _UNTOLD:
+        rank = min(float(np.logaddexp2(counted, one_more + math.log2(_LN2))), upper)
     tied = exp2(_log2_sum(-math.inf, weights + np.log2(repeats)))
     tied -= exp2(_log2_sum(-math.inf, weights_below + np.log2(repeats_below)))
     return RankEstimate(
@@ -194,6 +206,7 @@ def weighted_rank(
         log2_upper_bound=upper,
         ties=known - known_below + (round(tied) if math.isfinite(tied) else 0),
         exact=False,
+        p_value=chance(min(float(np.logaddexp2(counted, one_more)), upper)),
     )
 
 

@@ -399,9 +399,10 @@ def ranks(
     for place in range(len(costs)):
         others = controls.copy()
         others[place] = False
+        left_out = int(np.sum(~controls)) - int(not controls[place])
+        strings = scored.tree.format.size - left_out
         if math.isinf(costs[place]):
-            left_out = int(np.sum(~controls)) - int(not controls[place])
-            out.append(last_rank(scored.tree.format.size - left_out))
+            out.append(last_rank(strings))
             continue
         out.append(
             weighted_rank(
@@ -412,7 +413,7 @@ def ranks(
                 np.zeros(0) if sampled is None else sampled.log2_density,
                 draws=None if sampled is None else sampled.draws,
                 groups=None if sampled is None else sampled.groups,
-                log2_size=scored.tree.format.bits,
+                log2_size=math.log2(strings),
                 tie=tie,
                 confidence=confidence,
                 largest_log2_weight=(

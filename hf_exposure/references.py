@@ -101,6 +101,6 @@ def _whole_rank(cost: float, others: Floats, tie: float) -> RankEstimate:
     """The rank among all other strings of R."""
     nothing = np.zeros(0)
     return weighted_rank(
-        cost, others, Unexplored(nothing, nothing), nothing, nothing,
-        log2_size=math.inf, tie=tie, confidence=0.95, largest_log2_weight=math.inf,
+        cost, others, Unexplored(nothing, nothing), nothing, nothing, tie=tie, confidence=0.95,
+        log2_size=math.log2(1 + len(others)), largest_log2_weight=math.inf,
     )

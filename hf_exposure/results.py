@@ -103,7 +103,7 @@ class Exposure:
             exact=estimate.exact,
             log_perplexity=cost,
             method=method,
-            p_value=exp2(-bits(estimate.log2_rank)),
+            p_value=estimate.p_value,
         )
 
     @classmethod

@@ -473,3 +473,40 @@ def test_a_bound_of_the_unexplored_keeps_its_digits_over_a_thousand_bits() -> No
         assert unexplored.log2_strings(cost) == pytest.approx(
             np.logaddexp2.reduce(each), abs=1e-9
         )
+
+
+def test_an_estimate_without_draws_that_count_does_not_claim_the_highest_exposure() -> None:
+    """Ten uniform draws of a billion, all costlier: one would have stood for 10^8 strings."""
+    size, n = math.log2(1e9), 10
+    frontier = {"frontier_costs": np.zeros(1), "frontier_log2_strings": np.array([size])}
+    drawn = {"sample_log2_density": np.full(n, math.log2(n) - size), "log2_size": size}
+    none = rank_of(25.0, **frontier, **drawn, sample_costs=np.full(n, 29.0))
+    assert none.rank == pytest.approx(2**25, rel=1e-3)  # 1 / Pr(canary) at the most
+    assert none.low == 1 and none.high <= 2**25 * 1.001
+    costly = rank_of(40.0, **frontier, **drawn, sample_costs=np.full(n, 41.0))
+    assert costly.rank == pytest.approx(1 + math.log(2) * 1e8)
+    # Its p-value is that of a Monte Carlo test, (1 + k) / n with k = 0.
+    assert costly.p_value == pytest.approx(1 / n, rel=1e-6)
+    one = rank_of(40.0, **frontier, **drawn, sample_costs=np.array([39.0] + [41.0] * (n - 1)))
+    assert one.rank == pytest.approx(1 + 1e8) and one.p_value == pytest.approx(2 / n, rel=1e-6)
+
+
+def test_p_values_of_random_strings_are_uniform_whatever_the_draws() -> None:
+    """P(p <= alpha) <= alpha, for uniform draws from a space of which nothing was explored."""
+    draw = np.random.default_rng(0)
+    costs = np.sort(draw.normal(30, 3, 1000))
+    for n in (5, 20, 100):
+        p = []
+        for _ in range(600):
+            cost = costs[draw.integers(1000)]
+            one = rank_of(
+                cost,
+                frontier_costs=np.zeros(1),
+                frontier_log2_strings=np.array([math.log2(1000)]),
+                sample_costs=draw.choice(costs, n),
+                sample_log2_density=np.full(n, math.log2(n / 1000)),
+                log2_size=math.log2(1000),
+            )
+            p.append(one.p_value)
+        for alpha in (0.01, 0.05, 0.25):
+            assert np.mean(np.array(p) <= alpha) <= alpha + 3.3 * math.sqrt(alpha / 600), (n, alpha)

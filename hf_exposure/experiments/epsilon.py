@@ -125,7 +125,7 @@ def many_runs(one: Run) -> dict[str, Any]:
     for number in range(count):
         is_in = number % 2 == 0
         canaries = Canaries([Canary(FORMAT, secret, repetitions=int(is_in))])
-        trained = _trained(settings, 1000 * one.seed + number // 2, canaries)
+        trained = _trained(settings, 1000 * one.seed + number, canaries)
         scores[is_in].append(-trained.exposures[0].log_perplexity)
         if is_in:
             delta, epsilon = _proved(trained)

@@ -40,6 +40,7 @@ TRAININGS: tuple[tuple[str, str, dict[str, float] | None], ...] = (
     ("sgd", "sgd", None),
     ("adamw", "adamw_torch", None),
 )
+SEARCHED = 16  # strings that a search is to bring out
 _NAMES = {"adamw_torch": "AdamW", "sgd": "SGD"}
 
 
@@ -64,7 +65,7 @@ def run(one: Run) -> dict[str, Any]:
     privacy = settings.pop("privacy")
     spec = Training(
         **settings, seed=one.seed, learning_rate=RATES[settings["optimizer"]],
-        batch=16 if privacy is None else 64, order="random", repetitions=PLANTED, per_repetition=4,
+        batch=16, order="random", repetitions=PLANTED, per_repetition=4,
     )
     options: dict[str, Any] = {}
     if privacy is not None:
@@ -75,7 +76,7 @@ def run(one: Run) -> dict[str, Any]:
     trained = train(spec, **options)
     fmt = trained.canaries[0].format
     found = extract_secrets(
-        trained.model, trained.tokenizer, fmt, count=4, max_forwards=20_000,
+        trained.model, trained.tokenizer, fmt, count=SEARCHED, max_forwards=20_000,
         canaries=trained.canaries,
     )
     often = {
