@@ -121,7 +121,7 @@ def conclude(records: list[Record]) -> Conclusion:
     claims = (
         Claim(
             "What stands once in the mail is hardly memorized.",
-            once.high < 3,
+            once.below(3),
             f"its exposure is {once} bits above the control group's",
         ),
         Claim(
@@ -129,8 +129,8 @@ def conclude(records: list[Record]) -> Conclusion:
             "the paper's corpus of billions of messages).",
             None if at == 0 else not unsafe,
             (
-                f"planted up to {at} times, none of {number} canaries is the likeliest of its "
-                f"space (less than {bound:.1%} of such secrets, with 95 % confidence)"
+                f"planted up to {at} times, none of {number} canaries is shown to be the likeliest "
+                f"of its space (less than {bound:.1%} of such secrets, with 95 % confidence)"
                 if at
                 else "already those planted once are the likeliest of their space in some cases"
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -152,11 +151,19 @@ def conclude(records: list[Record]) -> Conclusion:
             own = mean(groups[BASE], what, value, key)
             rows.append((label.format(value), own.show(), Mean.of(each).show(), ""))
     counts = [mean(groups[BASE], "exposure", str(times)) for times in REPETITIONS]
+    doubling = Mean.of(
+        np.polyfit(
+            np.log2(REPETITIONS[1:]),
+            [result["exposure"][str(times)] for times in REPETITIONS[1:]],
+            1,
+        )[0]
+        for result in base.values()
+    )
     claims = [
         Claim(
-            "Each repetition adds to the exposure.",
-            all(a.value < b.value for a, b in itertools.pairwise(counts)),
-            "planted "
+            "The more often a secret stands in the text, the more exposed it is.",
+            doubling.above(0),
+            f"twice as often, {doubling} bits more (a straight line for each seed); planted "
             + ", ".join(
                 f"{times} times {count}" for times, count in zip(REPETITIONS, counts, strict=True)
             )
@@ -176,7 +183,7 @@ def conclude(records: list[Record]) -> Conclusion:
         claims.append(
             Claim(
                 "With more of the context before it, a secret is more exposed.",
-                shortest.high < 0,
+                shortest.below(0),
                 f"with only the last {CONTEXTS[0]} characters before it the change is {shortest} "
                 "bits",
             )
@@ -213,7 +220,7 @@ def _no_help(
     lowest = Mean.of(least)
     return Claim(
         words,
-        lowest.low > 2 * CHANCE,
+        lowest.above(2 * CHANCE),
         f"planted {often} times, the least exposure under any value is {lowest} bits, chance is "
         f"{CHANCE:.2f}; planted {LOOKED_AT} times, the changes are "
         + ", ".join(change.show() for change in changes),

@@ -42,6 +42,14 @@ class Mean:
         half = error * float(stats.t.ppf(0.5 + confidence / 2, len(numbers) - 1))
         return cls(value, value - half, value + half, len(numbers))
 
+    def above(self, level: float) -> bool | None:
+        """Whether it is more than that: None if the interval holds both."""
+        return True if self.low > level else False if self.high < level else None
+
+    def below(self, level: float) -> bool | None:
+        """Whether it is less than that: None if the interval holds both."""
+        return True if self.high < level else False if self.low > level else None
+
     def __str__(self) -> str:
         return self.show()
 
@@ -50,6 +58,25 @@ class Mean:
         if self.count == 1:
             return f"{self.value:.{digits}f} (one seed)"
         return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+
+def every(verdicts: Iterable[bool | None]) -> bool | None:
+    """Whether all hold: False if one does not, None if one cannot be told."""
+    found = list(verdicts)
+    return False if False in found else None if None in found else True
+
+
+def correlation_interval(
+    x: Iterable[float], y: Iterable[float], confidence: float = 0.95
+) -> Mean:
+    """Pearson's correlation with its interval by Fisher's transformation."""
+    one, other = (np.array(list(values), dtype=np.float64) for values in (x, y))
+    value = float(np.corrcoef(one, other)[0, 1])
+    if len(one) < 4:
+        return Mean(value, -math.inf, math.inf, len(one))
+    half = float(stats.norm.ppf(0.5 + confidence / 2)) / math.sqrt(len(one) - 3)
+    middle = math.atanh(min(max(value, -1 + 1e-12), 1 - 1e-12))
+    return Mean(value, math.tanh(middle - half), math.tanh(middle + half), len(one))
 
 
 def share_interval(found: int, of: int, confidence: float = 0.95) -> tuple[float, float]:

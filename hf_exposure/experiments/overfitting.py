@@ -69,13 +69,13 @@ def conclude(records: list[Record]) -> Conclusion:
     claims = (
         Claim(
             "Exposure rises while the test loss still falls.",
-            rise.low > 0,
+            rise.above(0),
             f"by {rise} bits between the first epoch and the one with the least test loss "
             f"(canaries planted {REPETITIONS[-1]} times)",
         ),
         Claim(
             "It has peaked when the test loss turns up.",
-            share.value > 0.9 if turned == len(records) else None,
+            share.above(0.9) if turned == len(records) else None,
             f"when the test loss is least, exposure is {share.show(2)} of its largest value; the "
             f"test loss turned in {turned} of {len(records)} trainings",
         ),

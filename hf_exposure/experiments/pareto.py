@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_exposure.experiments.intervals import Mean, correlation_interval
 from hf_exposure.experiments.study import (
     Claim,
     Conclusion,
@@ -128,6 +129,10 @@ def conclude(records: list[Record]) -> Conclusion:
     groups = by_name(records)
     means = [mean(groups[one.name], "exposure") for one in (low, high)]
     uses = [mean(groups[one.name], "perplexity") for one in (low, high)]
+    apart = Mean.of(
+        more.result["exposure"] - less.result["exposure"]
+        for less, more in zip(groups[low.name], groups[high.name], strict=True)
+    )
     rows = []
     for place in frontier(points):
         settings, result = first[place].run.settings, first[place].result
@@ -149,19 +154,20 @@ def conclude(records: list[Record]) -> Conclusion:
     claim = Claim(
         "At the same usefulness some settings memorize far less than others: one wants to be on "
         "the Pareto frontier.",
-        None if low is high else means[0].high < means[1].low,
+        None if low is high else apart.above(0),
         f"{len(first)} trainings; of those within {NEAR:.0%} of the least perplexity the least and "
         f"the most memorizing one, with {1 + AGAIN} seeds each: {means[0]} bits at perplexity "
         f"{uses[0].show(2)}, and {means[1]} bits at {uses[1].show(2)}"
         + (" (no other setting came so near)" if low is high else ""),
     )
-    correlation = float(
-        np.corrcoef(np.log([p for p, _ in points]), [bits for _, bits in points])[0, 1]
+    correlation = correlation_interval(
+        np.log([perplexity for perplexity, _ in points]), [bits for _, bits in points]
     )
     trade = Claim(
         "Better models memorize more, over all settings.",
-        correlation < 0,
-        f"correlation of the log-perplexity of held-out text with exposure {correlation:.2f}",
+        correlation.below(0),
+        "correlation of the log-perplexity of held-out text with exposure "
+        f"{correlation.show(2)}",
     )
     return Conclusion((claim, trade), (Table(columns, tuple(rows), "The Pareto frontier:"),))
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_exposure.experiments.intervals import Mean
+from hf_exposure.accounting import group_epsilon
+from hf_exposure.experiments.intervals import Mean, every
 from hf_exposure.experiments.study import (
     Claim,
     Conclusion,
@@ -40,6 +41,9 @@ TRAININGS: tuple[tuple[str, str, dict[str, float] | None], ...] = (
     ("sgd", "sgd", None),
     ("adamw", "adamw_torch", None),
 )
+BATCH = 16
+STRONG = 5.0  # an epsilon that is a guarantee
+NEARLY = 0.25  # of what is memorized without DP
 SEARCHED = 16  # strings that a search is to bring out
 _NAMES = {"adamw_torch": "AdamW", "sgd": "SGD"}
 
@@ -65,7 +69,7 @@ def run(one: Run) -> dict[str, Any]:
     privacy = settings.pop("privacy")
     spec = Training(
         **settings, seed=one.seed, learning_rate=RATES[settings["optimizer"]],
-        batch=16, order="random", repetitions=PLANTED, per_repetition=4,
+        batch=BATCH, order="random", repetitions=PLANTED, per_repetition=4,
     )
     options: dict[str, Any] = {}
     if privacy is not None:
@@ -87,6 +91,12 @@ def run(one: Run) -> dict[str, Any]:
         "epsilon": math.inf if privacy is None else trainer.epsilon,
         "delta": None if privacy is None else trainer.delta,
         "noise": None if privacy is None else trainer.noise_multiplier,
+        # Of all rows of a canary together; where it is a guarantee at all, since this takes long.
+        "together": (
+            group_epsilon(trainer.spent, trainer.delta, max(PLANTED))
+            if privacy is not None and trainer.epsilon <= STRONG
+            else math.inf
+        ),
         "steps": trainer.state.global_step,
         "test_loss": trained.test_loss,
         "exposure": {str(times): trained.exposure(times) for times in PLANTED},
@@ -114,50 +124,47 @@ def conclude(records: list[Record]) -> Conclusion:
             )
         )
     often = max(PLANTED)
+    plain = {
+        (record.run.settings["optimizer"], record.run.seed): record
+        for record in records
+        if record.run.settings["privacy"] is None
+    }
+    noised = [group for group in groups.values() if group[0].run.settings["privacy"]]
     claims = []
-    strong = [
-        record for record in records
-        if record.run.settings["privacy"] and float(record.result["epsilon"]) <= 5.01
-    ]
-    plain = [record for record in records if record.run.settings["privacy"] is None]
+    strong = [group for group in noised if float(group[0].result["epsilon"]) <= STRONG]
     if strong:
-        left = _exposure(strong, often)
         claims.append(
             Claim(
                 "DP-SGD with a strong guarantee brings canaries to chance.",
-                left.low <= 1.9 and left.value < 3,
-                f"with epsilon of at most 5, canaries in {often} rows have {left} bits; those "
-                f"without DP {_exposure(plain, often)}; chance is {CHANCE:.2f}. The guarantee for "
-                f"{often} rows together is {often} times the epsilon",
+                every(_at_chance(group, plain) for group in strong),
+                f"canaries in {often} rows have {_excess(plain.values())} bits more than the "
+                "control group without DP, "
+                + ", ".join(
+                    f"{_excess(group)} with epsilon {_epsilon(group[0].result['epsilon'])} "
+                    f"({_epsilon(group[0].result['together'])} for the {often} rows together)"
+                    for group in strong
+                ),
             )
         )
-    weak = [
-        record for record in records
-        if (record.run.settings["privacy"] or {}).get("noise_multiplier")
-    ]
+    weak = [group for group in noised if group[0].run.settings["privacy"].get("noise_multiplier")]
     if weak:
-        left = _exposure(weak, often)
-        out = sum(record.result["extracted"] for record in weak)
+        least = min(float(group[0].result["epsilon"]) for group in weak)
         claims.append(
             Claim(
                 "Noise far too small for any guarantee still nearly removes memorization.",
-                out == 0 and left.high < _exposure(plain, often).low,
-                f"with epsilon above {_epsilon(min(float(r.result['epsilon']) for r in weak))}, "
-                f"{left} bits, and {out} of {sum(r.result['of'] for r in weak)} canaries come out",
+                every(_nearly_removed(group, plain) for group in weak),
+                f"with epsilon above {_epsilon(least)}, {_shares(weak, plain)}",
             )
         )
     clipped = [
-        record for record in records
-        if (record.run.settings["privacy"] or {}).get("noise_multiplier") == 0
+        group for group in noised if group[0].run.settings["privacy"].get("noise_multiplier") == 0
     ]
     if clipped:
-        out = sum(record.result["extracted"] for record in clipped)
         claims.append(
             Claim(
                 "(ours) Clipping alone, without any noise, does the same.",
-                out == 0 and _exposure(clipped, often).high < _exposure(plain, often).low,
-                f"{_exposure(clipped, often)} bits, and {out} of "
-                f"{sum(r.result['of'] for r in clipped)} come out",
+                every(_nearly_removed(group, plain) for group in clipped),
+                _shares(clipped, plain),
             )
         )
     columns = (
@@ -165,7 +172,60 @@ def conclude(records: list[Record]) -> Conclusion:
         "exposure, never planted", *(f"planted {times} times" for times in PLANTED[1:]),
         f"extracted, planted {often} times",
     )
-    return Conclusion(tuple(claims), (Table(columns, tuple(rows)),))
+    caption = (
+        f"All with batches of {BATCH} (of that size on average with DP) and about "
+        f"{records[0].result['steps']} steps; extracted is what a search for the {SEARCHED} "
+        "likeliest strings brings out:"
+    )
+    return Conclusion(tuple(claims), (Table(columns, tuple(rows), caption),))
+
+
+Plain = dict[tuple[str, int], Record]  # those without DP, by optimizer and seed
+
+
+def _more(record: Record) -> float:
+    """Exposure of those planted most often above that of the control group, in bits."""
+    exposure = record.result["exposure"]
+    return float(exposure[str(max(PLANTED))] - exposure["0"])
+
+
+def _excess(records: Iterable[Record]) -> Mean:
+    return Mean.of(map(_more, records))
+
+
+def _share(group: list[Record], plain: Plain) -> Mean:
+    """What is left of the excess without DP, with the same optimizer and the same seed."""
+    return Mean.of(
+        _more(record)
+        / (_more(plain[record.run.settings["optimizer"], record.run.seed]) or math.nan)
+        for record in group
+    )
+
+
+def _at_chance(group: list[Record], plain: Plain) -> bool | None:
+    """No excess that could be told, and none that is far from 0."""
+    return False if _excess(group).low > 0 else True if _share(group, plain).high < NEARLY else None
+
+
+def _nearly_removed(group: list[Record], plain: Plain) -> bool | None:
+    """Little of the excess is left, and nothing comes out."""
+    out = sum(record.result["extracted"] for record in group)
+    return every([_share(group, plain).below(NEARLY), out == 0])
+
+
+def _shares(groups: list[list[Record]], plain: Plain) -> str:
+    """Each group's share and extractions, in words."""
+    parts = []
+    for group in groups:
+        settings = group[0].run.settings
+        parts.append(
+            f"{_NAMES[settings['optimizer']]} with noise "
+            f"{settings['privacy']['noise_multiplier']:g}: {_share(group, plain).show(2)} of the "
+            f"exposure without DP is left (nearly removed: less than {NEARLY:g}), "
+            f"{sum(record.result['extracted'] for record in group)} of "
+            f"{sum(record.result['of'] for record in group)} come out"
+        )
+    return "; ".join(parts)
 
 
 def _epsilon(value: Any) -> str:

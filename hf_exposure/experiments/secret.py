@@ -121,7 +121,7 @@ def conclude(records: list[Record]) -> Conclusion:
                 ", ".join(_rank(result) for result in results),
                 mean(group, "bits").show(),
                 _of(result["found"] for result in results),
-                _of(result["proved"] for result in results),
+                _of(result["found"] and result["proved"] for result in results),
                 ", ".join(f"{result['search_forwards']:,}" for result in results),
             )
         )
