@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -166,7 +167,8 @@ def privacy_section(statement: Mapping[str, Any]) -> str:
         "Trained with clipped gradients and without enough noise for any guarantee: epsilon is "
         "infinite."
         if epsilon is None
-        else f"Trained with DP-SGD: ({epsilon:,.2f}, {delta:.1e})-differential privacy."
+        else f"Trained with DP-SGD: ({rounded_up(epsilon)}, {rounded_up(delta)})-differential "
+        "privacy."
     )
     if statement["noise_can_be_repeated"]:
         lead += " Its noise came from a given seed: nothing is private from those who know it."
@@ -190,6 +192,15 @@ def privacy_section(statement: Mapping[str, Any]) -> str:
             f"accountant `{statement['accountant']}`.",
         ]
     )
+
+
+def rounded_up(bound: float) -> str:
+    """An upper bound with three digits, never below what it is: 0.00401, 8.00, 3.94e-05."""
+    if not 0 < bound < math.inf:
+        return f"{bound:g}"
+    unit = 10.0 ** (math.floor(math.log10(bound)) - 2)
+    up = math.ceil(bound / unit - 1e-9) * unit
+    return f"{up:,.0f}" if up >= 100 else f"{up:#.3g}"
 
 
 def _exposure_table(exposures: Exposures) -> list[str]:

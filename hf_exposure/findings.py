@@ -7,6 +7,7 @@ one. The report prints these sentences; so can a command line.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -123,7 +124,7 @@ def find(
     out = [_planted(exposures), *_memorized(exposures)]
     if extractions or generations is not None:
         out += extracted(extractions, generations)
-    out += [*_rise(exposures, groups), _controls(groups, exposures.confidence)]
+    out += [*_rise(exposures, groups), _controls(groups, exposures)]
     out += _over_training(history) if history is not None else []
     return [*out, *_skipped(exposures)]
 
@@ -261,7 +262,17 @@ def _rise(exposures: Exposures, groups: Sequence[GroupFinding]) -> list[Finding]
     return [Finding(f"{lead}.", f"{of_chance}{CHANCE:.2f} bits. {rule}")]
 
 
-def _controls(groups: Sequence[GroupFinding], confidence: float) -> Finding:
+def _expected(exposures: Exposures) -> float:
+    """The mean exposure of controls by chance: the inserted ones have no rank among them, which
+    shows where they are a good part of a small space."""
+    inserted = Counter(one.canary.format for one in exposures if one.canary.inserted)
+    formats = [one.canary.format for one in exposures if not one.canary.inserted]
+    left = [math.log2(max(1, fmt.size - inserted[fmt])) for fmt in formats]
+    apart = math.fsum(fmt.bits - bits for fmt, bits in zip(formats, left, strict=True))
+    return CHANCE + apart / len(formats)
+
+
+def _controls(groups: Sequence[GroupFinding], exposures: Exposures) -> Finding:
     control = next((group for group in groups if not group.repetitions), None)
     if control is None:
         return Finding(
@@ -269,7 +280,7 @@ def _controls(groups: Sequence[GroupFinding], confidence: float) -> Finding:
             "Nothing shows that the measurement gives canaries that were never inserted no more "
             "than chance; add some with 0 repetitions.",
         )
-    alpha = (1 - confidence) / 2
+    alpha = (1 - exposures.confidence) / 2
     if control.higher <= alpha:
         lead = "The control group is more exposed than chance."
         why = (
@@ -287,7 +298,7 @@ def _controls(groups: Sequence[GroupFinding], confidence: float) -> Finding:
     p = min(1.0, 2 * min(control.higher, control.lower))
     figures = (
         f"{_plural(control.count, 'canary')} never inserted: {control.mean:.2f} bits on average, "
-        f"{CHANCE:.2f} expected (Fisher's test of uniform ranks, p = {_p(p)})."
+        f"{_expected(exposures):.2f} expected (Fisher's test of uniform ranks, p = {_p(p)})."
     )
     return Finding(lead, f"{figures} {why}".rstrip())
 

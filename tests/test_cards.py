@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hf_exposure import files
 from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.card_text import DATASET
-from hf_exposure.cards import add_exposure_to_card, add_privacy_to_card, results
+from hf_exposure.cards import add_exposure_to_card, add_privacy_to_card, results, rounded_up
 from hf_exposure.extraction import Extraction, Extractions
 from hf_exposure.formats import SecretFormat
 from hf_exposure.generation import Generated, Generations
@@ -104,9 +104,22 @@ def test_what_a_training_has_spent_is_a_section_of_its_own(tmp_path: Path) -> No
     add_privacy_to_card(path, {**PRIVACY, "epsilon": 12.5})
     text = path.read_text(encoding="utf-8")
     assert kept(before, text) and text.count("## Differential privacy") == 1
-    assert "(12.50, 1.0e-05)-differential privacy" in text and "7.98" not in text
+    assert "(12.5, 1.00e-05)-differential privacy" in text and "7.98" not in text
     assert "| 320 | 0.71 | 0.025 |" in text
     assert ours(ModelCard.load(path))["Exposure (mean)"]
+
+
+@pytest.mark.parametrize(
+    ("bound", "told"),
+    [
+        (0.004, "0.00400"), (0.0040001, "0.00401"), (7.9949, "8.00"), (7.99, "7.99"),
+        (2.1049, "2.11"), (1.249e-5, "1.25e-05"), (99.96, "100"), (123.4, "124"),
+        (4.3e6, "4,300,000"), (0.0, "0"), (math.inf, "inf"),
+    ],
+)  # fmt: skip
+def test_an_upper_bound_is_never_rounded_down(bound: float, told: str) -> None:
+    assert rounded_up(bound) == told
+    assert float(told.replace(",", "")) >= bound
 
 
 def test_a_card_without_metadata_gets_none_for_privacy_alone(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,13 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
 from hf_exposure.cli import app
 from hf_exposure.experiments import NAMES, early, find, pareto
-from hf_exposure.experiments.intervals import Mean, share_interval
+from hf_exposure.experiments.intervals import (
+    Mean,
+    correlation_interval,
+    every,
+    share_interval,
+)
 from hf_exposure.experiments.page import page
 from hf_exposure.experiments.study import (
     Claim,
@@ -139,6 +144,89 @@ def test_means_have_students_interval() -> None:
         Mean.of([])
 
 
+def test_a_verdict_needs_the_whole_interval_and_one_seed_tells_nothing() -> None:
+    mean = Mean.of([1.0, 1.2, 1.4])
+    assert mean.above(0.5) is True and mean.above(2) is False and mean.above(1.2) is None
+    assert mean.below(2) is True and mean.below(0.5) is False and mean.below(1.2) is None
+    one = Mean.of([5.0])
+    assert one.above(0) is None and one.below(0) is None
+    assert every([True, True]) is True and every([]) is True
+    assert every([True, None]) is None and every([None, False, True]) is False
+
+
+def test_the_interval_of_a_correlation_holds_it_as_often_as_stated() -> None:
+    draw = np.random.default_rng(0)
+    held = 0
+    for _ in range(1000):
+        x = draw.normal(size=20)
+        found = correlation_interval(x, 0.6 * x + 0.8 * draw.normal(size=20))
+        held += found.low <= 0.6 <= found.high
+    assert 930 <= held <= 970  # four standard errors around 950, as far as Fisher's z is exact
+    assert correlation_interval([1, 2, 3], [1, 2, 4]).below(0) is None
+
+
+def test_early_memorization_is_not_found_where_nothing_is_memorized() -> None:
+    """Exposures of canaries that are at chance at every step."""
+    draw = np.random.default_rng(1)
+    verdicts: dict[str, list[bool | None]] = {}
+    for _ in range(200):
+        records = []
+        for seed in range(3):
+            planted, controls = draw.exponential(1 / math.log(2), (2, 60, early.CANARIES))
+            result = {
+                "per_epoch": 20, "seen": [1], "steps": list(range(1, 61)),
+                "exposure": planted.mean(axis=1).tolist(),
+                "controls": controls.mean(axis=1).tolist(), "losses": [],
+            }
+            records.append(Record(Run("lstm", seed, {}), result, 1.0))
+        for claim in early.conclude(records).claims:
+            verdicts.setdefault(claim.text, []).append(claim.held)
+    for text in ("Exposure jumps each time the canary is seen.",
+                 "Memorization begins within the first epoch."):  # fmt: skip
+        assert sum(held is True for held in verdicts[text]) <= 13, text  # 2.5 % are 5
+
+
+def _private(epsilon: float, bits: list[float], optimizer: str = "adamw_torch") -> list[Record]:
+    """What three seeds of a training gave; infinite epsilon: without DP."""
+    privacy = None if math.isinf(epsilon) else {"target_epsilon": epsilon}
+    if epsilon > 1e6 and privacy:
+        privacy = {"noise_multiplier": 0.003}
+    settings = {"optimizer": optimizer, "privacy": privacy}
+    return [
+        Record(
+            Run(f"{optimizer}-{epsilon}", seed, settings),
+            {
+                "epsilon": epsilon, "together": 20 * epsilon, "delta": 1e-4, "noise": 1.0,
+                "steps": 400, "test_loss": 2.0, "extracted": 0, "of": 4,
+                "exposure": {"0": 1.4, "4": 1.4 + one / 4, "16": 1.4 + one},
+            },
+            1.0,
+        )
+        for seed, one in enumerate(bits)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("strong", "weak", "verdicts"),
+    [
+        ([0.1, -0.2, 0.2], [2.0, 2.5, 1.8], (True, True)),
+        ([2.0, 2.4, 2.2], [20.0, 21.0, 19.0], (False, False)),
+        ([9.0, -8.0, 1.0], [12.0, 1.0, 6.0], (None, None)),
+    ],
+)
+def test_what_dp_does_is_judged_by_the_same_training_without_it(
+    strong: list[float], weak: list[float], verdicts: tuple[bool | None, ...]
+) -> None:
+    from hf_exposure.experiments import private
+
+    plain = _private(math.inf, [26.0, 27.0, 28.0])
+    # Another optimizer memorizes less; it is no measure for this one.
+    other = _private(math.inf, [3.0, 2.0, 4.0], "sgd")
+    records = [*_private(1.0, strong), *_private(1e7, weak), *plain, *other]
+    found = private.conclude(records).claims
+    assert tuple(claim.held for claim in found) == verdicts
+
+
 def test_nothing_in_n_is_bounded_by_the_rule_of_three() -> None:
     low, high = share_interval(0, 300, 0.9)
     assert low == 0 and high == pytest.approx(1 - 0.05 ** (1 / 300))
@@ -224,13 +312,17 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
     ]  # fmt: skip
     runs = tmp_path / "factors" / "runs"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, env=environment)
     end = time.monotonic() + 240
     while not list(runs.glob("*.json")):
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
     process.wait()
+    # Nobody is left to train for it.
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert len(workers) >= 2 and not alive
     kept = {file.name: file.stat().st_mtime_ns for file in runs.glob("*.json")}
     assert 0 < len(kept) < 4
     subprocess.run(command, env=environment, check=True, capture_output=True)

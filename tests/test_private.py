@@ -31,10 +31,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_exposure.accounting import ORDERS, noise_for_epsilon, spent_epsilon
+from hf_exposure.accounting import ORDERS, group_epsilon, noise_for_epsilon, spent_epsilon
 from hf_exposure.callback import ExposureCallback
 from hf_exposure.canaries import Canaries
-from hf_exposure.cards import privacy_section
+from hf_exposure.cards import privacy_section, rounded_up
 from hf_exposure.formats import SecretFormat
 from hf_exposure.history import History
 from hf_exposure.per_sample import PerSampleGradients, row_losses
@@ -499,6 +499,34 @@ def test_epsilon_of_several_stretches_is_that_of_their_composition() -> None:
     assert spent_epsilon(spent, 1e-5) == spent_epsilon([*spent, (0.5, 0.01, 0)], 1e-5)
     assert spent_epsilon([], 1e-5) == 0
     assert spent_epsilon([*spent, (0.0, 0.01, 1)], 1e-5) == math.inf
+
+
+def test_epsilon_of_a_group_of_one_is_that_of_one_row() -> None:
+    spent = [(1.0, 0.05, 40)]
+    one = pld.privacy_loss_distribution.from_mixture_gaussian_mechanism(
+        1.0, [0.0, 1.0], [0.95, 0.05], value_discretization_interval=1e-3
+    )
+    exact = one.self_compose(40).get_epsilon_for_delta(1e-5)
+    # No less than what one row is said to spend, which is an upper bound.
+    assert group_epsilon(spent, 1e-5, 1) == pytest.approx(spent_epsilon(spent, 1e-5))
+    assert exact <= group_epsilon(spent, 1e-5, 1) <= 1.25 * exact
+
+
+def test_epsilon_of_rows_that_are_all_in_every_batch_is_that_of_a_larger_step() -> None:
+    """Without sampling k rows move a step by k norms: noise 1 / k as large."""
+    for rows in (2, 5):
+        delta_of = stats.norm.cdf
+        found = group_epsilon([(4.0, 1.0, 3)], 1e-4, rows)
+        mu = rows * math.sqrt(3) / 4.0
+        # Balle and Wang 2018: delta of a Gaussian mechanism at that epsilon.
+        delta = delta_of(mu / 2 - found / mu) - math.exp(found) * delta_of(-mu / 2 - found / mu)
+        assert delta == pytest.approx(1e-4, rel=0.05)
+
+
+def test_several_rows_spend_more_than_their_number_times_one_at_the_same_delta() -> None:
+    spent = [(5.0, 0.1, 50)]
+    assert group_epsilon(spent, 1e-4, 8) > 8 * spent_epsilon(spent, 1e-4)
+    assert group_epsilon([(0.01, 0.1, 50)], 1e-4, 8) == math.inf
 
 
 def test_epsilon_falls_from_beyond_any_guarantee_to_below_one() -> None:
@@ -1007,7 +1035,8 @@ def test_a_model_card_says_what_was_spent_beside_what_was_memorized(tmp_path: Pa
         trainer.create_model_card()
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert text.count("## Differential privacy") == text.count("## Memorization") == 1
-    assert f"({trainer.epsilon:,.2f}, {trainer.delta:.1e})-differential privacy" in text
+    told = f"({rounded_up(trainer.epsilon)}, {rounded_up(trainer.delta)})-differential privacy"
+    assert told in text
     assert f"one row of the training set, added or removed, of {len(ROWS)};" in text
     assert "| 3 | 1 | 0.3333 |" in text and "norm of 1; accountant `rdp`" in text
     # A seed that somebody may know is no secret.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_exposure.accounting import group_epsilon
+from hf_exposure.cards import rounded_up
 from hf_exposure.experiments.intervals import Mean, every
 from hf_exposure.experiments.study import (
     Claim,
@@ -232,7 +233,7 @@ def _epsilon(value: Any) -> str:
     number = float(value)
     if math.isinf(number):
         return "∞"
-    return f"{number:.2f}" if number < 1000 else f"{number:.1e}"
+    return rounded_up(number) if number < 1000 else f"{number:.1e}"
 
 
 def _loss(group: list[Record]) -> str:

@@ -11,6 +11,8 @@ import io
 import json
 import math
 import multiprocessing
+import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -312,10 +314,19 @@ def _by_name(name: str, run: Run, folder: str) -> None:
 
 
 def _alone() -> None:
-    """Each worker has one core: threads of several would wait for each other."""
+    """Each worker has one core: threads of several would wait for each other. And it ends with the
+    study, however that ends: a worker whose study was killed would train on, for nobody."""
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_the_study, daemon=True).start()
+
+
+def _end_with_the_study() -> None:
+    study = multiprocessing.parent_process()
+    if study is not None:
+        study.join()
+        os._exit(1)
 
 
 def for_each_seed(
