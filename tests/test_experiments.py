@@ -300,6 +300,7 @@ def test_every_experiment_runs_from_its_command(name: str, tmp_path: Path) -> No
     assert (tmp_path / name / "figure.svg").stat().st_size > 1000
     text = page(tmp_path)
     assert f"## {find(name).title}" in text and f"{name}/figure.png" in text
+    assert f"hf-exposure experiment {name} --scale smoke --seeds 2\n" in text
     assert text == (tmp_path / "README.md").read_text()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_exposure.experiments import NAMES
-from hf_exposure.experiments.study import Table
+from hf_exposure.experiments.study import SEEDS, Table
 from hf_exposure.files import write_text
 
 _HELD = {True: "held", False: "**did not hold**", None: "cannot be told"}
@@ -91,6 +91,10 @@ def section(name: str, result: dict[str, Any], figure: str) -> str:
 
 
 def _options(result: dict[str, Any]) -> str:
+    """What has to be said to have this again; what is usual is left out."""
     scale = "" if result["scale"] == "small" else f" --scale {result['scale']}"
+    seeds = result["seeds"]
+    scale += "" if len(seeds) == SEEDS else f" --seeds {len(seeds)}"
+    scale += f" --seed {seeds[0]}" if seeds and seeds[0] else ""
     text = "" if result["text"].startswith("Python's") else f" --text {result['text']}"
     return scale + text

@@ -29,6 +29,7 @@ from hf_exposure.loading import quiet
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SEEDS = 3  # of each setting, unless told otherwise
 Scale = Literal["smoke", "small", "large"]
 SCALES: tuple[Scale, ...] = ("smoke", "small", "large")
 
@@ -161,7 +162,7 @@ class Study:
     experiment: Experiment
     folder: Path
     scale: Scale = "small"
-    seeds: Sequence[int] = (0, 1, 2)
+    seeds: Sequence[int] = range(SEEDS)
     text: str | None = None
     workers: int = 1
     tell: Callable[[int, int], None] = lambda done, total: None
