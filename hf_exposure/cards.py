@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hf_exposure.history import History
     from hf_exposure.results import MaskedCanary
 
+_MEANT = 20.0  # above it an epsilon is no protection that anybody could count on
 _AROUND = 40  # characters of a template that a card shows on each side of the secret
 
 
@@ -170,6 +171,8 @@ def privacy_section(statement: Mapping[str, Any]) -> str:
         else f"Trained with DP-SGD: ({rounded_up(epsilon)}, {rounded_up(delta)})-differential "
         "privacy."
     )
+    if epsilon is not None and epsilon > _MEANT:
+        lead += " An epsilon so large promises nothing in practice."
     if statement["noise_can_be_repeated"]:
         lead += " Its noise came from a given seed: nothing is private from those who know it."
     rows = [

@@ -162,6 +162,9 @@ def _memorized(exposures: Exposures) -> list[Finding]:
             )
         ]
     lead = f"{_of(len(first), len(inserted))} memorized to the point of extraction."
+    if not first:
+        # Others may come out of a search too, some strings later: that is no reason for calm.
+        lead = f"{_of(0, len(inserted))} shown to be the likeliest string of its secret space."
     detail = ""
     if first:
         proved = sum(map(is_proved, first))
@@ -180,14 +183,18 @@ def _memorized(exposures: Exposures) -> list[Finding]:
     else:
         most = max(inserted, key=lambda one: one.bits)
         detail = (
-            f"The most exposed canary has {most.bits:.1f} of at most "
-            f"{most.canary.format.bits:.1f} bits."
+            f"The most exposed canary has {most.bits:.1f} ({most.low:.1f} to {most.high:.1f}) of "
+            f"at most {most.canary.format.bits:.1f} bits."
         )
+        open_ones = sum(one.rank_low < 1.5 for one in inserted)
+        if open_ones:
+            detail += f" Of {open_ones} it cannot be told: their intervals reach the likeliest."
     near = [one for one in inserted if not is_first(one) and one.rank_high <= WITHIN]
     near = [one for one in near if one.canary.format.size > 10 * WITHIN]
     if near:
+        more = "more " if first else ""
         detail += (
-            f" {len(near)} more {_are(len(near))} among the {WITHIN:,} most likely strings of "
+            f" {len(near)} {more}{_are(len(near))} among the {WITHIN:,} most likely strings of "
             "their secret space: within reach of anyone who may guess a thousand times."
         )
     if any(one.method == "skewnorm" for one in first):
@@ -206,7 +213,7 @@ def extracted(
         proved = sum(one.proved for one in planted)
         lead = (
             f"Searching for the most likely strings brought out "
-            f"{_plural(len({one.canary for one in planted}), 'inserted canary')}."
+            f"{_plural(len(planted), 'inserted canary')}."
         )
         detail = f"{_plural(len(extractions), 'string')} came out in all"
         if planted:

@@ -303,7 +303,7 @@ def said(exposures: Exposures) -> str:
 def test_what_is_memorized_is_called_so_and_what_is_not_is_not() -> None:
     assert "3 of 9 inserted canaries are memorized to the point of extraction" in said(measured())
     nothing = Exposures([exposure(canary, 1.4) for canary in CANARIES])
-    assert "No inserted canary is memorized" in said(nothing)
+    assert "No inserted canary is shown to be the likeliest string" in said(nothing)
     assert "No repetition group is more exposed than chance" in said(nothing)
 
 
@@ -405,3 +405,12 @@ def test_the_control_group_is_called_exposed_by_chance_as_rarely_as_stated() -> 
             Exposures([exposure(c, float(b)) for c, b in zip(controls, bits, strict=True)])
         )
     assert alarms <= 22  # 2.5 % are 10; more than 22 has a probability below 1 in 1000
+
+
+def test_a_string_that_may_be_the_likeliest_is_not_called_unmemorized() -> None:
+    canaries = CANARIES.inserted
+    ends = {"rank_low": 1.0, "rank_high": 600.0, "high": FORMAT.bits}
+    reaching = [exposure(canary, 19.0, **ends) for canary in canaries]
+    told = said(Exposures(reaching))
+    assert "Of 9 it cannot be told" in told and "not memorized" not in told
+    assert "9 are among the 1,000 most likely" in told
