@@ -36,8 +36,9 @@ class Prefixes:
     @classmethod
     def of(cls, nodes: Nodes, explorer: Explorer) -> Prefixes:
         """Those of nodes that an explorer has tagged, as they come."""
-        depths = np.full(len(nodes), nodes.paths.shape[1])
-        return cls(nodes.paths, depths, nodes.costs, nodes.states, explorer.powers(nodes.tags))
+        paths = nodes.paths  # put together anew at each look
+        depths = np.full(len(nodes), paths.shape[1])
+        return cls(paths, depths, nodes.costs, nodes.states, explorer.powers(nodes.tags))
 
     @classmethod
     def joined(cls, parts: Sequence[Prefixes]) -> Prefixes:

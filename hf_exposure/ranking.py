@@ -395,12 +395,12 @@ def ranks(
     """
     frontier = explored.frontier
     unexplored = Unexplored(frontier.costs, scored.tree.log2_counts[frontier.states])
+    inserted = int(np.sum(~controls))
     out = []
     for place in range(len(costs)):
         others = controls.copy()
         others[place] = False
-        left_out = int(np.sum(~controls)) - int(not controls[place])
-        strings = scored.tree.format.size - left_out
+        strings = scored.tree.format.size - (inserted - int(not controls[place]))
         if math.isinf(costs[place]):
             out.append(last_rank(strings))
             continue
