@@ -7,13 +7,11 @@ one. The report prints these sentences; so can a command line.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scipy import stats
-
+from hf_exposure.chance import CHANCE, GroupFinding, expected_mean, group_findings
 from hf_exposure.history import History
 from hf_exposure.results import Exposure, Exposures
 
@@ -21,9 +19,6 @@ if TYPE_CHECKING:
     from hf_exposure.extraction import Extraction
     from hf_exposure.generation import Generations
 
-# The expected exposure, in bits, of a string that was never trained on: its rank is uniform on R,
-# and -log2 of a uniform number is 1 / ln 2 on average.
-CHANCE = 1 / math.log(2)
 WITHIN = 1000  # guesses that anybody can make
 _NEARLY = 1e-9
 
@@ -37,63 +32,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.lead} {self.detail}".rstrip()
-
-
-@dataclass(frozen=True)
-class GroupFinding:
-    """A repetition group against chance.
-
-    Attributes:
-        repetitions: how many times each was inserted.
-        count: canaries in it.
-        mean, least, most: of their exposures, in bits.
-        higher: the probability that as many strings that were never trained on are together as
-            exposed as these, or more (Fisher's method).
-        lower: the probability that they are together as little exposed as the upper ends of these
-            exposures, or less.
-    """
-
-    repetitions: int
-    count: int
-    mean: float
-    least: float
-    most: float
-    higher: float
-    lower: float
-
-
-def group_findings(exposures: Exposures) -> list[GroupFinding]:
-    """Every repetition group, fewest repetitions first, tested against uniform ranks.
-
-    The p-value of a string that was never trained on is uniform. -2 ln of the product of n of them
-    then has a chi-squared distribution with 2n degrees of freedom (Fisher's method): a test of the
-    sum of the exposures. In a small space the p-values are coarse, which can only make `higher`
-    larger than it should be; for `lower` each is the least that its rank and its interval allow.
-    """
-    out = []
-    for times, group in exposures.by_repetitions().items():
-        bits = [one.bits for one in group]
-        null = stats.chi2(2 * len(group))
-        out.append(
-            GroupFinding(
-                times, len(group), math.fsum(bits) / len(bits), min(bits), max(bits),
-                float(null.sf(_fisher([one.p_value for one in group]))),
-                float(null.cdf(_fisher([_least_p_value(one) for one in group]))),
-            )
-        )
-    return out
-
-
-def _fisher(p_values: Sequence[float]) -> float:
-    return -2 * math.fsum(math.log(max(p, 1e-300)) for p in p_values)
-
-
-def _least_p_value(one: Exposure) -> float:
-    """The share of R that is certainly likelier: without the string itself, and without an estimate
-    being taken for a rank. Of a string of probability 0 it is not known."""
-    if math.isinf(one.log_perplexity):
-        return 0.0
-    return float(max(0.0, 2.0**-one.high - 2.0**-one.canary.format.bits))
 
 
 def is_first(one: Exposure) -> bool:
@@ -269,16 +207,6 @@ def _rise(exposures: Exposures, groups: Sequence[GroupFinding]) -> list[Finding]
     return [Finding(f"{lead}.", f"{of_chance}{CHANCE:.2f} bits. {rule}")]
 
 
-def _expected(exposures: Exposures) -> float:
-    """The mean exposure of controls by chance: the inserted ones have no rank among them, which
-    shows where they are a good part of a small space."""
-    inserted = Counter(one.canary.format for one in exposures if one.canary.inserted)
-    formats = [one.canary.format for one in exposures if not one.canary.inserted]
-    left = [math.log2(max(1, fmt.size - inserted[fmt])) for fmt in formats]
-    apart = math.fsum(fmt.bits - bits for fmt, bits in zip(formats, left, strict=True))
-    return CHANCE + apart / len(formats)
-
-
 def _controls(groups: Sequence[GroupFinding], exposures: Exposures) -> Finding:
     control = next((group for group in groups if not group.repetitions), None)
     if control is None:
@@ -305,7 +233,7 @@ def _controls(groups: Sequence[GroupFinding], exposures: Exposures) -> Finding:
     p = min(1.0, 2 * min(control.higher, control.lower))
     figures = (
         f"{_plural(control.count, 'canary')} never inserted: {control.mean:.2f} bits on average, "
-        f"{_expected(exposures):.2f} expected (Fisher's test of uniform ranks, p = {_p(p)})."
+        f"{expected_mean(exposures):.2f} expected (Fisher's test of uniform ranks, p = {_p(p)})."
     )
     return Finding(lead, f"{figures} {why}".rstrip())
 

@@ -24,7 +24,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from hf_exposure.canaries import Canary
-from hf_exposure.findings import CHANCE
+from hf_exposure.chance import CHANCE
 from hf_exposure.history import History
 from hf_exposure.rank import SkewNormal
 from hf_exposure.results import Exposure, Exposures, mean_bits

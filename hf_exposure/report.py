@@ -23,9 +23,10 @@ import numpy as np
 
 from hf_exposure import plots
 from hf_exposure.canaries import Canary
+from hf_exposure.chance import CHANCE
 from hf_exposure.extraction import Extractions
 from hf_exposure.files import write_text
-from hf_exposure.findings import CHANCE, find
+from hf_exposure.findings import find
 from hf_exposure.generation import Generations
 from hf_exposure.history import History
 from hf_exposure.rank import SkewNormal

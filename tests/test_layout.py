@@ -52,6 +52,7 @@ ORDER = [
     "candidates",
     "near",
     "discoverable",
+    "chance",
     "findings",
     "card_text",
     "cards",

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from hf_exposure.canaries import Canaries
+from hf_exposure.chance import group_findings
 from hf_exposure.extraction import Extraction, Extractions
-from hf_exposure.findings import find, group_findings
+from hf_exposure.findings import find
 from hf_exposure.formats import SecretFormat
 from hf_exposure.generation import Generated, Generations
 from hf_exposure.history import History, Measurement

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_exposure.canaries import Canaries, Canary
+from hf_exposure.chance import CHANCE
 from hf_exposure.experiments.intervals import Mean
 from hf_exposure.experiments.study import (
     Claim,
@@ -23,7 +24,6 @@ from hf_exposure.experiments.study import (
 )
 from hf_exposure.experiments.training import Trained, Training, train
 from hf_exposure.exposure import measure_exposure
-from hf_exposure.findings import CHANCE
 from hf_exposure.formats import SecretFormat
 from hf_exposure.results import mean_bits
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_exposure.accounting import group_epsilon
 from hf_exposure.cards import rounded_up
+from hf_exposure.chance import CHANCE
 from hf_exposure.experiments.intervals import Mean, every
 from hf_exposure.experiments.study import (
     Claim,
@@ -22,7 +23,6 @@ from hf_exposure.experiments.study import (
 )
 from hf_exposure.experiments.training import Training, train
 from hf_exposure.extraction import extract_secrets
-from hf_exposure.findings import CHANCE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
