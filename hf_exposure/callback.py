@@ -386,6 +386,13 @@ class ExposureCallback(TrainerCallback):
         return self._plan
 
     def _advise(self, args: TrainingArguments, state: TrainerState) -> None:
+        if self.canaries.inserted and not self.canaries.planting:
+            warnings.warn(
+                "ExposureCallback: the canaries have no record of having been planted, and a model "
+                "that is not trained on them looks as if it memorized nothing; plant them with "
+                "inject_canaries(dataset, canaries)",
+                stacklevel=3,
+            )
         if args.eval_strategy == "no" and not args.eval_on_start and self.every_n_steps is None:
             warnings.warn(
                 "ExposureCallback: eval_strategy='no' and every_n_steps=None, so nothing is "

@@ -121,6 +121,10 @@ class Canaries(Sequence[Canary]):
         inclusion: str = "fixed",
         planting: dict[str, Any] | None = None,
     ) -> None:
+        if isinstance(items, (str, os.PathLike)):
+            raise TypeError(
+                f"Canaries: {os.fspath(items)!r} is a path; load it first, with Canaries.load(path)"
+            )
         self._items = tuple(items)
         self.seed = seed
         self.inclusion = _check_inclusion("Canaries", inclusion)

@@ -73,6 +73,14 @@ def _least_p_value(one: Exposure) -> float:
     return float(max(0.0, 2.0**-one.high - 2.0**-one.canary.format.bits))
 
 
+def noticeable(count: int, level: float) -> float:
+    """The least mean exposure in bits at which a group of `count` would be told from chance.
+
+    Where ranks are exact and the space is large; the critical value of Fisher's method.
+    """
+    return float(stats.chi2.isf(level, 2 * count)) / (2 * count * math.log(2))
+
+
 def expected_mean(exposures: Exposures) -> float:
     """The mean exposure of controls by chance: the inserted ones have no rank among them, which
     shows where they are a good part of a small space."""

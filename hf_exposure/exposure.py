@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -98,11 +97,7 @@ def measure_exposure(
         >>> exposures[0].bits, exposures[0].low, exposures[0].high      # doctest: +SKIP
         (17.2, 16.6, 17.9)
     """
-    if isinstance(canaries, (str, os.PathLike)):
-        raise TypeError(
-            "measure_exposure: canaries is a path; load it first, with Canaries.load(path)"
-        )
-    canaries = canaries if isinstance(canaries, Canaries) else Canaries(list(canaries))
+    canaries = canaries if isinstance(canaries, Canaries) else Canaries(canaries)
     settings = Settings(method, samples, max_forwards, confidence, seed, batch_size, bos)
     if isinstance(model, Scorer):
         return measure_scorer(model, tokenizer, canaries, settings)
@@ -192,16 +187,17 @@ def measure_plan(
             peak = max(peak, *scored.gather(decoder.peak_bytes))
             spent += scored.forwards
             details[name] = measured.details | {"forwards": scored.forwards}
-    _warn_of_no_draws(settings, details)
     exposures = Exposures(
         [results[place] for place in sorted(results)],
         forwards=spent,
         seconds=time.perf_counter() - start,
-        settings=_describe(settings, details)
+        settings=_describe(settings, plan.canaries, details)
         | {"processes": processes.count, "peak_bytes": peak},
         references=references,
         skipped=[(plan.canaries[place], why) for place, why in sorted(skipped.items())],
     )
+    _warn_of_no_draws(settings, exposures)
+    _warn_of_strange_text(exposures)
     if unfinished:
         raise BudgetError(
             f"measure_exposure: method='exact' does not get by with max_forwards="
@@ -256,7 +252,7 @@ def measure_scorer(
         [results[place] for place in sorted(results)],
         forwards=scorer.forwards - before_all,
         seconds=time.perf_counter() - start,
-        settings=_describe(settings, details) | {"scorer": repr(scorer)},
+        settings=_describe(settings, canaries, details) | {"scorer": repr(scorer)},
         references=references,
     )
 
@@ -288,6 +284,7 @@ def _measure_group(
         "cached": decoder.cached,
         "noise_bits": noise,
         "tie_bits": tie,
+        "uniform_bits": math.log2(decoder.vocabulary) * float(np.mean(list(map(len, group.paths)))),
         "batch_size": decoder.batch_size,
         "halved": decoder.halved,
     }
@@ -357,9 +354,11 @@ def _share_to_explore(scored: ScoredTree, settings: Settings, depth: float) -> f
     return max(scored.room / 3, scored.room - sampling)
 
 
-def _warn_of_no_draws(settings: Settings, details: dict[str, Any]) -> None:
+def _warn_of_no_draws(settings: Settings, exposures: Exposures) -> None:
     """Bounds where estimates were asked for look like low exposures."""
-    without = [name for name, one in details.items() if one.get("samples") == 0]
+    without = dict.fromkeys(
+        one.canary.format.template for one in exposures if exposures.is_bound(one)
+    )
     if not without or not settings.samples:
         return
     warnings.warn(
@@ -371,8 +370,21 @@ def _warn_of_no_draws(settings: Settings, details: dict[str, Any]) -> None:
     )
 
 
-def _describe(settings: Settings, details: dict[str, Any]) -> dict[str, Any]:
+def _warn_of_strange_text(exposures: Exposures) -> None:
+    """Figures of a model that was given tokens of another one look like low exposures."""
+    strange = exposures.improbable()
+    if strange:
+        warnings.warn(
+            f"measure_exposure: most canaries of {', '.join(map(repr, strange))} are less likely "
+            "to the model than random tokens, as with a tokenizer that is not the model's, or after "
+            "a training that diverged; what comes of that says nothing about memorization",
+            stacklevel=4,
+        )
+
+
+def _describe(settings: Settings, canaries: Canaries, details: dict[str, Any]) -> dict[str, Any]:
     return {
+        "planted": bool(canaries.planting),
         "method": settings.method,
         "samples": settings.samples,
         "max_forwards": settings.max_forwards,

@@ -232,7 +232,7 @@ def extract_secrets(
         if name == "count" or value is not None:
             check_number(f"extract_secrets: {name}", value)
     if canaries is not None and not isinstance(canaries, Canaries):
-        canaries = Canaries(list(canaries))
+        canaries = Canaries(canaries)
     before = context_before(canaries, tokenizer) if canaries is not None else ""
     start = time.perf_counter()
     tree = TokenTree(fmt, tokenizer, before=before, bos=first_tokens(canaries, bos))

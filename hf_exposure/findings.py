@@ -7,11 +7,12 @@ one. The report prints these sentences; so can a command line.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_exposure.chance import CHANCE, GroupFinding, expected_mean, group_findings
+from hf_exposure.chance import CHANCE, GroupFinding, expected_mean, group_findings, noticeable
 from hf_exposure.history import History
 from hf_exposure.results import Exposure, Exposures
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from hf_exposure.generation import Generations
 
 WITHIN = 1000  # guesses that anybody can make
+OFTEN = 8  # insertions that should show, unless the training was short or private
 _NEARLY = 1e-9
 
 
@@ -59,7 +61,8 @@ def find(
         out = [Finding("No canary was measured, so nothing is known about memorization.")]
         return [*out, *_skipped(exposures)]
     groups = group_findings(exposures)
-    out = [_planted(exposures), *_memorized(exposures)]
+    out = [_planted(exposures), *_improbable(exposures), *_bounds(exposures)]
+    out += _memorized(exposures)
     if extractions or generations is not None:
         out += extracted(extractions, generations)
     out += [*_rise(exposures, groups), _controls(groups, exposures)]
@@ -76,11 +79,53 @@ def _planted(exposures: Exposures) -> Finding:
     often = f"{times[0]:,} to {times[-1]:,} times" if len(times) > 1 else _plural(times[0], "time")
     each = " each" if len(inserted) > 1 else ""
     names = "canaries" if len(inserted) > 1 else "a canary"
-    text = f"{_plural(len(inserted), 'random secret')} ({names}) {_was(len(inserted))} put into "
+    on_record = exposures.settings.get("planted") is not False
+    put = "put" if on_record else "to be put"
+    text = f"{_plural(len(inserted), 'random secret')} ({names}) {_was(len(inserted))} {put} into "
     text += f"the training data, {often}{each}"
     if control:
         text += f"; {control} more {_was(control)} drawn in the same way and never put in"
-    return Finding(text + ".")
+    if on_record:
+        return Finding(text + ".")
+    return Finding(
+        text + ".",
+        "The set has no record of that (inject_canaries makes one). If the model was not trained "
+        "on them, nothing below is about its training data.",
+    )
+
+
+def _improbable(exposures: Exposures) -> list[Finding]:
+    out = []
+    for template in exposures.improbable():
+        costs = [one.log_perplexity for one in exposures if one.canary.format.template == template]
+        uniform = exposures.settings["formats"][template]["uniform_bits"]
+        out.append(
+            Finding(
+                f"The canaries of {template!r} are less likely to the model than random tokens.",
+                f"Half of them have a log-perplexity of {statistics.median(costs):.0f} bits or "
+                f"more, where random tokens have {uniform:.0f}. A tokenizer that is not the "
+                "model's looks like that, and then their exposures mean nothing; or the model has "
+                "seen no text of that kind.",
+            )
+        )
+    return out
+
+
+def _bounds(exposures: Exposures) -> list[Finding]:
+    bounds = sum(map(exposures.is_bound, exposures))
+    if not bounds:
+        return []
+    lead = f"{bounds} of {_plural(len(exposures), 'exposure')} {_are(bounds)} lower bounds only."
+    if bounds == len(exposures):
+        lead = "The exposures are lower bounds only."
+    return [
+        Finding(
+            lead,
+            "Nothing was drawn, so they are what is proved at the least: a low one does not say "
+            "that its canary is little exposed. A larger max_forwards, and samples above 0, give "
+            "estimates.",
+        )
+    ]
 
 
 def _memorized(exposures: Exposures) -> list[Finding]:
@@ -191,7 +236,7 @@ def _rise(exposures: Exposures, groups: Sequence[GroupFinding]) -> list[Finding]
         f"{exposures.confidence:.0%} confidence for all groups together)."
     )
     if not above:
-        return [Finding("No repetition group is more exposed than chance.", rule)]
+        return [_no_rise(exposures, inserted, level, rule)]
     if above == inserted[len(inserted) - len(above) :]:
         least = above[0]
         times = _plural(least.repetitions, "repetition")
@@ -205,6 +250,31 @@ def _rise(exposures: Exposures, groups: Sequence[GroupFinding]) -> list[Finding]
         least, lead = above[0], f"Exposure is above chance at these repetitions: {named}"
     of_chance = f"{least.mean:.1f} bits on average at {least.repetitions:,}, where chance is "
     return [Finding(f"{lead}.", f"{of_chance}{CHANCE:.2f} bits. {rule}")]
+
+
+def _no_rise(
+    exposures: Exposures, inserted: Sequence[GroupFinding], level: float, rule: str
+) -> Finding:
+    """What it means that no group stands out: it may be for want of figures, or of canaries."""
+    if any(exposures.is_bound(one) for one in exposures if one.canary.inserted):
+        return Finding(
+            "Whether a repetition group is more exposed than chance was not measured.",
+            "Lower bounds are no ground to call it so.",
+        )
+    least = min(group.count for group in inserted)
+    detail = (
+        f"{rule} In a group of {least} a mean of less than {noticeable(least, level):.1f} bits "
+        f"goes unnoticed, where chance is {CHANCE:.2f}."
+    )
+    most = inserted[-1].repetitions
+    if most >= OFTEN:
+        detail += (
+            f" That {most:,} insertions leave no trace is unusual, unless the training was "
+            "short, or with differential privacy. Check that the model was trained on these very "
+            "canaries (the manifest), that they survived tokenization (verify_injection), and that "
+            "the tokenizer is the model's."
+        )
+    return Finding("No repetition group is shown to be more exposed than chance.", detail)
 
 
 def _controls(groups: Sequence[GroupFinding], exposures: Exposures) -> Finding:
@@ -228,6 +298,12 @@ def _controls(groups: Sequence[GroupFinding], exposures: Exposures) -> Finding:
     else:
         lead = "The control group is at chance, as it should be."
         why = ""
+        if any(exposures.is_bound(one) for one in exposures if not one.canary.inserted):
+            return Finding(
+                "Whether the control group is at chance was not measured.",
+                f"{_plural(control.count, 'canary')} never inserted: lower bounds of "
+                f"{control.mean:.2f} bits on average.",
+            )
         if control.count < 5:
             why = "With so few controls only gross errors would show."
     p = min(1.0, 2 * min(control.higher, control.lower))

@@ -254,7 +254,7 @@ def generate_secrets(
         >>> written[0].times, written[0].attempts                       # doctest: +SKIP
         (71, 100)
     """
-    canaries = canaries if isinstance(canaries, Canaries) else Canaries(list(canaries))
+    canaries = canaries if isinstance(canaries, Canaries) else Canaries(canaries)
     check_number("generate_secrets: num_samples", num_samples)
     check_number("generate_secrets: batch_size", batch_size)
     check_number("generate_secrets: seed", seed, least=0)

@@ -278,7 +278,7 @@ def _canaries(exposures: Exposures, reveal: bool) -> _Section:
         if len(rows) > _MOST_ROWS:
             caption += f" The first {_MOST_ROWS} of {len(rows)} canaries are shown."
         section.tables.append(
-            _Table(headings, rows[:_MOST_ROWS], frozenset({1, 2, 4, 5, 6}), caption)
+            _Table(headings, rows[:_MOST_ROWS], frozenset({0, 2, 3, 5, 6, 7}), caption)
         )
     if exposures.skipped:
         rows = [
@@ -387,9 +387,10 @@ def _by_other_methods(
     columns = [_matched(exposures, measured) for measured in every]
     names = [str(one.settings.get("method", "?")) for one in every]
     rows = []
-    for one, cells in zip(exposures, zip(*columns, strict=True), strict=True):
+    for place, (one, cells) in enumerate(zip(exposures, zip(*columns, strict=True), strict=True)):
         rows.append(
             [
+                f"{place}",
                 short_label(one.canary, reveal),
                 f"{one.canary.repetitions}",
                 *("–" if cell is None else _figures(cell) for cell in cells),
@@ -400,7 +401,7 @@ def _by_other_methods(
     )
     section.tables.append(
         _Table(
-            ["canary", "inserted", *names], rows[:_MOST_ROWS], frozenset({1}),
+            ["#", "canary", "inserted", *names], rows[:_MOST_ROWS], frozenset({0, 2}),
             f"Token-forwards: {taken}.",
         )
     )

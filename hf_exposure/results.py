@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,6 +22,7 @@ from hf_exposure.rank import ExposureEstimate, RankEstimate, exp2
 if TYPE_CHECKING:
     import pandas as pd
 
+_IMPROBABLE = 1.1  # log-perplexity over that of random tokens; an untrained model has about 1
 _PREFIX_SHOWN, _SUFFIX_SHOWN = 10, 8  # characters of a template that a table has room for
 
 
@@ -160,15 +162,15 @@ class Exposures(Tabular, Document, Rows[Exposure]):
         >>> one = Exposure(Canary(fmt, "1234", 8), 12.0, 11.5, 12.6, 2.4, 1.6, 3.4, 9.0, 0, False,
         ...                5.1, "auto", 2.0 ** -12)
         >>> print(Exposures([one], forwards=4000, seconds=1.5, settings={"confidence": 0.95}))
-        canary          inserted  exposure  95% interval  rank  log-perplexity
-        …code is ••••.         8  12.0      11.5–12.6     ~2.4             5.1
+        #  canary          inserted  exposure  95% interval  rank  log-perplexity
+        0  …code is ••••.         8  12.0      11.5–12.6     ~2.4             5.1
         exposure in bits, at most 13.3; method auto, 4,000 token-forwards in 1.5 s
         >>> Exposures([one]).metrics()["eval_exposure_x8"]
         12.0
     """
 
     kind = "exposures"
-    right = frozenset({1, 5})
+    right = frozenset({0, 2, 6})
 
     def __init__(
         self,
@@ -203,6 +205,25 @@ class Exposures(Tabular, Document, Rows[Exposure]):
     def confidence(self) -> float:
         """The confidence of all intervals."""
         return float(self.settings.get("confidence", 0.95))
+
+    def is_bound(self, one: Exposure) -> bool:
+        """Whether a figure is no estimate but what is proved at the least, since nothing was drawn:
+        for want of token-forwards, or because `samples=0` asked for bounds."""
+        found = self.settings.get("formats", {}).get(one.canary.format.template, {})
+        return found.get("samples") == 0 and not one.exact
+
+    def improbable(self) -> list[str]:
+        """The templates of which most canaries are less likely to the model than random tokens.
+
+        A tokenizer that is not the model's looks like that, or text that is unlike all it has seen.
+        """
+        out = []
+        for template, found in self.settings.get("formats", {}).items():
+            costs = [one.log_perplexity for one in self if one.canary.format.template == template]
+            uniform = found.get("uniform_bits", math.inf)
+            if costs and statistics.median(costs) > _IMPROBABLE * uniform:
+                out.append(template)
+        return out
 
     def by_repetitions(self) -> dict[int, list[Exposure]]:
         """The exposures of each repetition group, fewest repetitions first."""
@@ -294,8 +315,9 @@ class Exposures(Tabular, Document, Rows[Exposure]):
     # Tables
 
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
-        """The table as text: its headings, and a row of them for each canary."""
+        """The table as text: its headings, and a row of them for each canary, with its place."""
         headings = [
+            "#",
             "canary",
             "inserted",
             "exposure",
@@ -303,17 +325,21 @@ class Exposures(Tabular, Document, Rows[Exposure]):
             "rank",
             "log-perplexity",
         ]
-        rows = [
-            [
-                short_label(item.canary, reveal),
-                f"{item.canary.repetitions}",
-                f"{item.bits:.1f}",
-                "exact" if item.exact and item.low == item.high else interval(item.low, item.high),
-                show_rank(item.rank, item.exact),
-                f"{item.log_perplexity:.1f}",
-            ]
-            for item in self
-        ]
+        rows = []
+        for place, item in enumerate(self):
+            bound = self.is_bound(item)
+            exact = item.exact and item.low == item.high
+            rows.append(
+                [
+                    f"{place}",
+                    short_label(item.canary, reveal),
+                    f"{item.canary.repetitions}",
+                    f"≥{item.bits:.1f}" if bound else f"{item.bits:.1f}",
+                    "exact" if exact else interval(item.low, item.high),
+                    show_rank(item.rank, item.exact).replace("~", "≤" if bound else "~"),
+                    f"{item.log_perplexity:.1f}",
+                ]
+            )
         return headings, rows
 
     def summary(self) -> str:
@@ -325,6 +351,10 @@ class Exposures(Tabular, Document, Rows[Exposure]):
         methods = sorted({item.method for item in self})
         line += f"; method {' and '.join(methods)}, " if methods else "; "
         line += f"{self.forwards:,} token-forwards in {self.seconds:.1f} s"
+        if any(map(self.is_bound, self)):
+            line += "; ≥: nothing was drawn, so this is what is proved at the least"
+        if self.settings.get("planted") is False and any(one.canary.inserted for one in self):
+            line += "; that these canaries were planted is not on record"
         if self.skipped:
             what = "canary" if len(self.skipped) == 1 else "canaries"
             line += f"; {len(self.skipped)} {what} could not be scored: {self.skipped[0][1]}"
@@ -393,7 +423,7 @@ class Exposures(Tabular, Document, Rows[Exposure]):
 class Beside(Tabular):
     """Exposures with those of the base model beside them; see `Exposures.beside`."""
 
-    right = frozenset({1, 4, 5})
+    right = frozenset({0, 2, 5, 6})
 
     def __init__(self, exposures: Exposures, base: Exposures) -> None:
         self.exposures = exposures
@@ -404,10 +434,10 @@ class Beside(Tabular):
         """The first columns of the exposures' own table, and "base" and "gained"."""
         headings, rows = self.exposures.cells(reveal)
         more = [
-            [*row[:4], f"{item.bits - gained:.1f}", f"{gained:+.1f}"]
+            [*row[:5], f"{item.bits - gained:.1f}", f"{gained:+.1f}"]
             for row, item, gained in zip(rows, self.exposures, self.gained, strict=True)
         ]
-        return [*headings[:4], "base", "gained"], more
+        return [*headings[:5], "base", "gained"], more
 
     def summary(self) -> str:
         """What the exposures' own says, and what the base model took."""

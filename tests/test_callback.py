@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
@@ -22,6 +23,7 @@ from hf_exposure.canaries import Canaries, Canary
 from hf_exposure.exposure import BudgetError, measure_exposure
 from hf_exposure.formats import SecretFormat
 from hf_exposure.history import HISTORY_FILE, History
+from hf_exposure.injection import inject_canaries
 from hf_exposure.results import short_label
 from hf_exposure.trainer import TokenCounter, evaluation_in, stand_first
 from tests.tiny import TOKENIZERS, corpus, llama
@@ -835,7 +837,8 @@ def test_a_model_that_diverges_gives_nan_and_a_warning_and_trains_on(tmp_path: P
     )  # fmt: skip
     with pytest.warns(UserWarning, match="is NaN there: NotFiniteError") as caught:
         trainer.train()
-    assert [f"at step {step}," in str(w.message) for step, w in zip((4, 6), caught, strict=True)]
+    told = [str(one.message) for one in caught if "is NaN there" in str(one.message)]
+    assert ["step 4," in told[0], "step 6," in told[1], len(told)] == [True, True, 2]
     assert trainer.state.global_step == 6
     found = logged(trainer)
     assert math.isfinite(found[2]) and math.isnan(found[4]) and math.isnan(found[6])
@@ -912,6 +915,23 @@ def test_a_training_that_measures_nothing_is_warned_of(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, quick(), eval_strategy="no", max_steps=1)
     with pytest.warns(UserWarning, match="nothing is measured"):
         trainer.train()
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_canaries_that_nothing_has_planted_are_warned_of(tmp_path: Path, planted: bool) -> None:
+    canaries = Canaries(CANARIES)
+    if planted:
+        inject_canaries(Dataset.from_dict({"text": ["one", "two"]}), canaries)
+    trainer = make_trainer(tmp_path, ExposureCallback(canaries, samples=50), max_steps=2)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer.train()
+    assert any("no record of having been planted" in str(one.message) for one in said) != planted
+
+
+def test_a_path_in_place_of_canaries_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"'canaries.json' is a path.*Canaries.load\(path\)"):
+        ExposureCallback("canaries.json")  # type: ignore[arg-type]
 
 
 def test_keeping_the_model_that_memorized_most_is_warned_of(tmp_path: Path) -> None:

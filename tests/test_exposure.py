@@ -186,6 +186,23 @@ def test_a_space_smaller_than_the_sample_is_no_trouble(method: str) -> None:
     assert all(item.exact for item in found)
 
 
+@pytest.mark.parametrize(("scale", "strange"), [(0.001, False), (1.0, True)])
+def test_text_less_likely_than_random_tokens_is_warned_of(scale: float, strange: bool) -> None:
+    # Tokens that mean nothing to a model that is sure of others; an untrained one is sure of none.
+    canaries, tokenizer = planted(NUMBER), TOKENIZERS[KIND]()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = measure_exposure(model_of(KIND, scale), tokenizer, canaries, samples=50)
+    tokens = [len(tokenizer(canary.text)["input_ids"]) for canary in canaries]
+    details = found.settings["formats"][NUMBER.template]
+    length = np.mean(tokens) - details["prompt_tokens"]
+    assert details["uniform_bits"] == pytest.approx(length * math.log2(len(tokenizer)))
+    assert any("than random tokens" in str(one.message) for one in said) == strange
+    assert found.improbable() == ([NUMBER.template] if strange else [])
+    if not strange:
+        assert found[0].log_perplexity == pytest.approx(details["uniform_bits"], rel=1e-3)
+
+
 @pytest.mark.parametrize("samples", [0, 50])
 def test_a_budget_of_zero_gives_bounds_that_hold(samples: int) -> None:
     canaries = planted(NUMBER, each=8)
@@ -204,6 +221,7 @@ def test_a_budget_of_zero_gives_bounds_that_hold(samples: int) -> None:
         assert item.certified >= max(0.0, NUMBER.bits - item.log_perplexity) - 1e-3
         assert item.certified <= NUMBER.bits - math.log2(least) + 1e-9
         assert item.bits == item.low == pytest.approx(item.certified)
+        assert found.is_bound(item) != item.exact
 
 
 @pytest.mark.parametrize("method", ["auto", "exact", "sampling", "skewnorm"])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from hf_exposure.canaries import Canaries
 from hf_exposure.chance import group_findings
@@ -305,7 +306,49 @@ def test_what_is_memorized_is_called_so_and_what_is_not_is_not() -> None:
     assert "3 of 9 inserted canaries are memorized to the point of extraction" in said(measured())
     nothing = Exposures([exposure(canary, 1.4) for canary in CANARIES])
     assert "No inserted canary is shown to be the likeliest string" in said(nothing)
-    assert "No repetition group is more exposed than chance" in said(nothing)
+    assert "No repetition group is shown to be more exposed than chance" in said(nothing)
+    # Groups of three, errors shared among three groups; such a mean is seen and a lower one not.
+    least = stats.chi2.isf(0.05 / 3, 6) / (6 * math.log(2))
+    assert f"a mean of less than {least:.1f} bits goes unnoticed" in said(nothing)
+    for bits, seen in ((least - 0.05, False), (least + 0.05, True)):
+        group = [exposure(c, bits if c.repetitions == 8 else 1.4) for c in CANARIES]
+        assert ("above chance" in said(Exposures(group))) == seen
+
+
+def test_often_planted_canaries_without_a_trace_are_called_unusual() -> None:
+    assert "64 insertions leave no trace is unusual" in said(
+        Exposures([exposure(canary, 1.4) for canary in CANARIES])
+    )
+    rare = [exposure(canary, 1.4) for canary in CANARIES if canary.repetitions < 8]
+    assert "unusual" not in said(Exposures(rare))
+
+
+def test_bounds_are_no_ground_for_calm() -> None:
+    settings = {"formats": {FORMAT.template: {"samples": 0}}}
+    low = [exposure(c, 0.0, high=FORMAT.bits) for c in CANARIES]
+    bounds = said(Exposures(low, settings=settings))
+    assert "The exposures are lower bounds only" in bounds
+    assert "Whether the control group is at chance was not measured" in bounds
+    assert "more exposed than chance was not measured" in bounds
+    assert "at chance, as it should be" not in bounds and "unusual" not in bounds
+    # What bounds do show is said all the same.
+    high = [exposure(c, 15.0 if c.repetitions == 64 else 0.0) for c in CANARIES]
+    assert "above chance from 64 repetitions on" in said(Exposures(high, settings=settings))
+
+
+def test_canaries_without_a_record_of_their_planting_are_not_said_to_be_in_the_data() -> None:
+    items = [exposure(canary, 1.4) for canary in CANARIES]
+    assert "were put into the training data" in said(Exposures(items, settings={"planted": True}))
+    unknown = said(Exposures(items, settings={"planted": False}))
+    assert "were to be put into the training data" in unknown and "no record" in unknown
+
+
+def test_text_that_is_less_likely_than_random_tokens_is_an_alarm() -> None:
+    items = [exposure(c, 1.4, log_perplexity=20.0) for c in CANARIES]
+    for uniform, strange in ((15.0, True), (19.5, False)):
+        settings = {"formats": {FORMAT.template: {"uniform_bits": uniform}}}
+        told = said(Exposures(items, settings=settings))
+        assert ("less likely to the model than random tokens" in told) == strange
 
 
 def test_sampling_alone_does_not_call_anything_unmemorized() -> None:

@@ -372,7 +372,8 @@ def test_the_table_has_the_base_beside_and_masks_what_it_masked(tmp_path: Path) 
 
 def test_the_table_has_a_row_for_each_canary_under_its_headings() -> None:
     lines = str(make()).splitlines()
-    assert lines[0].split("  ")[0] == "canary" and "90% interval" in lines[0]
+    assert lines[0].split()[:2] == ["#", "canary"] and "90% interval" in lines[0]
+    assert [line.split()[0] for line in lines[1:-1]] == ["0", "1", "2", "3"]
     assert len(lines) == 1 + 4 + 1
     assert re.search(rf"…is {MASK * 9}\. +8 +9\.0 +8\.5–9\.5 +~\S+ +20\.2$", lines[1])
     assert "at most 29.9 or 32.9; method auto, 1,234 token-forwards in 1.2 s" in lines[-1]
@@ -383,8 +384,27 @@ def test_exact_figures_are_shown_as_such() -> None:
     sure = exposure(CANARIES[0], 3.0, low=3.0, high=3.0, exact=True, rank=123456.0)
     tied = replace(sure, low=2.0, high=3.5, ties=3)
     _, rows = Exposures([sure, tied]).cells()
-    assert rows[0][3:5] == ["exact", "123,456"]
-    assert rows[1][3:5] == ["2.0–3.5", "123,456"]
+    assert rows[0][4:6] == ["exact", "123,456"]
+    assert rows[1][4:6] == ["2.0–3.5", "123,456"]
+
+
+def test_bounds_are_not_shown_as_estimates() -> None:
+    bound = exposure(CANARIES[0], 3.0, rank=1e8)
+    sure = replace(bound, exact=True, low=3.0, high=3.0)
+    template = CANARIES[0].format.template
+    shown = Exposures([bound, sure], settings={"formats": {template: {"samples": 0}}})
+    assert [row[3] for row in shown.cells()[1]] == ["≥3.0", "3.0"]
+    assert [row[5] for row in shown.cells()[1]] == ["≤1e+08", "100,000,000"]
+    assert "≥: nothing was drawn" in shown.summary()
+    drawn = Exposures([bound], settings={"formats": {template: {"samples": 20}}})
+    assert drawn.cells()[1][0][3] == "3.0" and "≥" not in str(drawn)
+
+
+def test_a_set_without_a_record_of_its_planting_is_told_of() -> None:
+    item = exposure(CANARIES[0])
+    assert "not on record" in Exposures([item], settings={"planted": False}).summary()
+    for known in ({"planted": True}, {}):  # files of former versions do not say
+        assert "not on record" not in Exposures([item], settings=known).summary()
 
 
 @pytest.mark.parametrize(
@@ -425,9 +445,9 @@ def test_long_templates_are_cut_in_tables_and_whole_in_data_frames() -> None:
     template = "It is well known\nto everybody here that {secret}, and many other things"
     fmt = SecretFormat(template, secret=r"[0-9]{4}")
     exposures = Exposures([exposure(Canary(fmt, "1234", 1))])
-    cell = exposures.cells()[1][0][0]
+    cell = exposures.cells()[1][0][1]
     assert cell.startswith("…") and MASK * 4 + ", and" in cell and "\n" not in cell
-    assert exposures.cells(reveal=True)[1][0][0] == cell.replace(MASK * 4, "1234")
+    assert exposures.cells(reveal=True)[1][0][1] == cell.replace(MASK * 4, "1234")
     assert exposures.to_pandas()["canary"][0] == fmt.render(MASK * 4)
 
 
