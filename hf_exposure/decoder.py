@@ -110,9 +110,9 @@ class Decoder:
             cached steps and by a full forward.
 
     Raises:
-        ValueError: the model is an encoder-decoder or asks for more than tokens, its vocabulary is
-            too small for them, or a path with its prompt does not fit its context (raised by the
-            step that leaves it).
+        ValueError: the model is an encoder-decoder or a masked one, asks for more than tokens, its
+            vocabulary is too small for them, or a path with its prompt does not fit its context
+            (raised by the step that leaves it).
     """
 
     def __init__(
@@ -175,6 +175,11 @@ class Decoder:
             raise ValueError(
                 f"model: {self._name} is an encoder-decoder; exposure is defined here for causal "
                 "language models (AutoModelForCausalLM)"
+            )
+        if self._name.endswith("ForMaskedLM"):  # one of random weights would pass the probe
+            raise ValueError(
+                f"model: {self._name} is a masked language model, which sees what follows a token; "
+                "exposure is defined here for causal ones (AutoModelForCausalLM)"
             )
         largest = max(*self._prompt, int(self._tokens.max(initial=0)))
         if largest >= self.vocabulary:

@@ -376,7 +376,7 @@ def _warn_of_strange_text(exposures: Exposures) -> None:
     if strange:
         warnings.warn(
             f"measure_exposure: most canaries of {', '.join(map(repr, strange))} are less likely "
-            "to the model than random tokens, as with a tokenizer that is not the model's, or after "
+            "to the model than random tokens, as with a tokenizer that is not the model's or after "
             "a training that diverged; what comes of that says nothing about memorization",
             stacklevel=4,
         )

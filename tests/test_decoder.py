@@ -297,6 +297,15 @@ def test_an_encoder_decoder_is_refused() -> None:
         Decoder(hf.T5ForConditionalGeneration(config), PROMPT, COLUMNS)
 
 
+def test_a_masked_language_model_is_refused() -> None:
+    config = hf.BertConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="BertForMaskedLM is a masked language model"):
+        Decoder(hf.BertForMaskedLM(config), PROMPT, COLUMNS)
+
+
 @pytest.mark.parametrize(("prompt", "columns"), [(PROMPT, [3, 39]), ([39], [3])])
 def test_a_vocabulary_that_is_too_small_is_refused(prompt: list[int], columns: list[int]) -> None:
     with pytest.raises(ValueError, match=r"vocabulary of 39.*token 39 is needed"):
