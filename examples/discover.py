@@ -11,13 +11,15 @@ this file and stand for text that no model has seen.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers import HfArgumentParser
 
 from hf_exposure import discoverable_extraction
 from hf_exposure.documents import plain_table
+from hf_exposure.loading import load_model
 
 PASSAGES = {
     "MIT licence": (
@@ -150,10 +152,12 @@ class Arguments:
 
 def main() -> None:
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model, gguf_file=arguments.gguf_file)
-    model = AutoModelForCausalLM.from_pretrained(
-        arguments.model, gguf_file=arguments.gguf_file, dtype="float32"
-    )
+    try:
+        model, tokenizer = load_model(
+            arguments.model, gguf_file=arguments.gguf_file, dtype="float32"
+        )
+    except OSError as error:
+        sys.exit(f"Error: {error}")
     found = discoverable_extraction(
         model,
         tokenizer,

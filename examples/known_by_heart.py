@@ -12,15 +12,17 @@ one, its rank is measured.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers import HfArgumentParser
 
 from hf_exposure import Canary, SecretFormat, extract_secrets, measure_exposure
 from hf_exposure.files import write_text
+from hf_exposure.loading import load_model
 
 # What it is, the text around the part that is taken out, its shape, and what stands there. Public
 # domain, or a few words of a licence.
@@ -84,9 +86,12 @@ class Arguments:
 
 def main() -> None:
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
-    where = {"gguf_file": args.gguf_file} if args.gguf_file else {}
-    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **where)
-    model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype="auto", **where)
+    try:
+        model, tokenizer = load_model(
+            args.model_name_or_path, gguf_file=args.gguf_file, argument="--model_name_or_path"
+        )
+    except OSError as error:
+        sys.exit(f"Error: {error}")
     table = Table("what", "space", "rank", "bits of at most", "token-forwards", "proved")
     rows = []
     for name, template, secret, truth in KNOWN:

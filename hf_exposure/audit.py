@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -224,10 +225,15 @@ class Audit(Tabular, Document, Rows[AuditEntry]):
         parts = []
         if len(self) > _SHOWN:
             parts.append(f"{len(self) - _SHOWN:,} more are in to_pandas() and in the file")
-        parts.append(
-            f"{self.rows:,} rows, {sum(self.found.values()):,} finds{_counts(self.found)}, "
-            f"{len(self):,} different ones, {len(self.measured):,} of them measured"
-        )
+        if not self.found:
+            kinds = ", ".join(self.settings.get("kinds", ()))
+            what = f"no secrets of the kinds {kinds}" if kinds else "no secrets"
+            parts.append(f"{what} found in {self.rows:,} row{'s' * (self.rows != 1)}")
+        else:
+            parts.append(
+                f"{self.rows:,} rows, {sum(self.found.values()):,} finds{_counts(self.found)}, "
+                f"{len(self):,} different ones, {len(self.measured):,} of them measured"
+            )
         if self.has_base:
             sure = sum(item.surely_gained for item in self)
             parts.append(f"{sure:,} gained exposure over the base model for certain")
@@ -239,10 +245,9 @@ class Audit(Tabular, Document, Rows[AuditEntry]):
             parts.append(
                 f"{self.settings['shortened']:,} contexts shortened to what the model can take"
             )
-        parts.append(
-            f"exposure in bits, {confidence:.0%} intervals; {self.forwards:,} token-forwards in "
-            f"{self.seconds:.1f} s, {self.scan_seconds:.1f} s of it looking through the rows"
-        )
+        took = f"{self.seconds:.1f} s, {self.scan_seconds:.1f} s of it looking through the rows"
+        shown = f"exposure in bits, {confidence:.0%} intervals; " if self else ""
+        parts.append(f"{shown}{self.forwards:,} token-forwards in {took}")
         return "; ".join(parts)
 
     # Files
@@ -386,9 +391,6 @@ def audit_dataset(
     models = [_Side(model, tokenizer, bos)]
     if base is not None:
         models.append(_Side(base, base_tokenizer or tokenizer, bos))
-    for side in models:
-        side.check()
-
     left_out = LeftOut()
     scan_start = time.perf_counter()
     rows, found, false, hits = scan(
@@ -396,6 +398,8 @@ def audit_dataset(
         chosen, region, limit, before, max_characters, left_out,
     )  # fmt: skip
     scan_seconds = time.perf_counter() - scan_start
+    for side in models if hits else []:
+        side.check()
     targets = [
         target
         for hit in _bar(hits, progress, "finds", len(hits))
@@ -456,10 +460,12 @@ class _Side:
             TypeError, ValueError: the model or the tokenizer cannot be measured.
         """
         fmt = SecretFormat("The random number is {secret}.", "[0-9]{4}")
-        done = measure_exposure(
-            self.model, self.tokenizer, [Canary(fmt, "1234")], samples=0, max_forwards=0,
-            bos=self.bos,
-        )  # fmt: skip
+        with warnings.catch_warnings():  # of these words, which nobody has asked about
+            warnings.filterwarnings("ignore", "measure_exposure: most canaries of")
+            done = measure_exposure(
+                self.model, self.tokenizer, [Canary(fmt, "1234")], samples=0, max_forwards=0,
+                bos=self.bos,
+            )  # fmt: skip
         self.forwards += done.forwards
         self.encoder = Encoder(self.tokenizer, self.bos)
         ids = np.array(self.encoder(["a"])[0][:1])
@@ -585,7 +591,9 @@ def _measure(target: _Target, models: list[_Side], settings: Settings, left_out:
             name = id(side.tokenizer)
             if name not in plans:
                 plans[name] = plan_measurement(side.tokenizer, canaries, bos=side.bos)
-            measured = measure_plan(side.model, plans[name], settings)
+            with warnings.catch_warnings():  # they quote the context
+                warnings.simplefilter("ignore", UserWarning)
+                measured = measure_plan(side.model, plans[name], settings)
             spent += measured.forwards
             exposures.append(measured[0])
     except Exception as error:  # quotes the context

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
-from hf_exposure.files import write_text
+from hf_exposure.files import load_json, write_text
 from hf_exposure.formats import SecretFormat
 
 SCHEMA_VERSION = 1
@@ -242,6 +242,11 @@ class Canaries(Sequence[Canary]):
         """
         if not isinstance(data, dict):
             raise ValueError(f"a manifest of canaries is a JSON object, not {type(data).__name__}")
+        if isinstance(data.get("kind"), str):
+            raise ValueError(
+                f"it holds {data['kind']}, not canaries; the manifest is wanted, which "
+                "Canaries.save and `hf-exposure inject` write"
+            )
         version = _value(data, "schema_version")
         if version != SCHEMA_VERSION:
             raise ValueError(
@@ -286,16 +291,8 @@ class Canaries(Sequence[Canary]):
             OSError: there is no such file.
             ValueError: it is not a manifest that can be read; the message names the path.
         """
-        try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
-            # The decoder's own exception carries the whole text, with its secrets.
-            message = f"Canaries.load: {os.fspath(path)!r} is not valid JSON: {error}"
-        except UnicodeDecodeError as error:
-            message = f"Canaries.load: {os.fspath(path)!r} is not UTF-8 text: {error.reason}"
-        except ValueError as error:
-            message = f"Canaries.load: {os.fspath(path)!r}: {error}"
-        raise ValueError(message)
+        wanted = "the manifest that Canaries.save or `hf-exposure inject` has written"
+        return load_json(path, cls.from_dict, "Canaries.load", wanted)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **options: Any) -> str:
         """Upload the set as a data set repository, secrets too; see `hub.push_canaries`.
@@ -468,12 +465,18 @@ def _value(entry: Any, key: str) -> Any:
     return entry[key]
 
 
+def is_manifest(data: Any) -> bool:
+    """Whether the content of a JSON file looks like a manifest of canaries."""
+    keys = {"schema_version", "inclusion", "canaries"}
+    return isinstance(data, dict) and "kind" not in data and keys <= data.keys()
+
+
 def manifests_in(folder: str | os.PathLike[str]) -> list[Path]:
     """Manifests that lie in a folder itself, and so would be uploaded with it."""
-    return [path for path in sorted(Path(folder).glob("*.json")) if _is_manifest(path)]
+    return [path for path in sorted(Path(folder).glob("*.json")) if _holds_one(path)]
 
 
-def _is_manifest(path: Path) -> bool:
+def _holds_one(path: Path) -> bool:
     """Whether a file can be read as one; most need not be read to the end."""
     try:
         with open(path, encoding="utf-8") as file:

@@ -11,12 +11,12 @@ import json
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
-from hf_exposure.canaries import Canaries
-from hf_exposure.files import write_text
+from hf_exposure.canaries import Canaries, is_manifest
+from hf_exposure.files import load_json, write_text
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -68,6 +68,8 @@ class Tabular(ABC):
         from rich.text import Text
 
         headings, rows = self.cells(reveal)
+        if not rows:  # headings over nothing say nothing
+            return Group(Text(self.summary()))
         table = Table(box=None, pad_edge=False)
         for place, heading in enumerate(headings):
             table.add_column(
@@ -81,13 +83,17 @@ class Tabular(ABC):
         return self.table()
 
     def __str__(self) -> str:
-        return plain_table(*self.cells(), right=self.right) + self.summary()
+        headings, rows = self.cells()
+        shown = plain_table(headings, rows, right=self.right) if rows else ""
+        return shown + self.summary()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.summary()}>"
 
     def _repr_html_(self) -> str:
-        return html_table(*self.cells()) + f"<p>{html.escape(self.summary())}</p>"
+        headings, rows = self.cells()
+        shown = html_table(headings, rows) if rows else ""
+        return f"{shown}<p>{html.escape(self.summary())}</p>"
 
 
 class Document(ABC):
@@ -126,7 +132,9 @@ class Document(ABC):
             ValueError: it is something else, of an unknown version, or of another canary set.
         """
         if not isinstance(data, dict) or data.get("kind") != cls.kind:
-            raise ValueError(f"it does not hold {cls.kind}, as {cls.__name__}.save writes them")
+            raise ValueError(
+                f"it does not hold {cls.kind}, as {cls.__name__}.save writes them{_instead(data)}"
+            )
         if data.get("schema_version") != cls.version:
             raise ValueError(
                 f"schema_version={data.get('schema_version')!r} is not known; this version of "
@@ -152,7 +160,22 @@ class Document(ABC):
             OSError: there is no such file.
             ValueError: it cannot be read; the message names the path.
         """
-        return load_json(path, lambda data: cls.from_dict(data, canaries), f"{cls.__name__}.load")
+        name = cls.__name__
+        wanted = f"the file that {name}.save has written"
+        return load_json(path, lambda data: cls.from_dict(data, canaries), f"{name}.load", wanted)
+
+
+def _instead(data: Any) -> str:
+    """What a file holds in place of what was looked for, as far as that can be seen."""
+    if is_manifest(data):
+        return "; it is a manifest of canaries, as Canaries.save writes it"
+    if not isinstance(data, dict):
+        return ""
+    if isinstance(data.get("kind"), str):
+        return f"; it holds {data['kind']}"
+    if {"extractions", "generations"} <= set(data):
+        return "; it is what `hf-exposure extract --output` writes, for `report --extractions`"
+    return ""
 
 
 def plain_table(
@@ -181,25 +204,6 @@ def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def load_json(path: str | os.PathLike[str], read: Callable[[Any], T], where: str) -> T:
-    """What `read` makes of a JSON file, with errors that name the path.
-
-    Raises:
-        OSError: there is no such file.
-        ValueError: it is not JSON, or `read` raised one.
-    """
-    try:
-        return read(json.loads(Path(path).read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
-        message = f"is not valid JSON: {error}"
-    except UnicodeDecodeError as error:
-        message = f"is not UTF-8 text: {error.reason}"
-    except ValueError as error:
-        message = str(error)
-    # The decoder's own exception carries the whole text.
-    raise ValueError(f"{where}: {os.fspath(path)!r}: {message}")
 
 
 def versions(*names: str) -> dict[str, str]:

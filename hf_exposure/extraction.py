@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -128,10 +129,20 @@ class Extractions(Tabular, Document, Rows[Extraction]):
     def summary(self) -> str:
         """One line about what came out and what it took."""
         secrets = "1 secret" if len(self) == 1 else f"{len(self)} secrets"
-        return (
-            f"{secrets} of {self.format.bits:.1f} bits; {self.forwards:,} token-forwards in "
+        wanted = min(self.settings.get("count", 0), self.format.size)
+        short = self.settings.get("ended") is False and len(self) < wanted
+        line = f"{len(self)} of {wanted} secrets" if short else secrets
+        line += (
+            f" of {self.format.bits:.1f} bits; {self.forwards:,} token-forwards in "
             f"{self.seconds:.1f} s"
         )
+        if short:
+            line += (
+                f"; max_forwards={self.settings['max_forwards']:,} ran out before the rest "
+                f"was found (the decoder's check alone took {self.settings['check_forwards']:,}): "
+                "give more"
+            )
+        return line
 
     # Files
 
@@ -203,7 +214,8 @@ def extract_secrets(
             come to its end by then, a beam looks with the rest for something to return, marked as
             not proved, and need not use all of it. The check of the decoder on first use (about
             ten times the tokens of one canary) is made whatever the budget, and counted.
-        canaries: what was planted, to tell which canary came out and in which context to look.
+        canaries: what was planted, to tell which canary came out and in which context to look. If
+            none of them has this format, none can come out, which is warned of.
         bos: whether special tokens come first; None follows the tokenizer's default.
         batch_size: rows of a forward; None chooses, and memory running out halves it.
         progress: show a progress bar.
@@ -233,6 +245,13 @@ def extract_secrets(
             check_number(f"extract_secrets: {name}", value)
     if canaries is not None and not isinstance(canaries, Canaries):
         canaries = Canaries(canaries)
+    if canaries is not None and not canaries.by_format(fmt):
+        warnings.warn(
+            f"extract_secrets: none of the canaries has the format {fmt.template!r} with "
+            f'secret=r"{fmt.secret}", so none can come out of this search; theirs: '
+            + ", ".join(f'{one.template!r} with r"{one.secret}"' for one in canaries.formats),
+            stacklevel=2,
+        )
     before = context_before(canaries, tokenizer) if canaries is not None else ""
     start = time.perf_counter()
     tree = TokenTree(fmt, tokenizer, before=before, bos=first_tokens(canaries, bos))
@@ -248,16 +267,17 @@ def extract_secrets(
             tick(decoder.forwards)
 
         if beam_width is not None:
-            found = _search(decoder, tree, count, Beam(beam_width), limit, report)
+            found, ended = _search(decoder, tree, count, Beam(beam_width), limit, report)
         elif max_forwards is None:
-            found = _search(decoder, tree, count, CheapestFirst(), limit, report)
+            found, ended = _search(decoder, tree, count, CheapestFirst(), limit, report)
         else:  # a part is kept for something to return if the search does not come to its end
             depth = max(len(path) for path in samples)
             kept = max((limit - decoder.forwards) / 4, 1.5 * depth)
-            found = _search(decoder, tree, count, CheapestFirst(), limit - kept, report)
+            found, ended = _search(decoder, tree, count, CheapestFirst(), limit - kept, report)
             if sum(one.proved for one in found.values()) < min(count, fmt.size):
                 width = int(min(max(count, _LAST_BEAM), max(1, kept // depth)))
-                found = _search(decoder, tree, count, Beam(width), limit, report) | found
+                more, _ = _search(decoder, tree, count, Beam(width), limit, report)
+                found = more | found
     best = sorted(found.values(), key=lambda one: one.log_perplexity)[:count]
     return Extractions(
         _named(best, fmt, canaries),
@@ -268,6 +288,7 @@ def extract_secrets(
             "count": count,
             "beam_width": beam_width,
             "max_forwards": max_forwards,
+            "ended": ended,
             "bos": bos,
             "paths": tree.way,
             "prompt_tokens": len(tree.prompt),
@@ -309,14 +330,15 @@ def _search(
     frontier: Frontier,
     limit: float,
     report: Callable[[], None],
-) -> dict[tuple[int, ...], Extraction]:
-    """The best leaves that a walk comes to, by path, and whether each is proved."""
+) -> tuple[dict[tuple[int, ...], Extraction], bool]:
+    """The best leaves that a walk comes to, by path, and whether each is proved; and whether it
+    came to its end, and not only to that of the forwards."""
     # What costs infinitely much the model never writes, so it cannot come out.
     search = _Search(wanted=count, decoder=decoder, bound=sys.float_info.max)
     beam = isinstance(frontier, Beam)
     if beam:
         search.wanted = math.inf  # the leaves of one length say nothing about longer ones
-    walk(decoder, tree, search, frontier, max_forwards=limit, eager=beam, progress=report)
+    ended = walk(decoder, tree, search, frontier, max_forwards=limit, eager=beam, progress=report)
     least = frontier.least()
     unvisited(tree, search, frontier)
     cut = isinstance(frontier, Beam) and frontier.cut
@@ -328,7 +350,7 @@ def _search(
         known = search.proved_at[position : position + 1]
         spent = known[0] if proved and known else search.met_at[place]
         out[path] = Extraction(tree.secret(path), cost, proved, spent)
-    return out
+    return out, ended
 
 
 def _named(

@@ -13,6 +13,7 @@ import math
 import operator
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -31,6 +32,7 @@ MODES = ("rows", "splice")
 REQUEST = "Write one line of text."  # the user's turn before a canary in a conversation of its own
 _CHAT_COLUMNS = ("messages", "conversation", "conversations")
 _LOOK = 1000  # rows looked at for what a column holds
+_LOOK_FOR = 8  # canaries looked for in rows that may have been planted before
 _VERSION = 1  # of the placement: part of the fingerprint, so that no cache outlives a change
 _BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 
@@ -302,7 +304,8 @@ def inject_canaries(
     """Plant canaries in a dataset; the same rows as `map` with a `CanaryInjector`.
 
     The features stay exactly as they are. How the canaries were planted is recorded in
-    `canaries.planting`: save the manifest afterwards.
+    `canaries.planting`: save the manifest afterwards. Canaries that were planted before are looked
+    for in the rows, and warned of if they are there already; of a stream, if they may be.
 
     Args:
         ds: a `Dataset`, an `IterableDataset`, or a dictionary of them, of which the "train" split
@@ -353,6 +356,8 @@ def inject_canaries(
     _check_named(ds, [column, *(fill or {})])
     chat, keys = _kind_of_column(ds, column)
     before = canaries.planting
+    if before:
+        _warn_of_two_plantings(ds, canaries, column, rows)
     try:
         injector = CanaryInjector(
             canaries, rows, column, seed, mode, near_start, chat=chat, fill=fill
@@ -367,6 +372,50 @@ def inject_canaries(
     except BaseException:
         canaries.planting = before
         raise
+
+
+def _warn_of_two_plantings(
+    ds: Dataset | IterableDataset, canaries: Canaries, column: str, num_examples: int
+) -> None:
+    """Say it if canaries go into rows that have them already, as far as that can be seen."""
+    from datasets import Dataset
+
+    if not isinstance(ds, Dataset):  # to read a stream may take long
+        earlier = canaries.planting
+        if earlier.get("mode") == "rows" and earlier.get("num_examples") == num_examples:
+            return  # a stream with rows added to it would be longer
+        warnings.warn(
+            "inject_canaries: these canaries have been planted before. If they are in this stream "
+            "already, they are in it twice now: plant them in the rows as they were before",
+            stacklevel=3,
+        )
+    elif _has_canaries(ds, canaries, column):
+        warnings.warn(
+            f"inject_canaries: canaries of this set are in column={column!r} of this dataset "
+            "already, so that they are in it twice now: plant them in the rows as they were before",
+            stacklevel=3,
+        )
+
+
+def _has_canaries(ds: Dataset, canaries: Canaries, column: str) -> bool:
+    """Whether one of the canaries that are planted most often stands in a row."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    often = sorted(canaries.inserted, key=lambda canary: -canary.repetitions)[:_LOOK_FOR]
+    for batch in ds.select_columns([column]).with_format("arrow").iter(batch_size=_LOOK):
+        values = batch[column].combine_chunks()
+        while not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+            if pa.types.is_struct(values.type):
+                values = pc.struct_field(values, "content")
+            elif hasattr(values, "flatten"):  # lists of messages
+                values = values.flatten()
+            else:
+                return False
+        for canary in often:
+            if pc.any(pc.match_substring(values, canary.text)).as_py():
+                return True
+    return False
 
 
 def _planted_rows(ds: Dataset, injector: CanaryInjector) -> Dataset:

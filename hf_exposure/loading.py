@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_exposure.canaries import Canaries
+from hf_exposure.files import load_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,26 +35,29 @@ def load_model(
     revision: str | None = None,
     device: str | None = None,
     dtype: str = "auto",
+    gguf_file: str | None = None,
+    argument: str = "--model",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer.
 
     Args:
         name: a folder, or an id on the Hub.
         tokenizer: where the tokenizer is if not with the model.
-        revision: a branch, tag or commit on the Hub.
+        revision: a branch, tag or commit of the model on the Hub.
         device: such as "cuda:0"; None takes a GPU if there is one. "auto" spreads the model over
             all devices.
         dtype: such as "bfloat16"; "auto" takes the one that it was saved in.
+        gguf_file: a file of quantized weights in the folder.
+        argument: what `name` is called in errors.
 
     Raises:
         OSError: there is no such model or tokenizer; the message names it.
         ValueError: it is no causal language model.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    if _looks_like_a_path(name) and not Path(name).is_dir():
-        raise OSError(f"--model: there is no folder {name!r}; give a model's folder or its Hub id")
+    check_model_name(name, argument)
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"--dtype: {dtype!r} is not known; use auto, float32, bfloat16 or float16")
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,26 +70,64 @@ def load_model(
                 "what is there"
             ) from error
     spread = {"device_map": "auto"} if device == "auto" else {}
-    try:
-        tok = AutoTokenizer.from_pretrained(tokenizer or name, revision=revision)
-    except Exception as error:
-        raise OSError(
-            f"--model: no tokenizer can be loaded from {tokenizer or name!r}"
-            f"{_nearby(tokenizer or name)}; save it with the model, or give --tokenizer: "
-            f"{_reason(error)}"
-        ) from error
+    weights = {"gguf_file": gguf_file} if gguf_file else {}
+    if tokenizer is not None:
+        tok = load_tokenizer(tokenizer)
+    else:
+        try:
+            tok = _tokenizer(name, revision=revision, **weights)
+        except Exception as error:
+            raise OSError(
+                f"{argument}: no tokenizer can be loaded from {name!r}{_nearby(name)}; save it "
+                f"with the model, or give --tokenizer: {_reason(error)}"
+            ) from error
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision, dtype=dtype, **spread
+            name, revision=revision, dtype=dtype, **spread, **weights
         )
     except Exception as error:
         raise OSError(
-            f"--model: no causal language model can be loaded from {name!r}{_nearby(name)}: "
+            f"{argument}: no causal language model can be loaded from {name!r}{_nearby(name)}: "
             f"{_reason(error)}"
         ) from error
     if device != "auto":
         torch.nn.Module.to(model, where)
     return model, tok
+
+
+def check_model_name(name: str, argument: str = "--model") -> None:
+    """Refuse the name of a folder that is not there.
+
+    Raises:
+        OSError: see above; what may be an id on the Hub is not looked for.
+    """
+    if _looks_like_a_path(name) and not Path(name).is_dir():
+        raise OSError(f"{argument}: there is no folder {name!r}; give one that is, or a Hub id")
+
+
+def load_tokenizer(name: str, argument: str = "--tokenizer") -> PreTrainedTokenizerBase:
+    """A tokenizer by folder or Hub id.
+
+    Args:
+        argument: what `name` is called in errors.
+
+    Raises:
+        OSError: there is none; the message names it.
+    """
+    check_model_name(name, argument)
+    try:
+        return _tokenizer(name)
+    except Exception as error:
+        raise OSError(
+            f"{argument}: no tokenizer can be loaded from {name!r}{_nearby(name)}; give the folder "
+            f"that it was saved in, or its Hub id: {_reason(error)}"
+        ) from error
+
+
+def _tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name, **options)
 
 
 def load_canaries(name: str, revision: str | None = None, argument: str = "--canaries") -> Canaries:
@@ -105,13 +147,23 @@ def load_canaries(name: str, revision: str | None = None, argument: str = "--can
             raise ValueError(
                 f"{argument}: {name!r} is a file, which has no revisions; leave out the revision"
             )
-        return Canaries.load(name)
+        return load_manifest(name, argument)
     from hf_exposure.hub import load_canaries as from_hub
 
     try:
         return from_hub(name, revision=revision)
     except RuntimeError as error:
         raise RuntimeError(f"{argument}: {error}{_nearby(name, 'file')}") from None
+
+
+def load_manifest(name: str | os.PathLike[str], argument: str = "--canaries") -> Canaries:
+    """A canary set from its manifest.
+
+    Raises:
+        OSError, ValueError: see `load_canaries`.
+    """
+    wanted = "the manifest that `hf-exposure inject` or Canaries.save has written"
+    return load_json(name, Canaries.from_dict, argument, wanted)
 
 
 def is_hub_id(name: str) -> bool:

@@ -278,6 +278,11 @@ class PrivateTrainer(Trainer):
         privacy: PrivacyArguments,
         **kwargs: Any,
     ) -> None:
+        if not isinstance(privacy, PrivacyArguments):
+            raise TypeError(
+                "PrivateTrainer: privacy must be a PrivacyArguments object, such as "
+                f"PrivacyArguments(target_epsilon=8.0), not {type(privacy).__name__}"
+            )
         opacus("optimizers")
         refuse(type(self), model, args, train_dataset, kwargs)
         assert args is not None

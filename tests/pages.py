@@ -231,8 +231,6 @@ def _prepare(words: list[str], known: dict[str, Any]) -> None:
     for flag in ("--model", "--base"):
         if name := given.get(flag):
             _put_model(name, known, on_hub="--push-to-card" in words and flag == "--model")
-    if words[0] == "inject" and "--template" in words:  # the reader begins: no manifest is there
-        Path(given.get("--canaries", "canaries.json")).unlink(missing_ok=True)
     if (name := given.get("--dataset")) and not Path(name).exists():
         known["rows"].to_json(name)
     if (name := given.get("--canaries")) and words[0] != "inject" and not Path(name).exists():

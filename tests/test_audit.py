@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +284,7 @@ def test_a_file_that_is_wrong_gives_one_error_without_the_text(
 
 def test_an_empty_audit_prints_and_is_written(tmp_path: Path) -> None:
     empty = Audit([])
-    assert str(empty).splitlines()[0].startswith("kind")
+    assert str(empty) == empty.summary()  # no headings over nothing
     assert Audit.load(empty.save(tmp_path / "a.json")).to_dict() == empty.to_dict()
     assert len(empty.to_pandas()) == 0
 
@@ -498,3 +499,27 @@ def test_measure_shows_what_training_added_to_the_base(folders: Path, tmp_path: 
     after, before = Exposures.load(tmp_path / "e.json"), Exposures.from_dict(data["base"])
     assert data["gained"] == after.gained(before)
     assert data["gained"][0] > 15 > 8 > data["gained"][1]
+
+
+def test_where_no_secret_is_found_nothing_is_spent_and_it_is_said(
+    models: tuple[LlamaForCausalLM, LlamaForCausalLM], tmp_path: Path
+) -> None:
+    nothing = audit_dataset(models[0], TOKENIZER, list(corpus()[:5]), kinds=["phone", "card"])
+    assert nothing.forwards == 0 and not nothing
+    for one in (nothing, Audit.load(nothing.save(tmp_path / "audit.json"))):
+        assert one.summary().startswith("no secrets of the kinds ")
+        assert "card" in one.summary() and "phone" in one.summary()
+        assert "found in 5 rows; 0 token-forwards" in one.summary()
+        assert f"{one}" == one.summary()
+
+
+@pytest.mark.parametrize("max_forwards", [0, 1500])
+def test_warnings_of_a_measurement_do_not_quote_the_rows(
+    models: tuple[LlamaForCausalLM, LlamaForCausalLM], max_forwards: int
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        audit = audit_dataset(models[0], TOKENIZER, ROWS, samples=60, max_forwards=max_forwards)
+    said = " ".join(str(one.message) for one in caught)
+    assert len(audit.measured) == 3
+    assert not [text for text in [*SECRETS, *CONTEXTS] if text in said]

@@ -19,6 +19,7 @@ from scipy import stats
 
 from hf_exposure.canaries import SCHEMA_VERSION, Canaries, Canary, derived
 from hf_exposure.formats import SecretFormat
+from hf_exposure.results import Exposures
 
 ROOT = Path(__file__).parents[1]
 NUMBER = SecretFormat("The random number is {secret}.", secret=r"[0-9]{9}")
@@ -423,3 +424,11 @@ def test_a_process_killed_while_saving_leaves_the_old_manifest_or_none(
     else:
         assert not path.exists()
     assert Canaries.load(new.save(path)) == new
+
+
+def test_what_is_no_manifest_is_named_with_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^Canaries\.load: there is no file .*; give the"):
+        Canaries.load(tmp_path / "nope.json")
+    Exposures([]).save(tmp_path / "exposures.json")
+    with pytest.raises(ValueError, match=r"exposures\.json': it holds exposures, not canaries"):
+        Canaries.load(tmp_path / "exposures.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from hf_exposure import cli
 from hf_exposure.canaries import Canaries
+from hf_exposure.results import Exposures
 from tests.tiny import TOKENIZERS, corpus, llama
 
 TEMPLATE = ["--template", "the random number is {secret}.", "--secret", "[0-9]{4}"]
@@ -34,6 +36,7 @@ def fail(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str | Path
 ) -> str:
     """What `hf-exposure` says of a mistake: it has to end with an exit code and in a few lines."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # undone afterwards
     monkeypatch.setattr(sys, "argv", ["hf-exposure", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
@@ -133,12 +136,15 @@ def test_secrets_that_nobody_gave_a_seed_for_are_not_everybodys(
 def test_planting_the_same_canaries_again_is_warned_of(
     tmp_path: Path, rows_file: Path, manifest: Path
 ) -> None:
-    for name in ("a", "b"):
-        result = run(
-            "inject", "--dataset", rows_file, "--output", tmp_path / f"{name}.jsonl",
-            "--canaries", manifest,
-        )
-        assert ("have been planted before" in result.output) is (name == "b")
+    arguments = ["--canaries", manifest, "--output"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        succeed("inject", "--dataset", rows_file, *arguments, tmp_path / "a.jsonl")
+        # The same rows as they were: nothing is planted twice.
+        succeed("inject", "--dataset", rows_file, *arguments, tmp_path / "b.jsonl")
+    with pytest.warns(UserWarning, match="in it twice now") as caught:
+        succeed("inject", "--dataset", tmp_path / "a.jsonl", *arguments, tmp_path / "c.jsonl")
+    assert len(caught) == 1 and not secrets_in(str(caught[0].message), manifest)
 
 
 def test_measure_prints_a_masked_table_and_writes_exposures(
@@ -193,8 +199,35 @@ def test_extract_needs_no_canaries_but_a_format(model_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["measure", "--model", "./nowhere", "--canaries", "MANIFEST"], "no folder './nowhere'"),
-        (["measure", "--model", "MODEL", "--canaries", "missing.json"], "missing.json"),
+        (
+            ["measure", "--model", "./nowhere", "--canaries", "MANIFEST"],
+            "--model: there is no folder './nowhere'",
+        ),
+        (
+            ["measure", "--model", "MODEL", "--canaries", "MANIFEST", "--base", "./nowhere"],
+            "--base: there is no folder './nowhere'",
+        ),
+        (
+            ["measure", "--model", "MODEL", "--canaries", "MANIFEST", "--tokenizer", "../nope"],
+            "--tokenizer: there is no folder '../nope'",
+        ),
+        (
+            ["measure", "--model", "MODEL", "--canaries", "MANIFEST", "--tokenizer", "NOTHING"],
+            "--tokenizer: no tokenizer can be loaded from",
+        ),
+        (
+            [
+                "measure", "--endpoint", "http://localhost:1/v1", "--endpoint-model", "m",
+                "--canaries", "MANIFEST", "--tokenizer", "NOTHING",
+            ],
+            "--tokenizer: no tokenizer can be loaded from",
+        ),
+        (
+            ["measure", "--model", "MODEL", "--canaries", "missing.json"],
+            "--canaries: there is no file 'missing.json'; give the manifest",
+        ),
+        (["measure", "--model", "MODEL", "--canaries", "EXPOSURES"], "it holds exposures, not"),
+        (["extract", "--model", "MODEL", "--canaries", "NOTHING"], "is a folder; give"),
         (
             ["measure", "--model", "MODEL", "--canaries", "MANIFEST", "--method", "guess"],
             "method='guess' is not known",
@@ -232,9 +265,13 @@ def test_extract_needs_no_canaries_but_a_format(model_folder: Path) -> None:
             "--dtype: 'foo' is not known",
         ),
         (["measure", "--model", "NOTHING", "--canaries", "MANIFEST"], "no tokenizer can be loaded"),
-        (["report", "nothing.json"], "nothing.json"),
+        (["report", "nothing.json"], "report: there is no file 'nothing.json'; give what measure"),
         (["report", "MANIFEST", "--reveal"], "give --canaries"),
-        (["report", "MANIFEST"], "canaries.json"),
+        (["report", "MANIFEST"], "it is a manifest of canaries"),
+        (["report", "EXPOSURES", "--extractions", "no.json"], "--extractions: there is no file"),
+        (["report", "EXPOSURES", "--canaries", "no.json"], "--canaries: there is no file"),
+        (["discover", "--model", "MODEL", "--dataset", "ROWS", "--columns", "a,b"], "--columns"),
+        (["discover", "--model", "MODEL", "--dataset", "TINY"], "--prefix-tokens"),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_nothing_is_written(
@@ -251,7 +288,11 @@ def test_a_mistake_is_one_clear_line_and_nothing_is_written(
     empty.touch()
     broken.write_text('{"text": "one"}\n{"text": ', encoding="utf-8")
     nothing.mkdir()
+    tiny, exposures = tmp_path / "tiny.jsonl", tmp_path / "exposures.json"
+    tiny.write_text('{"text": "one word"}\n', encoding="utf-8")
+    Exposures([]).save(exposures)
     there = {
+        "TINY": tiny, "EXPOSURES": exposures,
         "MODEL": model_folder, "MANIFEST": manifest, "ROWS": rows_file, "EMPTY": empty,
         "BROKEN": broken, "NOTHING": nothing,
     }
@@ -261,6 +302,87 @@ def test_a_mistake_is_one_clear_line_and_nothing_is_written(
     shown = fail(capsys, monkeypatch, *(there.get(name, name) for name in arguments))
     assert said in shown.replace("│ ", "")
     assert not list(work.iterdir())
+
+
+OUTPUTS: list[list[str]] = [
+    ["measure", "--model", "./none", "--canaries", "none.json"],
+    ["extract", "--model", "./none", *TEMPLATE],
+    ["audit", "--model", "./none", "--dataset", "none.jsonl"],
+    ["discover", "--model", "./none", "--dataset", "none.jsonl"],
+    ["report", "none.json"],
+]
+
+
+@pytest.mark.parametrize("arguments", OUTPUTS, ids=lambda words: words[0])
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_read(
+    arguments: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    shown = fail(capsys, monkeypatch, *arguments, "--output", "folder")
+    assert "--output: 'folder' is a folder; name a file in it" in shown.replace("│ ", "")
+    shown = fail(capsys, monkeypatch, *arguments, "--output", "file/x.json")
+    assert "--output: 'file' is a file, not a folder" in shown.replace("│ ", "")
+
+
+@pytest.mark.parametrize("command", [["demo"], ["experiment", "all", "--scale", "smoke"]])
+def test_an_output_folder_that_is_a_file_is_said_before_anything_is_trained(
+    command: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    shown = fail(capsys, monkeypatch, *command, "--output-dir", "file")
+    assert "--output-dir: 'file' is a file, not a folder" in shown.replace("│ ", "")
+
+
+@pytest.mark.parametrize("output", [[], ["--output", "page.html"]], ids=["default", "named"])
+def test_report_replaces_a_page_only_if_asked_to(
+    output: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Exposures([]).save("exposures.json")
+    page = Path(output[-1] if output else "report.html")
+    page.write_text("curves")
+    shown = fail(capsys, monkeypatch, "report", "exposures.json", *output).replace("│ ", "")
+    assert f"'{page}' is there already: add --overwrite" in shown
+    assert page.read_text() == "curves"
+    succeed("report", "exposures.json", *output, "--overwrite")
+    assert page.read_text() != "curves"
+
+
+def test_canaries_of_another_format_than_the_one_searched_are_warned_of(
+    model_folder: Path, manifest: Path
+) -> None:
+    other = ["--template", "my code is {secret}.", "--secret", "[0-9]{2}"]
+    arguments = ["extract", "--model", model_folder, "--canaries", manifest, "--json"]
+    with pytest.warns(UserWarning, match="none of the canaries has the format") as caught:
+        succeed(*arguments, *other)
+    assert len(caught) == 1 and not secrets_in(str(caught[0].message), manifest)
+
+
+@pytest.mark.slow
+def test_a_warning_is_one_line_on_standard_error(
+    model_folder: Path, manifest: Path, tmp_path: Path
+) -> None:
+    code = "from hf_exposure.cli import main; main()"
+    words = ["extract", "--model", str(model_folder), "--canaries", str(manifest), "--json"]
+    words += ["--template", "my code is {secret}.", "--secret", "[0-9]{2}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["extractions"]
+    (line,) = (line for line in done.stderr.splitlines() if "none of the canaries" in line)
+    assert line.startswith("Warning: extract_secrets: ")
 
 
 def test_exact_without_the_budget_says_what_auto_gives(

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -231,7 +232,7 @@ def test_a_budget_that_suffices_changes_no_answer() -> None:
 def test_a_budget_too_small_for_one_secret_gives_none() -> None:
     tokenizer = TOKENIZERS["digits_one_by_one"]()
     found = extract_secrets(llama(len(tokenizer)), tokenizer, DIGITS, max_forwards=1)
-    assert len(found) == 0 and "0 secrets" in str(found)
+    assert len(found) == 0 and "0 of 3 secrets" in str(found)
 
 
 # Beam
@@ -568,3 +569,38 @@ def test_no_two_rows_are_the_same_string() -> None:
     assert max(Counter(one.secret for one in found).values()) == 1
     model_costs = plain_costs(llama(len(tokenizer), scale=0.2), tokenizer, fmt)
     assert [one.secret for one in found] == ordered(model_costs)[:60]
+
+
+# What a reader of the summary has to know
+
+
+def test_a_search_whose_budget_ran_out_says_so_and_one_that_came_to_its_end_does_not(
+    tmp_path: Path,
+) -> None:
+    tokenizer = TOKENIZERS["digits_one_by_one"]()
+    model = llama(len(tokenizer), scale=0.3)
+    short = extract_secrets(model, tokenizer, DIGITS, count=4, max_forwards=1)
+    assert len(short) == 0
+    loaded = Extractions.load(short.save(tmp_path / "found.json"))
+    for one in (short, loaded):
+        assert one.summary().startswith("0 of 4 secrets")
+        assert "max_forwards=1 ran out" in one.summary() and "give more" in one.summary()
+    assert f"{short}" == short.summary()  # no headings over nothing
+    for options in ({"max_forwards": 5000}, {}, {"beam_width": 4}):
+        found = extract_secrets(model, tokenizer, DIGITS, count=4, **options)
+        assert len(found) == 4 and "ran out" not in found.summary()
+    two = SecretFormat("The code is {secret}.", secret="(1|2)")
+    found = extract_secrets(model, tokenizer, two, count=4, max_forwards=5000)
+    assert len(found) == 2 and "ran out" not in found.summary()  # there are no more
+
+
+def test_canaries_of_which_none_has_the_format_are_warned_of() -> None:
+    tokenizer = TOKENIZERS["digits_one_by_one"]()
+    model = llama(len(tokenizer), scale=0.3)
+    other = Canaries([Canary(UNEQUAL, "secret", 3)])
+    with pytest.warns(UserWarning, match="none of the canaries has the format") as caught:
+        extract_secrets(model, tokenizer, DIGITS, count=1, canaries=other)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        extract_secrets(model, tokenizer, UNEQUAL, count=1, canaries=other)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hf_exposure import files
-from hf_exposure.files import write_bytes, write_text
+from hf_exposure.files import load_json, write_bytes, write_text
 
 
 def test_text_is_written_as_utf8_with_its_line_ends_untouched(tmp_path: Path) -> None:
@@ -89,3 +89,18 @@ def test_a_folder_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError):
         write_text(tmp_path / "file" / "a.txt", "x")
+
+
+def test_a_folder_in_the_place_of_the_file_is_named_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder' is a folder.*name a file") as caught:
+        write_text(tmp_path / "folder", "x")
+    assert "Errno" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["folder"] and not os.listdir(tmp_path / "folder")
+
+
+def test_a_file_that_is_not_there_is_named_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^f: there is no file '.*x\.json'; give this$"):
+        load_json(tmp_path / "x.json", lambda data: data, "f", "this")
+    with pytest.raises(IsADirectoryError, match=r"^f: '.*' is a folder; give this$"):
+        load_json(tmp_path, lambda data: data, "f", "this")

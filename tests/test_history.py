@@ -136,3 +136,20 @@ def test_data_frames_of_measurements_without_an_epoch_can_be_joined() -> None:
     assert len(frame) == 4
     assert frame["epoch"].isna().tolist() == [True, True, False, False]
     assert len(History().to_pandas()) == 0
+
+
+@pytest.mark.parametrize("kind", [History, Exposures])
+def test_a_file_that_is_not_there_or_not_of_that_kind_is_named_with_the_way_out(
+    kind: type[History | Exposures], tmp_path: Path
+) -> None:
+    name = kind.__name__
+    wanted = rf"^{name}\.load: there is no file '.*nope\.json'; give the file that {name}\.save"
+    with pytest.raises(FileNotFoundError, match=wanted):
+        kind.load(tmp_path / "nope.json")
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
+        kind([]).save(tmp_path)
+    fmt = SecretFormat("My code is {secret}.", secret="[0-9]{4}")
+    path = Canaries([Canary(fmt, "1234")]).save(tmp_path / "canaries.json")
+    with pytest.raises(ValueError, match="it is a manifest of canaries") as caught:
+        kind.load(path)
+    assert "1234" not in str(caught.value)

@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -438,6 +439,58 @@ def test_what_could_not_be_planted_leaves_the_planting_as_it_was() -> None:
     with pytest.raises(ValueError, match="does not fit"):
         inject_canaries(dataset(), canaries, fill={"id": "no number"})
     assert canaries.planting == {"mode": "before"}
+
+
+# Planted twice
+
+
+def twice(data: Any, canaries: Canaries, **options: Any) -> list[str]:
+    """What is warned of when canaries that were planted before are planted in the data."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        inject_canaries(data, canaries, **options)
+    said = [str(one.message) for one in caught if "inject_canaries" in str(one.message)]
+    assert not any(canary.secret in line for canary in canaries for line in said)
+    return said
+
+
+@each_mode
+def test_a_second_planting_in_planted_rows_is_warned_of_and_one_in_the_rows_as_they_were_is_not(
+    mode: str,
+) -> None:
+    canaries = canary_set()
+    assert not twice(dataset(), canaries, mode=mode)
+    planted = inject_canaries(dataset(), canaries, mode=mode)
+    for changed in ({}, {"seed": 5}, {"near_start": True}):
+        assert not twice(dataset(), canaries, mode=mode, **changed)
+        (said,) = twice(planted, canaries, mode=mode, **changed)
+        assert "in it twice now" in said and "column='text'" in said
+    shuffled = planted.shuffle(seed=3).select(range(N))
+    assert len(twice(DatasetDict({"train": shuffled}), canaries)) == 1
+    assert not twice(planted, Canaries.generate(FMT, [0, 1], seed=9))  # others than those
+    assert not twice(planted.filter(lambda row: "y code" not in row["text"]), canary_set())
+
+
+@each_mode
+@pytest.mark.parametrize("features", [True, False], ids=["features", "plain"])
+def test_a_second_planting_in_conversations_is_warned_of(mode: str, features: bool) -> None:
+    data = Dataset.from_dict({"messages": conversations()})
+    if not features:
+        data = Dataset.from_list([{"messages": talk} for talk in conversations()])
+    canaries = canary_set()
+    planted = inject_canaries(data, canaries, column="messages", mode=mode)
+    assert not twice(data, canaries, column="messages", mode=mode)
+    assert len(twice(planted, canaries, column="messages", mode=mode)) == 1
+
+
+def test_of_a_stream_it_is_said_that_it_may_have_the_canaries_already() -> None:
+    canaries = canary_set()
+    stream = dataset().to_iterable_dataset()
+    planted = inject_canaries(stream, canaries, num_examples=N)
+    assert not twice(stream, canaries, num_examples=N)  # with the added rows it would be longer
+    longer = N + sum(planned(canaries))
+    (said,) = twice(planted, canaries, num_examples=longer)
+    assert "If they are in this stream already" in said
 
 
 # Other columns

@@ -1080,3 +1080,12 @@ def test_the_parts_of_the_trainer_that_are_replaced_still_exist() -> None:
         theirs = list(inspect.signature(getattr(Trainer, name)).parameters)
         ours = list(inspect.signature(getattr(PrivateTrainer, name)).parameters)
         assert "args" in ours or ours == theirs
+
+
+@pytest.mark.parametrize("privacy", [None, {"target_epsilon": 8.0}])
+def test_privacy_that_is_no_arguments_object_is_told_how_to_make_one(
+    privacy: Any, tmp_path: Path
+) -> None:
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    with pytest.raises(TypeError, match=r"PrivacyArguments\(target_epsilon=8\.0\), not"):
+        PrivateTrainer(llama(9), args, privacy=privacy)

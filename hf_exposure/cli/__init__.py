@@ -6,7 +6,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +23,8 @@ from hf_exposure.cli.terminal import fail, out, progress
 from hf_exposure.results import BudgetError
 
 __all__ = ["app", "main", "out", "progress"]
+
+_formatted = warnings.formatwarning
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,8 +56,16 @@ for command in (demo, inject, measure, extract, audit, discover, report, experim
     app.command()(command)
 
 
+def _one_line(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
+    """A warning for somebody who has typed a command: what it says, not where it comes from."""
+    if category is UserWarning:
+        return f"Warning: {message}\n"
+    return _formatted(message, category, *where, **line)
+
+
 def main() -> None:
     """Run it. What goes wrong is said in one line; HF_EXPOSURE_TRACEBACK=1 shows where."""
+    warnings.formatwarning = _one_line
     try:
         app()
     except BudgetError as error:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_exposure.cli.inputs import rows_with
+from hf_exposure.cli.inputs import check_file, rows_with
 from hf_exposure.cli.options import (
     AsJson,
     Base,
@@ -74,8 +74,12 @@ def audit(
     """Find real secrets in a dataset, and measure how exposed they are in a model."""
     from hf_exposure.audit import audit_dataset
     from hf_exposure.detectors import check_kinds, check_region
-    from hf_exposure.loading import load_model
+    from hf_exposure.loading import check_model_name, load_model
 
+    check_file(output)
+    for argument, name in (("--model", model), ("--base", base)):
+        if name is not None:
+            check_model_name(name, argument)
     names = None if kinds is None else [name.strip() for name in kinds.split(",")]
     place = None if region.lower() == "none" else region
     if "phone" in check_kinds(names):  # before the model loads
@@ -87,7 +91,9 @@ def audit(
         )
         earlier: Any = None
         if base is not None:
-            earlier, _ = load_model(base, tokenizer=tokenizer or model, device=device, dtype=dtype)
+            earlier, _ = load_model(
+                base, tokenizer=tokenizer or model, device=device, dtype=dtype, argument="--base"
+            )
         result = audit_dataset(
             loaded,
             tok,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_exposure.cli.inputs import rows_with
+from hf_exposure.cli.inputs import check_folder, rows_with
 from hf_exposure.cli.options import (
     Reveal,
 )
@@ -49,6 +49,7 @@ def demo(
     from hf_exposure.demo import run_demo
     from hf_exposure.small import paragraphs
 
+    check_folder(output_dir, "--output-dir")
     lines = None
     if text is not None and dataset is not None:
         raise typer.BadParameter("give --text or --dataset, not both")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_exposure.cli.inputs import numbers
+from hf_exposure.cli.inputs import check_file, numbers
 from hf_exposure.cli.options import (
     AsJson,
     BatchSize,
@@ -85,6 +85,7 @@ def discover(
     from hf_exposure.loading import load_model, load_rows
     from hf_exposure.pairs import load_benchmark
 
+    check_file(output)
     counts = numbers("--n", n, float, "1,1000")
     targets = numbers("--p", p, float, "1,1000")
     if not all(0 < target < 1 for target in targets):
@@ -102,6 +103,7 @@ def discover(
         rows: Any
         if dataset is not None:
             rows = load_rows(dataset, split=split)
+            _check_columns(dataset, rows.column_names, names)
             rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
         else:
             assert benchmark is not None
@@ -109,21 +111,25 @@ def discover(
         loaded, tok = load_model(
             model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
         )
-        found = discoverable_extraction(
-            loaded,
-            tok,
-            rows,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            prefix_tokens=prefix_tokens,
-            suffix_tokens=suffix_tokens,
-            near=near,
-            columns=names,
-            batch_size=batch_size,
-            max_forwards=max_forwards,
-            progress=shows_progress(as_json),
-        )
+        try:
+            found = discoverable_extraction(
+                loaded,
+                tok,
+                rows,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                prefix_tokens=prefix_tokens,
+                suffix_tokens=suffix_tokens,
+                near=near,
+                columns=names,
+                batch_size=batch_size,
+                max_forwards=max_forwards,
+                progress=shows_progress(as_json),
+            )
+        except ValueError as error:
+            said = str(error).replace("prefix_tokens + suffix", "--prefix-tokens + --suffix")
+            raise ValueError(said.replace("--suffix_tokens", "--suffix-tokens")) from error
     if output is not None:
         found.save(output, reveal)
     tables = [found.rates(counts, targets, wide) for wide in ([False, True] if near else [False])]
@@ -135,3 +141,15 @@ def discover(
     for table in tables:
         out.print()
         out.print(table.table())
+
+
+def _check_columns(dataset: str, there: list[str], names: str | tuple[str, ...] | None) -> None:
+    """Refuse columns that are not there, before the model loads."""
+    if names is None:
+        names = "prefix" if {"prefix", "suffix"} <= {*there} else "text"
+    for name in (names,) if isinstance(names, str) else names:
+        if name not in there:
+            raise typer.BadParameter(
+                f"{dataset!r} has no column {name!r}, only {there}: name prefix and suffix, or one "
+                "column to cut, with --columns"
+            )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table as Shown
 
+from hf_exposure.cli.inputs import check_folder
 from hf_exposure.cli.terminal import out, progress
 
 if TYPE_CHECKING:
@@ -36,7 +37,13 @@ def experiment(
         ScaleName,
         typer.Option(help="smoke: seconds; small: minutes on two cores; large: for a GPU."),
     ] = ScaleName.small,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings of each setting.")] = 3,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds", min=1,
+            help="Trainings of each setting, where one is not enough by the experiment's design.",
+        ),
+    ] = 3,
     first_seed: Annotated[int, typer.Option("--seed", help="The first seed.")] = 0,
     text: Annotated[
         Path | None,
@@ -67,6 +74,7 @@ def experiment(
         raise typer.BadParameter(str(error)) from None
     if text is not None and not text.is_file():
         raise typer.BadParameter(f"--text: there is no file {str(text)!r}")
+    check_folder(output_dir, "--output-dir")
     from hf_exposure.experiments.page import write_page
 
     for one in chosen:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hf_exposure.cli.inputs import add_to_card, check_card, format_of
+from hf_exposure.cli.inputs import add_to_card, check_card, check_file, format_of
 from hf_exposure.cli.options import (
     AsJson,
     BatchSize,
@@ -76,6 +76,8 @@ def extract(
     from hf_exposure.generation import generate_secrets
     from hf_exposure.loading import load_canaries, load_model
 
+    check_file(output)
+    check_file(card, "--card")
     check_card(model, push_to_card, create_pr)
     planted = load_canaries(canaries, canaries_revision) if canaries is not None else None
     if planted is not None and template is None and secret is None:

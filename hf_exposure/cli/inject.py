@@ -9,15 +9,16 @@ from typing import Annotated
 import typer
 
 from hf_exposure.canaries import Canaries
-from hf_exposure.cli.inputs import format_of, numbers
+from hf_exposure.cli.inputs import check_file, check_new, format_of, numbers
 from hf_exposure.cli.options import (
     AsJson,
     Check,
     Dataset,
+    Overwrite,
     Secret,
     Template,
 )
-from hf_exposure.cli.terminal import out, print_json, progress
+from hf_exposure.cli.terminal import out, print_json
 from hf_exposure.loading import quiet
 
 
@@ -57,20 +58,24 @@ def inject(
         str | None,
         typer.Option("--push-canaries", help="Also push the manifest to this private Hub id."),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an output file that is there.")
-    ] = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Plant canaries in a dataset, and write their manifest."""
     from hf_exposure.injection import inject_canaries
-    from hf_exposure.loading import check_output, describe_rows, load_rows, save_rows
+    from hf_exposure.loading import (
+        check_output,
+        describe_rows,
+        load_manifest,
+        load_rows,
+        save_rows,
+    )
 
     check_output(output)
     if output.resolve() == Path(dataset).resolve():
         raise typer.BadParameter("--output is --dataset: name another file for the planted rows")
-    if output.is_file() and not overwrite:
-        raise typer.BadParameter(f"{str(output)!r} is there already: add --overwrite to replace it")
+    check_new(output, overwrite)
+    check_file(canaries, "--canaries")
     # Whoever knows the format and the seed can draw the same secrets.
     seed = secrets.randbits(32) if seed is None else seed
     if canaries.exists():
@@ -79,13 +84,7 @@ def inject(
                 f"{str(canaries)!r} is there already; leave out --template and --secret to plant "
                 "its canaries, or name another file with --canaries"
             )
-        chosen = Canaries.load(canaries)
-        if chosen.planting:
-            progress.print(
-                f"Warning: the canaries of {str(canaries)!r} have been planted before. If they are "
-                "in this dataset already, they are in it twice now.",
-                soft_wrap=True,
-            )
+        chosen = load_manifest(canaries)
     else:
         chosen = Canaries.generate(
             format_of(template, secret, check),

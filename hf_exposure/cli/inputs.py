@@ -37,6 +37,31 @@ def numbers(name: str, text: str, kind: Callable[[str], Number], example: str) -
         raise typer.BadParameter(f"{name}={text!r}: give numbers such as {example}") from None
 
 
+def check_file(path: Path | None, argument: str = "--output") -> None:
+    """Refuse what no file can be written to, before anything is measured for it."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise typer.BadParameter(f"{argument}: {str(path)!r} is a folder; name a file in it")
+    check_folder(path.parent, argument)
+
+
+def check_folder(path: Path, argument: str) -> None:
+    """Refuse what no folder can be made of, nor is one already."""
+    there = next((one for one in (path, *path.parents) if one.exists()), None)
+    if there is not None and not there.is_dir():
+        raise typer.BadParameter(f"{argument}: {str(there)!r} is a file, not a folder")
+
+
+def check_new(path: Path, overwrite: bool) -> None:
+    """Refuse to replace a file, unless asked to."""
+    if path.is_file() and not overwrite:
+        raise typer.BadParameter(
+            f"{str(path)!r} is there already: add --overwrite to replace it, or name another file "
+            "with --output"
+        )
+
+
 def rows_with(column: str, dataset: str, split: str = "train") -> Rows:
     """A split of a dataset that has a column."""
     from hf_exposure.loading import load_rows

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_exposure.cli.inputs import add_to_card, check_card
+from hf_exposure.cli.inputs import add_to_card, check_card, check_file
 from hf_exposure.cli.options import (
     AsJson,
     Base,
@@ -85,15 +85,19 @@ def measure(
 ) -> None:
     """Measure how exposed canaries are in a model."""
     from hf_exposure.exposure import measure_exposure
-    from hf_exposure.loading import load_canaries, load_model
+    from hf_exposure.loading import check_model_name, load_canaries, load_model
     from hf_exposure.planning import Settings
 
+    check_file(output)
+    check_file(card, "--card")
     planted = load_canaries(canaries, canaries_revision)
     Settings(method, samples, max_forwards, confidence, seed, batch_size)  # before the model loads
     if (model is None) == (endpoint is None):
         raise typer.BadParameter("give either --model, or --endpoint with --endpoint-model")
     if base is not None and model is None:
         raise typer.BadParameter("--base is measured beside --model: leave out --endpoint")
+    if base is not None:
+        check_model_name(base, "--base")
     check_card(model, push_to_card, create_pr)
     beside = None
     with quiet():
@@ -121,7 +125,9 @@ def measure(
             raise ValueError(f"no canary could be scored: {exposures.skipped[0][1]}")
         if base is not None:
             del loaded  # there may not be memory for two
-            earlier, _ = load_model(base, tokenizer=tokenizer or model, device=device, dtype=dtype)
+            earlier, _ = load_model(
+                base, tokenizer=tokenizer or model, device=device, dtype=dtype, argument="--base"
+            )
             beside = exposures.beside(measure_exposure(earlier, tok, planted, **options))
     data = exposures.to_dict(reveal)
     if beside is not None:  # what reads exposures leaves this aside
@@ -146,6 +152,7 @@ def _at_endpoint(
 ) -> tuple[CompletionsScorer, Any]:
     """The model at an endpoint, and a tokenizer if one was named, for its chat template."""
     from hf_exposure.completions import CompletionsScorer
+    from hf_exposure.loading import load_tokenizer
 
     if address is None or model is None:
         raise typer.BadParameter("--endpoint needs the model's name there: give --endpoint-model")
@@ -155,8 +162,4 @@ def _at_endpoint(
     scorer = CompletionsScorer(
         address, model, api_key=key, batch_size=batch_size or 16, whole_text=whole_text
     )
-    if tokenizer is None:
-        return scorer, None
-    from transformers import AutoTokenizer
-
-    return scorer, AutoTokenizer.from_pretrained(tokenizer)
+    return scorer, None if tokenizer is None else load_tokenizer(tokenizer)

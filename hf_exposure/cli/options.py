@@ -55,6 +55,9 @@ CreatePr = Annotated[
 Card = Annotated[
     Path | None, typer.Option("--card", help="Add what is found to this README.md.")
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an output file that is there.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Reveal = Annotated[bool, typer.Option("--reveal", help="Show the secrets.")]
 MaxForwards = Annotated[

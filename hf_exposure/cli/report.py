@@ -8,18 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_exposure.canaries import Canaries
+from hf_exposure.cli.inputs import check_file, check_new
 from hf_exposure.cli.options import (
     AsJson,
+    Overwrite,
     Reveal,
 )
 from hf_exposure.cli.terminal import out, print_json
-from hf_exposure.documents import load_json
+from hf_exposure.files import load_json
 from hf_exposure.history import HISTORY_FILE, History
 from hf_exposure.results import Exposures
 
 if TYPE_CHECKING:
     from hf_exposure.extraction import Extractions
     from hf_exposure.generation import Generations
+
+
+_WANTED = "what measure --output, ExposureCallback or Exposures.save has written"
 
 
 def report(
@@ -37,16 +42,20 @@ def report(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", help="The page to write.")] = None,
     title: Annotated[str, typer.Option("--title")] = "Memorization report",
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
     reveal: Reveal = False,
 ) -> None:
     """Write one HTML page about what was measured; it needs no network to be read."""
+    from hf_exposure.loading import load_manifest
     from hf_exposure.report import write_report
 
-    known = Canaries.load(canaries) if canaries is not None else None
-    if reveal and known is None:
+    if reveal and canaries is None:
         raise typer.BadParameter("--reveal needs the secrets: give --canaries with the manifest")
     page = output or (results if results.is_dir() else results.parent) / "report.html"
+    check_file(page)
+    check_new(page, overwrite)
+    known = load_manifest(canaries) if canaries is not None else None
     exposures, history = _measured(results, known)
     found, written = _found(extractions, known) if extractions is not None else ([], None)
     write_report(
@@ -79,7 +88,7 @@ def _measured(
         there = [results]
     exposures, history = None, None
     for file in there:
-        kind = load_json(file, lambda data: data, "report")
+        kind = load_json(file, lambda data: data, "report", _WANTED)
         kind = kind.get("kind") if isinstance(kind, dict) else None
         if kind == "history":
             history = History.load(file, canaries)
@@ -102,4 +111,5 @@ def _found(
         written = data["generations"]
         return found, Generations.from_dict(written, canaries) if written is not None else None
 
-    return load_json(path, read, "--extractions")
+    wanted = "what `hf-exposure extract --output` has written"
+    return load_json(path, read, "--extractions", wanted)

@@ -380,10 +380,10 @@ def _loaded(model: Any, model_id: Any, canaries: Any, given: dict[str, Any]) -> 
             tokenizer=None if tokenizer is None else os.fspath(tokenizer),
             revision=given["revision"],
             device=given["device"],
+            argument="model_id",
         )
     except OSError as error:
-        reason = str(error).removeprefix("--model: ")
-        raise OSError(f"exposure: model_id: {reason}") from error
+        raise OSError(f"exposure: {str(error).removeprefix('--')}") from error
 
 
 def _canaries(given: Any, format: Any) -> Any:
