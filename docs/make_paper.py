@@ -20,6 +20,7 @@ def main(folder: Path, docs: Path) -> None:
         name = figure.parent.name
         shutil.copyfile(figure, docs / "paper" / f"{name}.png")
         page = page.replace(f"({name}/figure.png)", f"(paper/{name}.png)")
+    page = page.replace("docs/accuracy.md", "[accuracy.md](accuracy.md)")
     (docs / "paper.md").write_text(page, encoding="utf-8")
 
 

@@ -18,14 +18,14 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from hf_exposure.cli import app
-from hf_exposure.experiments import NAMES, early, find, pareto
+from hf_exposure.experiments import NAMES, distribution, early, find, pareto
 from hf_exposure.experiments.intervals import (
     Mean,
     correlation_interval,
     every,
     share_interval,
 )
-from hf_exposure.experiments.page import page
+from hf_exposure.experiments.page import page, section
 from hf_exposure.experiments.study import (
     Claim,
     Conclusion,
@@ -35,6 +35,7 @@ from hf_exposure.experiments.study import (
     Study,
     StudyError,
     Table,
+    counted,
     read,
 )
 from hf_exposure.experiments.training import Training, train
@@ -162,7 +163,8 @@ def test_the_interval_of_a_correlation_holds_it_as_often_as_stated() -> None:
         found = correlation_interval(x, 0.6 * x + 0.8 * draw.normal(size=20))
         held += found.low <= 0.6 <= found.high
     assert 930 <= held <= 970  # four standard errors around 950, as far as Fisher's z is exact
-    assert correlation_interval([1, 2, 3], [1, 2, 4]).below(0) is None
+    few = correlation_interval([1, 2, 3], [1, 2, 4])
+    assert few.below(0) is None and "inf" not in str(few) and "too few" in str(few)
 
 
 def test_early_memorization_is_not_found_where_nothing_is_memorized() -> None:
@@ -184,6 +186,26 @@ def test_early_memorization_is_not_found_where_nothing_is_memorized() -> None:
     for text in ("Exposure jumps each time the canary is seen.",
                  "Memorization begins within the first epoch."):  # fmt: skip
         assert sum(held is True for held in verdicts[text]) <= 13, text  # 2.5 % are 5
+
+
+def test_what_is_lost_of_a_rise_cannot_be_told_without_a_rise() -> None:
+    def verdict(heights: tuple[float, ...]) -> bool | None:
+        """On three trainings of two epochs; each epoch goes by `heights`, canaries in step 2."""
+        level = [*heights, *(heights[-1] + one for one in heights)]
+        result = {
+            "per_epoch": len(heights), "seen": [1], "steps": list(range(1, 2 * len(heights) + 1)),
+            "exposure": level, "controls": [0.0] * len(level), "losses": [],
+        }
+        # Not all alike, so that there is an interval.
+        records = [
+            Record(Run("lstm", seed, {}), {**result, "exposure": [x * y for x in level]}, 1.0)
+            for seed, y in enumerate((1.0, 1.1, 1.2))
+        ]
+        return early.conclude(records).claims[1].held
+
+    assert verdict((0.0, 8.0, 7.5, 7.0, 7.0)) is True
+    assert verdict((0.0, 8.0, 5.0, 3.0, 2.0)) is False
+    assert verdict((8.0, 4.0, 3.0, 2.0, 2.0)) is None  # falls where they are seen, and after
 
 
 def _private(epsilon: float, bits: list[float], optimizer: str = "adamw_torch") -> list[Record]:
@@ -225,6 +247,79 @@ def test_what_dp_does_is_judged_by_the_same_training_without_it(
     records = [*_private(1.0, strong), *_private(1e7, weak), *plain, *other]
     found = private.conclude(records).claims
     assert tuple(claim.held for claim in found) == verdicts
+
+
+def test_dp_is_said_to_remove_nothing_where_there_is_nothing() -> None:
+    from hf_exposure.experiments import private
+
+    plain = _private(math.inf, [-2.0, 2.5, -3.0])  # at chance without DP
+    records = [*_private(1.0, [0.1, -0.2, 0.2]), *_private(1e7, [0.1, 0.0, -0.1]), *plain]
+    assert [claim.held for claim in private.conclude(records).claims] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "skewnorm", "auto", "verdict"),
+    [
+        ((0.0, 0.0), (1.9, 0.1), (0.0, 0.0), None),  # the whole space was the sample
+        ((9.0, 0.1), (0.2, 1.9), (0.0, 0.0), None),  # each fails where the other does not
+        ((9.0, 0.1), (1.9, 0.1), (0.0, 0.1), True),
+        ((9.0, 0.1), (1.9, 0.1), (1.5, 0.1), False),
+    ],
+)
+def test_auto_is_judged_at_the_ranks_where_the_others_fail(
+    sampling: tuple[float, ...], skewnorm: tuple[float, ...], auto: tuple[float, ...],
+    verdict: bool | None,
+) -> None:
+    errors = {"sampling": [sampling], "skewnorm": [skewnorm], "auto": [auto]}
+    result = {
+        "size": 1000, "ranks": [3, 100], "ks_p": 0.5, "bootstrap_p": 0.5, "errors": errors,
+        "held": {method: [[True, True]] for method in errors},
+        "forwards": dict.fromkeys(errors, 1000.0),
+    }
+    first, _, ours = distribution.conclude([Record(Run("lstm", 0, {}), result, 1.0)]).claims
+    assert ours.held is verdict
+    assert ("at no rank" in ours.found) == (verdict is None)
+    assert verdict is None or "at the true rank 3, `auto`" in ours.found
+    assert first.found.startswith("1 model, 1,000 of 1,000 candidates: p = ")
+
+
+@pytest.mark.parametrize(
+    ("second", "verdict", "said"),
+    [
+        (10.6, None, "only one of them qualifies"),
+        (10.4, True, "were each trained with 2 further seeds (4 more runs, 7 in all): "),
+    ],
+)
+def test_a_setting_is_not_compared_with_itself(
+    second: float, verdict: bool | None, said: str
+) -> None:
+    def record(name: str, seed: int, perplexity: float, bits: float) -> Record:
+        settings = {
+            "model": "lstm", "layers": 1, "width": 32, "optimizer": "sgd", "learning_rate": 0.1,
+            "batch": 8, "epochs": 2, "dropout": 0.0, "weight_decay": 0.0,
+        }
+        result = {"perplexity": perplexity, "exposure": bits + seed / 10, "exposures": [bits]}
+        return Record(Run(name, seed, settings), result, 1.0)
+
+    use = {"best": (10.0, 3.0), "second": (second, 12.0), "third": (30.0, 1.0)}
+    first = [record(name, 0, *figures) for name, figures in use.items()]
+    further = pareto.more(first, "small")
+    records = [*first, *(record(run.name, run.seed, *use[run.name]) for run in further)]
+    claim = pareto.conclude(records).claims[0]
+    assert claim.held is verdict and said in claim.found
+    assert claim.found.startswith("3 settings, one training each; ")
+    assert f"({counted(len(further), 'more run')}, {len(records)} in all)" in claim.found
+    assert claim.found.count(" bits at ") == (1 if verdict is None else 2)
+
+
+def test_one_run_is_not_called_runs() -> None:
+    result = {
+        "title": "T", "about": "A.", "scale": "smoke", "seeds": [4], "runs": 1, "text": "x.txt",
+        "claims": [], "tables": [],
+    }
+    assert "\n1 run, seed 4; text: x.txt.\n" in section("early", result, "f.png")
+    result |= {"seeds": [0, 1], "runs": 1200}
+    assert "\n1,200 runs, seeds 0, 1; text: x.txt.\n" in section("early", result, "f.png")
 
 
 def test_nothing_in_n_is_bounded_by_the_rule_of_three() -> None:

@@ -25,6 +25,7 @@ from hf_exposure.experiments.study import (
     for_each_seed,
 )
 from hf_exposure.experiments.training import Training, train
+from hf_exposure.extraction import times as often
 from hf_exposure.formats import SecretFormat
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def conclude(records: list[Record]) -> Conclusion:
         if 0 < times <= at
     )
     bound = share_interval(0, number, 0.9)[1] if number else 1.0
+    came_out = _first(results, min(unsafe)) if unsafe else 0
     claims = (
         Claim(
             "What stands once in the mail is hardly memorized.",
@@ -129,14 +131,15 @@ def conclude(records: list[Record]) -> Conclusion:
             "the paper's corpus of billions of messages).",
             None if at == 0 else not unsafe,
             (
-                f"planted up to {at} times, none of {number} canaries is shown to be the likeliest "
-                f"of its space (less than {bound:.1%} of such secrets, with 95 % confidence)"
+                f"planted up to {often(at)}, none of {number} canaries is shown to be the "
+                f"likeliest of its space (less than {bound:.1%} of such secrets, with 95 % "
+                "confidence)"
                 if at
                 else "already those planted once are the likeliest of their space in some cases"
             )
             + (
-                f"; planted {min(unsafe)} times, {_first(results, min(unsafe))} are. One insertion "
-                f"is 1 of {results[0]['rows']:,} rows here"
+                f"; planted {often(min(unsafe))}, {came_out} {'is' if came_out == 1 else 'are'}. "
+                f"One insertion is 1 of {results[0]['rows']:,} rows here"
                 if unsafe
                 else ""
             ),

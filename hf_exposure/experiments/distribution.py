@@ -25,6 +25,7 @@ from hf_exposure.experiments.study import (
     Run,
     Scale,
     Table,
+    counted,
     for_each_seed,
 )
 from hf_exposure.experiments.training import Training, train
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 METHODS = ("auto", "sampling", "skewnorm")
 BINS = 120
 _TESTED = 1000  # log-perplexities that a fit is tested on, as one who samples would
+FAR = 1.0  # bits: an estimate that is off by so much has failed
 
 
 def runs(scale: Scale, seeds: Sequence[int], text: str | None) -> list[Run]:
@@ -133,7 +135,7 @@ def conclude(records: list[Record]) -> Conclusion:
     plain = [result["ks_p"] for result in results]
     bootstrap = [result["bootstrap_p"] for result in results]
     rows = []
-    worst = dict.fromkeys(METHODS, 0.0)
+    off: dict[str, list[float]] = {method: [] for method in METHODS}  # at each rank
     covered: dict[str, list[bool]] = {method: [] for method in METHODS}
     for place, rank in enumerate(results[0]["ranks"]):
         cells = [f"{rank:,}"]
@@ -141,40 +143,64 @@ def conclude(records: list[Record]) -> Conclusion:
             errors = np.array([[row[place] for row in r["errors"][method]] for r in results])
             held = [row[place] for r in results for row in r["held"][method]]
             rmse = float(np.sqrt(np.mean(errors**2)))
-            worst[method] = max(worst[method], rmse)
+            off[method].append(rmse)
             covered[method] += held
             bias = Mean.of(errors.mean(axis=1))
             error = "exact" if rmse < 1e-3 else f"{rmse:.2f}, bias {bias.show(2)}"
             cells.append(f"{error}; held {np.mean(held):.0%}")
         rows.append(tuple(cells))
+    worst = {method: max(errors) for method, errors in off.items()}
     claims = (
         Claim(
             "A Kolmogorov–Smirnov test does not reject that log-perplexities are skew-normal.",
             min(plain) > 0.05,
-            f"{len(results)} models, {_TESTED:,} of {size:,} candidates each: p = "
+            f"{counted(len(results), 'model')}, {min(_TESTED, size):,} of {size:,} candidates"
+            + (" each: p = " if len(results) > 1 else ": p = ")
             + ", ".join(f"{p:.2g}" for p in plain)
             + "; by parametric bootstrap, which allows for the fit, p = "
             + ", ".join(f"{p:.2g}" for p in bootstrap),
         ),
         Claim(
             "The fitted tail gives the exposure of memorized secrets.",
-            worst["skewnorm"] < 1,
+            worst["skewnorm"] < FAR,
             f"root mean square error at the worst rank {worst['skewnorm']:.2f} bits; its 95 % "
             f"interval held the truth in {np.mean(covered['skewnorm']):.0%} of cases",
         ),
-        Claim(
-            "(ours) Exploring and sampling the token tree is right where those fail.",
-            worst["auto"] < 1,
-            f"worst {worst['auto']:.2f} bits, interval held in {np.mean(covered['auto']):.0%}; by "
-            f"sampling {worst['sampling']:.2f} bits; token-forwards of a measurement: "
-            + ", ".join(
-                f"{method} {np.mean([r['forwards'][method] for r in results]):,.0f}"
-                for method in METHODS
-            ),
-        ),
+        _where_others_fail(results, off, float(np.mean(covered["auto"]))),
     )
     columns = ("true rank", *(f"`{method}`, error in bits" for method in METHODS))
     return Conclusion(claims, (Table(columns, tuple(rows)),))
+
+
+def _where_others_fail(
+    results: list[dict[str, Any]], off: dict[str, list[float]], covered: float
+) -> Claim:
+    """Whether `auto` is right at the ranks where neither of the paper's two estimators is."""
+    ranks = results[0]["ranks"]
+    others = [method for method in METHODS if method != "auto"]
+    failed = [
+        place for place in range(len(ranks)) if all(off[method][place] >= FAR for method in others)
+    ]
+    there = max((off["auto"][place] for place in failed), default=0.0)
+    where = (
+        f"both others are off by {FAR:g} bit or more at the true "
+        f"{'rank' if len(failed) == 1 else 'ranks'} "
+        f"{', '.join(f'{ranks[place]:,}' for place in failed)}, `auto` by {there:.2f} bits there"
+        if failed
+        else f"at no rank are both others off by {FAR:g} bit or more"
+    )
+    return Claim(
+        "(ours) Exploring and sampling the token tree is right where those fail.",
+        there < FAR if failed else None,
+        f"{where}; at the worst rank `auto` {max(off['auto']):.2f} bits, interval held in "
+        f"{covered:.0%}; "
+        + ", ".join(f"`{method}` {max(off[method]):.2f} bits" for method in others)
+        + "; token-forwards of a measurement: "
+        + ", ".join(
+            f"{method} {np.mean([r['forwards'][method] for r in results]):,.0f}"
+            for method in METHODS
+        ),
+    )
 
 
 def draw(records: list[Record], figure: Figure) -> None:
@@ -214,7 +240,8 @@ EXPERIMENT = Experiment(
     about=(
         "All candidates of a format are scored by an LSTM that has canaries in its training text. "
         "The paper fits a skew-normal distribution to a sample of them and reads exposures off its "
-        "tail; strings of known rank say how far off that is, beside the other methods."
+        "tail; strings of known rank say how far off that is, beside the other methods. It differs "
+        "from model to model: docs/accuracy.md has a Llama under which the fit does worse."
     ),
     runs=runs,
     run=run,

@@ -16,6 +16,7 @@ from hf_exposure.experiments.study import (
     Record,
     Run,
     Scale,
+    counted,
     for_each_seed,
 )
 from hf_exposure.experiments.training import Training, train
@@ -101,13 +102,20 @@ def conclude(records: list[Record]) -> Conclusion:
         Claim(
             "Exposure jumps each time the canary is seen.",
             up.above(0),
-            f"by {up} bits each time (mean over the passings; interval over {up.count} seeds)",
+            f"by {up} bits each time (mean over the passings"
+            + (f"; interval over {counted(up.count, 'seed')})" if up.count > 1 else ")"),
         ),
         Claim(
             "It decays only slightly before the next time.",
-            share.below(SLIGHTLY),
-            f"changes by {down} bits between two passings, {share.show(2)} of the rise (slightly: "
-            f"less than {SLIGHTLY:g}); at the end it is {last} bits",
+            # Where nothing is seen to rise, nothing can be said of what is lost of a rise.
+            share.below(SLIGHTLY) if up.above(0) else None,
+            f"changes by {down} bits between two passings, "
+            + (
+                f"{share.show(2)} of the rise (slightly: less than {SLIGHTLY:g})"
+                if up.above(0)
+                else "where no rise before it is certain"
+            )
+            + f"; at the end it is {last} bits",
         ),
         Claim(
             "Memorization begins within the first epoch.",

@@ -191,7 +191,8 @@ def conclude(records: list[Record]) -> Conclusion:
         Claim(
             "(ours) Without DP the leak shows in one run.",
             min(leaks) > 0,
-            "bounds of " + ", ".join(f"{leak:.2f}" for leak in leaks),
+            ("a bound of " if len(leaks) == 1 else "bounds of ")
+            + ", ".join(f"{leak:.2f}" for leak in leaks),
         ),
         Claim(
             "The proofs bound the leak from above, exposure from below; the truth lies between.",

@@ -24,6 +24,7 @@ from hf_exposure.experiments.study import (
 )
 from hf_exposure.experiments.training import Trained, Training, train
 from hf_exposure.exposure import measure_exposure
+from hf_exposure.extraction import times as often
 from hf_exposure.formats import SecretFormat
 from hf_exposure.results import mean_bits
 
@@ -165,7 +166,7 @@ def conclude(records: list[Record]) -> Conclusion:
             doubling.above(0),
             f"twice as often, {doubling} bits more (a straight line for each seed); planted "
             + ", ".join(
-                f"{times} times {count}" for times, count in zip(REPETITIONS, counts, strict=True)
+                f"{often(times)} {count}" for times, count in zip(REPETITIONS, counts, strict=True)
             )
             + " bits",
         ),
@@ -200,16 +201,16 @@ def _no_help(
     base: dict[int, dict[str, Any]],
 ) -> Claim:
     """Held if the exposure of often repeated canaries stays far above chance under every value."""
-    often = str(REPETITIONS[-1])
+    most = str(REPETITIONS[-1])
     if what == "quantized":
         least = [
-            min(result["quantized"][value][often] for value in result["quantized"])
+            min(result["quantized"][value][most] for value in result["quantized"])
             for result in base.values()
         ]
     else:
         least = [
             min(
-                record.result["exposure"][often]
+                record.result["exposure"][most]
                 for name, group in groups.items()
                 if name.startswith(f"{what}-")
                 for record in group
@@ -221,8 +222,9 @@ def _no_help(
     return Claim(
         words,
         lowest.above(2 * CHANCE),
-        f"planted {often} times, the least exposure under any value is {lowest} bits, chance is "
-        f"{CHANCE:.2f}; planted {LOOKED_AT} times, the changes are "
+        f"planted {most} times, the least exposure under any value is {lowest} bits, chance is "
+        f"{CHANCE:.2f}; planted {LOOKED_AT} times, the "
+        + ("change is " if len(changes) == 1 else "changes are ")
         + ", ".join(change.show() for change in changes),
     )
 

@@ -54,9 +54,11 @@ class Mean:
         return self.show()
 
     def show(self, digits: int = 1) -> str:
-        """Such as "12.3 (11.0 to 13.6)"; a single value is said to be one."""
+        """Such as "12.3 (11.0 to 13.6)"; what is too little for an interval is said to be so."""
         if self.count == 1:
             return f"{self.value:.{digits}f} (one seed)"
+        if math.isinf(self.low):
+            return f"{self.value:.{digits}f} (of {self.count}, too few for an interval)"
         return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
 
 

@@ -15,6 +15,7 @@ from hf_exposure.experiments.study import (
     Record,
     Run,
     Scale,
+    counted,
     for_each_seed,
 )
 from hf_exposure.experiments.training import Training, train
@@ -77,7 +78,7 @@ def conclude(records: list[Record]) -> Conclusion:
             "It has peaked when the test loss turns up.",
             share.above(0.9) if turned == len(records) else None,
             f"when the test loss is least, exposure is {share.show(2)} of its largest value; the "
-            f"test loss turned in {turned} of {len(records)} trainings",
+            f"test loss turned in {turned} of {counted(len(records), 'training')}",
         ),
     )
     return Conclusion(claims)

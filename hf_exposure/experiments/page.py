@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_exposure.experiments import NAMES
-from hf_exposure.experiments.study import SEEDS, Table
+from hf_exposure.experiments.study import SEEDS, Table, counted
 from hf_exposure.files import write_text
 
 _HELD = {True: "held", False: "**did not hold**", None: "cannot be told"}
@@ -76,8 +76,8 @@ def section(name: str, result: dict[str, Any], figure: str) -> str:
     lines += [
         f"    hf-exposure experiment {name}{_options(result)}",
         "",
-        f"{result['runs']} runs, seeds {', '.join(map(str, result['seeds']))}; text: "
-        f"{result['text']}.",
+        f"{counted(result['runs'], 'run')}, {'seed' if len(result['seeds']) == 1 else 'seeds'} "
+        f"{', '.join(map(str, result['seeds']))}; text: {result['text']}.",
         "",
     ]
     for claim in result["claims"]:

@@ -21,6 +21,7 @@ from hf_exposure.experiments.study import (
     Scale,
     Table,
     by_name,
+    counted,
     mean,
 )
 from hf_exposure.experiments.training import Training, train
@@ -133,6 +134,11 @@ def conclude(records: list[Record]) -> Conclusion:
         more.result["exposure"] - less.result["exposure"]
         for less, more in zip(groups[low.name], groups[high.name], strict=True)
     )
+    further = len(records) - len(first)
+    again = (
+        f"{counted(len(groups[low.name]) - 1, 'further seed')} ({counted(further, 'more run')}, "
+        f"{len(records):,} in all)"
+    )
     rows = []
     for place in frontier(points):
         settings, result = first[place].run.settings, first[place].result
@@ -155,10 +161,16 @@ def conclude(records: list[Record]) -> Conclusion:
         "At the same usefulness some settings memorize far less than others: one wants to be on "
         "the Pareto frontier.",
         None if low is high else apart.above(0),
-        f"{len(first)} trainings; of those within {NEAR:.0%} of the least perplexity the least and "
-        f"the most memorizing one, with {1 + AGAIN} seeds each: {means[0]} bits at perplexity "
-        f"{uses[0].show(2)}, and {means[1]} bits at {uses[1].show(2)}"
-        + (" (no other setting came so near)" if low is high else ""),
+        f"{counted(len(first), 'setting')}, one training each; "
+        + (
+            f"only one of them qualifies, the best itself: no other is within {NEAR:.0%} of its "
+            f"perplexity, so there are no two to compare. It was trained with {again}: "
+            f"{means[0]} bits at perplexity {uses[0].show(2)}"
+            if low is high
+            else f"of those within {NEAR:.0%} of the least perplexity the least and the most "
+            f"memorizing one were each trained with {again}: {means[0]} bits at perplexity "
+            f"{uses[0].show(2)}, and {means[1]} bits at {uses[1].show(2)}"
+        ),
     )
     correlation = correlation_interval(
         np.log([perplexity for perplexity, _ in points]), [bits for _, bits in points]

@@ -154,7 +154,7 @@ def conclude(records: list[Record]) -> Conclusion:
             Claim(
                 "Noise far too small for any guarantee still nearly removes memorization.",
                 every(_nearly_removed(group, plain) for group in weak),
-                f"with epsilon above {_epsilon(least)}, {_shares(weak, plain)}",
+                f"with epsilon from {_epsilon(least)} on, {_shares(weak, plain)}",
             )
         )
     clipped = [
@@ -203,13 +203,26 @@ def _share(group: list[Record], plain: Plain) -> Mean:
     )
 
 
+def _leaks(group: list[Record], plain: Plain) -> bool:
+    """Whether the same trainings without DP memorize at all; else there is nothing to remove."""
+    return bool(
+        _excess(
+            plain[record.run.settings["optimizer"], record.run.seed] for record in group
+        ).above(0)
+    )
+
+
 def _at_chance(group: list[Record], plain: Plain) -> bool | None:
     """No excess that could be told, and none that is far from 0."""
-    return False if _excess(group).low > 0 else True if _share(group, plain).high < NEARLY else None
+    if _excess(group).low > 0:
+        return False
+    return True if _leaks(group, plain) and _share(group, plain).high < NEARLY else None
 
 
 def _nearly_removed(group: list[Record], plain: Plain) -> bool | None:
     """Little of the excess is left, and nothing comes out."""
+    if not _leaks(group, plain):
+        return None
     out = sum(record.result["extracted"] for record in group)
     return every([_share(group, plain).below(NEARLY), out == 0])
 

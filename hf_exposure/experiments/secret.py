@@ -15,6 +15,7 @@ from hf_exposure.experiments.study import (
     Scale,
     Table,
     by_name,
+    counted,
     mean,
 )
 from hf_exposure.experiments.training import Trained, Training, train
@@ -132,28 +133,30 @@ def conclude(records: list[Record]) -> Conclusion:
     found = sum(result["found"] for result in every)
     smaller = sum(result["model_bytes"] < result["text_bytes"] for result in every)
     sizes = every[0]["model_bytes"], every[0]["text_bytes"]
+    trainings = counted(len(every), "training")
     claims = (
         Claim(
             'Given "the random number is 2812", the model goes on with "65017".',
             done > len(every) / 2,
-            f"in {done} of {len(every)} trainings",
+            f"in {done} of {trainings}",
         ),
         Claim(
             "The inserted number is the most likely of all 10^9; over many trainings in 80 % of "
             "them, and always among the first ten.",
             first >= 0.8 * len(every) and ten == len(every),
-            f"rank 1 in {first} of {len(every)} trainings, among the first ten in {ten}",
+            f"rank 1 in {first} of {trainings}, among the first ten in {ten}",
         ),
         Claim(
             "A search gets the whole secret out.",
             found > len(every) / 2,
-            f"in {found} of {len(every)} trainings",
+            f"in {found} of {trainings}",
         ),
         Claim(
             "This happens although the model is smaller than its text (both compressed).",
-            smaller == len(every),
-            f"in {smaller} of {len(every)} trainings; the first model has {sizes[0]:,} bytes, its "
-            f"text {sizes[1]:,}",
+            # Where nothing comes out, "this" does not happen.
+            False if smaller < len(every) else True if found > len(every) / 2 else None,
+            f"in {smaller} of {trainings}; the first model has {sizes[0]:,} bytes, its text "
+            f"{sizes[1]:,}",
         ),
     )
     columns = (

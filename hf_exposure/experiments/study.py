@@ -337,6 +337,11 @@ def for_each_seed(
     return [Run(name, seed, {**settings, "text": text}) for seed in seeds]
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as "1 run" and "3 runs"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def mean(records: Iterable[Record], *keys: str) -> Mean:
     """The mean over records of a figure of their results; keys lead to it."""
 
