@@ -63,6 +63,7 @@ ORDER = [
     "callback",
     "accounting",
     "per_sample",
+    "refusals",
     "private",
     "loading",
     "metrics",
