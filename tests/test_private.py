@@ -804,16 +804,16 @@ def test_what_cannot_be_trained_is_refused_by_name(
 
 
 def test_fp16_and_several_processes_are_refused(tmp_path: Path) -> None:
-    from hf_exposure.private import refuse
+    from hf_exposure.refusals import refuse
 
     args = make_args(tmp_path)
     args.fp16 = True
     with pytest.raises(ValueError, match="fp16=True"):
-        refuse(PrivateTrainer, make_model(), args, ROWS, {})
+        refuse(PrivateTrainer, PrivateTrainer, make_model(), args, ROWS, {})
     args = make_args(tmp_path)
     args._n_gpu = 2
     with pytest.raises(ValueError, match="one process on one device"):
-        refuse(PrivateTrainer, make_model(), args, ROWS, {})
+        refuse(PrivateTrainer, PrivateTrainer, make_model(), args, ROWS, {})
 
 
 @pytest.mark.parametrize(
