@@ -178,7 +178,7 @@ class Decoder:
             )
         if self._name.endswith("ForMaskedLM"):  # one of random weights would pass the probe
             raise ValueError(
-                f"model: {self._name} is a masked language model, which sees what follows a token; "
+                f"model: {self._name} is not a causal language model but a masked one; "
                 "exposure is defined here for causal ones (AutoModelForCausalLM)"
             )
         largest = max(*self._prompt, int(self._tokens.max(initial=0)))
