@@ -217,10 +217,11 @@ def _exposure_table(exposures: Exposures) -> list[str]:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for (label, times), group in groups.items():
-        mean = mean_bits(group)
         most = max(group, key=lambda one: one.bits)
+        least = "≥" if any(map(exposures.is_bound, group)) else ""
         out.append(
-            f"| {label} | {times} | {len(group)} | {mean:.1f} | {most.bits:.1f} "
+            f"| {label} | {times} | {len(group)} | {least}{mean_bits(group):.1f} | "
+            f"{'≥' if exposures.is_bound(most) else ''}{most.bits:.1f} "
             f"({interval(most.low, most.high)}) | {most.canary.format.bits:.1f} |"
         )
     return out
@@ -300,6 +301,9 @@ def results(
             "at_most": _rounded(max(one.canary.format.bits for one in exposures)),
             "token_forwards": int(exposures.forwards),
         }
+        bounds = sum(map(exposures.is_bound, exposures))
+        if bounds:  # the figures are then no more than that
+            shared["lower_bounds"] = bounds
         metrics = exposures.metrics(prefix="")
         if "exposure" in metrics:
             mean = _rounded(metrics["exposure"])

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hf_exposure import files
-from hf_exposure.canaries import Canaries, Canary
+from hf_exposure.canaries import MASK, Canaries, Canary
 from hf_exposure.card_text import DATASET
 from hf_exposure.cards import add_exposure_to_card, add_privacy_to_card, results, rounded_up
 from hf_exposure.extraction import Extraction, Extractions
@@ -93,6 +93,20 @@ PRIVACY = {
     "noise_can_be_repeated": False,
     "steps": [{"noise_multiplier": 0.71, "sampling_rate": 0.025, "steps": 320}],
 }  # fmt: skip
+
+
+
+def test_bounds_are_marked_in_the_table_and_in_the_metadata() -> None:
+    bounds = measured()
+    bounds.settings["formats"] = {one.template: {"samples": 0} for one in CANARIES.formats}
+    made = add_exposure_to_card(ModelCard("# m\n"), bounds)
+    rows = [line for line in made.text.splitlines() if MASK in line]
+    assert rows and all(row.count("≥") == 2 for row in rows)
+    assert [one.metric_args["lower_bounds"] for one in made.data.eval_results] == (
+        [len(bounds)] * len(made.data.eval_results)
+    )
+    drawn = add_exposure_to_card(ModelCard("# m\n"), measured())
+    assert "≥" not in drawn.text and "lower_bounds" not in str(drawn)
 
 
 def test_what_a_training_has_spent_is_a_section_of_its_own(tmp_path: Path) -> None:

@@ -54,9 +54,9 @@ def report(
         raise typer.BadParameter("--reveal needs the secrets: give --canaries with the manifest")
     page = output or (results if results.is_dir() else results.parent) / "report.html"
     check_file(page)
-    check_new(page, overwrite)
     known = load_manifest(canaries) if canaries is not None else None
     exposures, history = _measured(results, known)
+    check_new(page, overwrite)
     found, written = _found(extractions, known) if extractions is not None else ([], None)
     write_report(
         page,
