@@ -473,11 +473,11 @@ def is_manifest(data: Any) -> bool:
 
 def manifests_in(folder: str | os.PathLike[str]) -> list[Path]:
     """Manifests that lie in a folder itself, and so would be uploaded with it."""
-    return [path for path in sorted(Path(folder).glob("*.json")) if _holds_one(path)]
+    return [path for path in sorted(Path(folder).glob("*.json")) if holds_manifest(path)]
 
 
-def _holds_one(path: Path) -> bool:
-    """Whether a file can be read as one; most need not be read to the end."""
+def holds_manifest(path: Path) -> bool:
+    """Whether a file can be read as a manifest; most need not be read to the end."""
     try:
         with open(path, encoding="utf-8") as file:
             if '"schema_version"' not in file.read(100):

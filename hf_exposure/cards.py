@@ -157,6 +157,12 @@ def extraction_section(
     return "\n".join(
         ["## Extraction of planted secrets", ""]
         + [f"- {finding}" for finding in extracted(every, generations)]
+        + [
+            f"- The search of {_cell(_around(search.format))} ran out of token-forwards: what it "
+            "did not bring out may be there."
+            for search in searches
+            if search.cut_short
+        ]
         + ["", *rows, "", "Searched with hf-exposure. The secrets themselves are not shown."]
     )
 
@@ -217,7 +223,7 @@ def _exposure_table(exposures: Exposures) -> list[str]:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for (label, times), group in groups.items():
-        most = max(group, key=lambda one: one.bits)
+        most = max(group, key=lambda one: (one.bits, one.high))
         least = "≥" if any(map(exposures.is_bound, group)) else ""
         out.append(
             f"| {label} | {times} | {len(group)} | {least}{mean_bits(group):.1f} | "
@@ -308,7 +314,8 @@ def results(
         if "exposure" in metrics:
             mean = _rounded(metrics["exposure"])
             out.append(result("exposure", "Exposure (mean)", mean, shared))
-            most = max((e for e in exposures if e.canary.inserted), key=lambda e: e.bits)
+            inserted = (one for one in exposures if one.canary.inserted)
+            most = max(inserted, key=lambda one: (one.bits, one.high))
             reach = {"low": _rounded(most.low), "high": _rounded(most.high)}
             largest = _rounded(most.bits)
             out.append(result("exposure", "Exposure (largest)", largest, {**shared, **reach}))

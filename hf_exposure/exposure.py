@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PILOT = 120  # draws that estimate how many prefixes an exact rank has to visit
+_FEWEST = 20  # draws; what a budget has left for fewer gives no estimate worth the name
 _MANY = 10**7  # forwards that are worth a warning before they are begun
 
 Ints = NDArray[np.int64]
@@ -329,6 +330,7 @@ def _by_tree(
     if math.isfinite(scored.room):
         longest = max(len(path) for path in group.paths)
         n = min(n, max(settings.min_samples, int(scored.room / longest)))
+        n = n if n >= min(_FEWEST, settings.samples) else 0
     if not explored.complete:
         details["samples"] = n
         if n > 0:

@@ -126,17 +126,22 @@ class Extractions(Tabular, Document, Rows[Extraction]):
             return MaskedCanary(self.format, len(one.secret))
         return Canary(self.format, one.secret)
 
+    @property
+    def cut_short(self) -> bool:
+        """Whether `max_forwards` ran out before as many secrets as asked for had come out."""
+        wanted = min(self.settings.get("count", 0), self.format.size)
+        return self.settings.get("ended") is False and len(self) < wanted
+
     def summary(self) -> str:
         """One line about what came out and what it took."""
         secrets = "1 secret" if len(self) == 1 else f"{len(self)} secrets"
         wanted = min(self.settings.get("count", 0), self.format.size)
-        short = self.settings.get("ended") is False and len(self) < wanted
-        line = f"{len(self)} of {wanted} secrets" if short else secrets
+        line = f"{len(self)} of {wanted} secrets" if self.cut_short else secrets
         line += (
             f" of {self.format.bits:.1f} bits; {self.forwards:,} token-forwards in "
             f"{self.seconds:.1f} s"
         )
-        if short:
+        if self.cut_short:
             line += (
                 f"; max_forwards={self.settings['max_forwards']:,} ran out before the rest "
                 f"was found (the decoder's check alone took {self.settings['check_forwards']:,}): "

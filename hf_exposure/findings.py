@@ -164,14 +164,19 @@ def _memorized(exposures: Exposures) -> list[Finding]:
         )
         detail += f" The fewest repetitions that led to this: {min(_repetitions(first)):,}."
     else:
-        most = max(inserted, key=lambda one: one.bits)
+        most = max(inserted, key=lambda one: (one.bits, one.high))
+        least = "at least " if exposures.is_bound(most) else ""
         detail = (
-            f"The most exposed canary has {most.bits:.1f} ({most.low:.1f} to {most.high:.1f}) of "
-            f"at most {most.canary.format.bits:.1f} bits."
+            f"The most exposed canary has {least}{most.bits:.1f} ({most.low:.1f} to "
+            f"{most.high:.1f}) of at most {most.canary.format.bits:.1f} bits."
         )
-        open_ones = sum(one.rank_low < 1.5 for one in inserted)
-        if open_ones:
-            detail += f" Of {open_ones} it cannot be told: their intervals reach the likeliest."
+    open_ones = sum(one.rank_low < 1.5 and not is_first(one) for one in inserted)
+    if open_ones:
+        detail += (
+            f" Of {open_ones}{' others' if first else ''} it cannot be told whether "
+            f"{'it is' if open_ones == 1 else 'they are'}: "
+            f"{'its interval reaches' if open_ones == 1 else 'their intervals reach'} rank 1."
+        )
     near = [one for one in inserted if not is_first(one) and one.rank_high <= WITHIN]
     near = [one for one in near if one.canary.format.size > 10 * WITHIN]
     if near:
@@ -249,7 +254,10 @@ def _rise(exposures: Exposures, groups: Sequence[GroupFinding]) -> list[Finding]
         named = ", ".join(f"{group.repetitions:,}" for group in above)
         least, lead = above[0], f"Exposure is above chance at these repetitions: {named}"
     of_chance = f"{least.mean:.1f} bits on average at {least.repetitions:,}, where chance is "
-    return [Finding(f"{lead}.", f"{of_chance}{CHANCE:.2f} bits. {rule}")]
+    detail = f"{of_chance}{CHANCE:.2f} bits. {rule}"
+    if inserted[-1] not in above:
+        detail += _unusual(exposures, inserted[-1])
+    return [Finding(f"{lead}.", detail)]
 
 
 def _no_rise(
@@ -266,15 +274,25 @@ def _no_rise(
         f"{rule} In a group of {least} a mean of less than {noticeable(least, level):.1f} bits "
         f"goes unnoticed, where chance is {CHANCE:.2f}."
     )
-    most = inserted[-1].repetitions
-    if most >= OFTEN:
-        detail += (
-            f" That {most:,} insertions leave no trace is unusual, unless the training was "
-            "short, or with differential privacy. Check that the model was trained on these very "
-            "canaries (the manifest), that they survived tokenization (verify_injection), and that "
-            "the tokenizer is the model's."
-        )
+    detail += _unusual(exposures, inserted[-1])
     return Finding("No repetition group is shown to be more exposed than chance.", detail)
+
+
+def _unusual(exposures: Exposures, most: GroupFinding) -> str:
+    """What to look at where the canaries that were inserted most often are at chance."""
+    bounds = any(
+        exposures.is_bound(one)
+        for one in exposures
+        if one.canary.repetitions == most.repetitions
+    )
+    if most.repetitions < OFTEN or bounds:
+        return ""
+    return (
+        f" That {most.repetitions:,} insertions leave no trace is unusual, unless the training was "
+        "short, or with differential privacy. Check that the model was trained on these very "
+        "canaries (the manifest), that they survived tokenization (verify_injection), and that "
+        "the tokenizer is the model's."
+    )
 
 
 def _controls(groups: Sequence[GroupFinding], exposures: Exposures) -> Finding:

@@ -457,7 +457,8 @@ def _facts(exposures: Exposures, history: History | None) -> list[tuple[str, str
             (
                 "measuring while training",
                 f"{len(history)} measurements took {history.forwards:,} token-forwards, "
-                f"{history.share:.1%} of the {history[-1].tokens or 0:,} tokens trained on",
+                f"{history.share:.1%} of the {history[-1].tokens or 0:,} tokens trained on, "
+                "padding included",
             )
         )
     for template, details in settings.get("formats", {}).items():

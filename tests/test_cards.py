@@ -96,6 +96,15 @@ PRIVACY = {
 
 
 
+def test_a_search_that_ran_out_is_said_to_have_done_so() -> None:
+    options = {"count": 3, "max_forwards": 10, "check_forwards": 66, "canaries": 4}
+    for ended in (False, True):
+        search = Extractions([], format=FORMAT, forwards=66, settings={**options, "ended": ended})
+        made = add_exposure_to_card(ModelCard("# m\n"), extractions=search)
+        assert ("ran out of token-forwards" in made.text) != ended
+        assert search.cut_short != ended
+
+
 def test_bounds_are_marked_in_the_table_and_in_the_metadata() -> None:
     bounds = measured()
     bounds.settings["formats"] = {one.template: {"samples": 0} for one in CANARIES.formats}

@@ -266,6 +266,27 @@ def test_extract_needs_no_canaries_but_a_format(model_folder: Path) -> None:
         ),
         (["measure", "--model", "NOTHING", "--canaries", "MANIFEST"], "no tokenizer can be loaded"),
         (["report", "nothing.json"], "report: there is no file 'nothing.json'; give what measure"),
+        (
+            ["measure", "--model", "MODEL", "--canaries", "MANIFEST", "--output", "MANIFEST"],
+            "is the manifest of canaries",
+        ),
+        (
+            ["extract", "--model", "MODEL", "--canaries", "MANIFEST", "--card", "MANIFEST"],
+            "is the manifest of canaries",
+        ),
+        (
+            ["inject", "--dataset", "ROWS", *TEMPLATE, "--output", "c.json", "--canaries",
+                "c.json",
+            ],
+            "another file of this command",
+        ),
+        (
+            [
+                "inject", "--dataset", "ROWS", "--output", "o.jsonl", "--canaries", "MANIFEST",
+                "--repetitions", "0,100", "--inclusion", "coin",
+            ],
+            "leave out --repetitions and --inclusion",
+        ),
         (["report", "MANIFEST", "--reveal"], "give --canaries"),
         (["report", "MANIFEST"], "it is a manifest of canaries"),
         (["report", "EXPOSURES", "--extractions", "no.json"], "--extractions: there is no file"),

@@ -295,6 +295,23 @@ def test_auto_keeps_to_its_budget(budget: int) -> None:
     assert found.forwards <= max(budget, least)
 
 
+def test_a_budget_for_a_handful_of_draws_gives_bounds_and_not_estimates() -> None:
+    canaries, seen = planted(NUMBER, each=6), set()
+    for budget in range(150, 500, 25):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found = measure_exposure(
+                model_of(), TOKENIZERS[KIND](), canaries, max_forwards=budget, samples=200
+            )
+        draws = found.settings["formats"][NUMBER.template].get("samples", 200)
+        assert draws == 0 or draws >= 20
+        assert any("no estimates" in str(one.message) for one in said) == (draws == 0)
+        seen.add(draws)
+    assert 0 in seen and len(seen) > 2
+    few = measure_exposure(model_of(), TOKENIZERS[KIND](), canaries, max_forwards=400, samples=5)
+    assert few.settings["formats"][NUMBER.template]["samples"] == 5  # as asked for
+
+
 def test_exact_with_too_small_a_budget_says_so_and_gives_what_auto_would() -> None:
     canaries = planted(NUMBER, each=6)
     tokenizer = TOKENIZERS[KIND]()

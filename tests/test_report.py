@@ -323,6 +323,24 @@ def test_often_planted_canaries_without_a_trace_are_called_unusual() -> None:
     assert "unusual" not in said(Exposures(rare))
 
 
+def test_it_is_unusual_too_if_only_those_planted_less_often_stand_out() -> None:
+    odd = [exposure(canary, 12.0 if canary.repetitions == 1 else 1.4) for canary in CANARIES]
+    told = said(Exposures(odd))
+    assert "above chance at these repetitions: 1" in told
+    assert "64 insertions leave no trace is unusual" in told
+    assert "unusual" not in said(measured())
+
+
+def test_what_is_open_is_told_beside_what_is_memorized() -> None:
+    open_ones = [
+        memorized(canary)
+        if canary.repetitions == 64
+        else exposure(canary, 10.0, rank_low=1.0, high=FORMAT.bits)
+        for canary in CANARIES.inserted
+    ]
+    assert "Of 6 others it cannot be told whether they are" in said(Exposures(open_ones))
+
+
 def test_bounds_are_no_ground_for_calm() -> None:
     settings = {"formats": {FORMAT.template: {"samples": 0}}}
     low = [exposure(c, 0.0, high=FORMAT.bits) for c in CANARIES]
@@ -456,5 +474,5 @@ def test_a_string_that_may_be_the_likeliest_is_not_called_unmemorized() -> None:
     ends = {"rank_low": 1.0, "rank_high": 600.0, "high": FORMAT.bits}
     reaching = [exposure(canary, 19.0, **ends) for canary in canaries]
     told = said(Exposures(reaching))
-    assert "Of 9 it cannot be told" in told and "not memorized" not in told
+    assert "Of 9 it cannot be told whether they are" in told and "not memorized" not in told
     assert "9 are among the 1,000 most likely" in told

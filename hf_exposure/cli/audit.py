@@ -76,7 +76,7 @@ def audit(
     from hf_exposure.detectors import check_kinds, check_region
     from hf_exposure.loading import check_model_name, load_model
 
-    check_file(output)
+    check_file(output, apart=[dataset])
     for argument, name in (("--model", model), ("--base", base)):
         if name is not None:
             check_model_name(name, argument)

@@ -85,7 +85,7 @@ def discover(
     from hf_exposure.loading import load_model, load_rows
     from hf_exposure.pairs import load_benchmark
 
-    check_file(output)
+    check_file(output, apart=[dataset])
     counts = numbers("--n", n, float, "1,1000")
     targets = numbers("--p", p, float, "1,1000")
     if not all(0 < target < 1 for target in targets):

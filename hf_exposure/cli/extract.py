@@ -77,7 +77,7 @@ def extract(
     from hf_exposure.loading import load_canaries, load_model
 
     check_file(output)
-    check_file(card, "--card")
+    check_file(card, "--card", apart=[output])
     check_card(model, push_to_card, create_pr)
     planted = load_canaries(canaries, canaries_revision) if canaries is not None else None
     if planted is not None and template is None and secret is None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hf_exposure.canaries import Canaries
-from hf_exposure.cli.inputs import check_file, check_new, format_of, numbers
+from hf_exposure.cli.inputs import check_file, check_folder, check_new, format_of, numbers
 from hf_exposure.cli.options import (
     AsJson,
     Check,
@@ -21,8 +21,16 @@ from hf_exposure.cli.options import (
 from hf_exposure.cli.terminal import out, print_json
 from hf_exposure.loading import quiet
 
+_DRAWING = ("template", "secret", "check", "repetitions", "per_repetition", "inclusion")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
 
 def inject(
+    context: typer.Context,
     dataset: Dataset,
     output: Annotated[
         Path, typer.Option("--output", help="A .jsonl, .csv or .parquet file, or a new folder.")
@@ -75,14 +83,19 @@ def inject(
     if output.resolve() == Path(dataset).resolve():
         raise typer.BadParameter("--output is --dataset: name another file for the planted rows")
     check_new(output, overwrite)
-    check_file(canaries, "--canaries")
+    if output.suffix:
+        check_file(output, apart=[canaries, dataset])
+    check_folder(canaries.parent, "--canaries")
+    if canaries.is_dir():
+        raise typer.BadParameter(f"--canaries: {str(canaries)!r} is a folder; name a file in it")
     # Whoever knows the format and the seed can draw the same secrets.
     seed = secrets.randbits(32) if seed is None else seed
     if canaries.exists():
-        if template is not None or secret is not None:
+        given = [f"--{name.replace('_', '-')}" for name in _DRAWING if _is_given(context, name)]
+        if given:
             raise typer.BadParameter(
-                f"{str(canaries)!r} is there already; leave out --template and --secret to plant "
-                "its canaries, or name another file with --canaries"
+                f"{str(canaries)!r} is there already; leave out {' and '.join(given)} to plant its "
+                "canaries, or name another file with --canaries"
             )
         chosen = load_manifest(canaries)
     else:

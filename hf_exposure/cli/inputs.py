@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
+from hf_exposure.canaries import holds_manifest
 from hf_exposure.cli.terminal import progress
 from hf_exposure.formats import SecretFormat
 from hf_exposure.results import Exposures
@@ -37,13 +38,25 @@ def numbers(name: str, text: str, kind: Callable[[str], Number], example: str) -
         raise typer.BadParameter(f"{name}={text!r}: give numbers such as {example}") from None
 
 
-def check_file(path: Path | None, argument: str = "--output") -> None:
-    """Refuse what no file can be written to, before anything is measured for it."""
+def check_file(
+    path: Path | None, argument: str = "--output", *, apart: Iterable[str | Path | None] = ()
+) -> None:
+    """Refuse what no file can be written to, or must not be, before anything is measured for it:
+    a manifest, which may be the only place of its secrets, and the files in `apart`."""
     if path is None:
         return
     if path.is_dir():
         raise typer.BadParameter(f"{argument}: {str(path)!r} is a folder; name a file in it")
     check_folder(path.parent, argument)
+    if any(other is not None and Path(other).resolve() == path.resolve() for other in apart):
+        raise typer.BadParameter(
+            f"{argument}: {str(path)!r} is another file of this command already; name a new one"
+        )
+    if path.is_file() and holds_manifest(path):
+        raise typer.BadParameter(
+            f"{argument}: {str(path)!r} is the manifest of canaries, with their secrets, which is "
+            "not written over; name another file"
+        )
 
 
 def check_folder(path: Path, argument: str) -> None:

@@ -29,7 +29,7 @@ from hf_exposure.cli.options import (
     Seed,
     Tokenizer,
 )
-from hf_exposure.cli.terminal import out, print_json, shows_progress
+from hf_exposure.cli.terminal import out, print_json, progress, shows_progress
 from hf_exposure.files import write_text
 from hf_exposure.loading import quiet
 
@@ -89,7 +89,7 @@ def measure(
     from hf_exposure.planning import Settings
 
     check_file(output)
-    check_file(card, "--card")
+    check_file(card, "--card", apart=[output])
     planted = load_canaries(canaries, canaries_revision)
     Settings(method, samples, max_forwards, confidence, seed, batch_size)  # before the model loads
     if (model is None) == (endpoint is None):
@@ -99,6 +99,12 @@ def measure(
     if base is not None:
         check_model_name(base, "--base")
     check_card(model, push_to_card, create_pr)
+    if planted.inserted and not planted.planting:
+        progress.print(
+            "Warning: these canaries have no record of having been planted; a model that was not "
+            "trained on them looks as if it memorized nothing",
+            soft_wrap=True,
+        )
     beside = None
     with quiet():
         loaded: Any

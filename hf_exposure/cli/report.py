@@ -53,7 +53,7 @@ def report(
     if reveal and canaries is None:
         raise typer.BadParameter("--reveal needs the secrets: give --canaries with the manifest")
     page = output or (results if results.is_dir() else results.parent) / "report.html"
-    check_file(page)
+    check_file(page, apart=[results, extractions])
     known = load_manifest(canaries) if canaries is not None else None
     exposures, history = _measured(results, known)
     check_new(page, overwrite)
