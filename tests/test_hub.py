@@ -561,7 +561,9 @@ def test_a_card_that_cannot_be_pushed_costs_no_result(tmp_path: Path) -> None:
             hub().fail("POST", "/commit/main", what)
             code, printed, said = command(*arguments)
             assert code == 1 and "••••" in printed and expected in said
-            assert said.startswith("Error: could not add to the card of 'me/model'")
+            warned, _, error = said.partition("Error: ")
+            assert error.startswith("could not add to the card of 'me/model'")
+            assert "no record of having been planted" in warned
             assert not secrets_in(said + printed, planted)
             assert (tmp_path / "e.json").is_file()
             (tmp_path / "e.json").unlink()
