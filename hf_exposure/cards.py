@@ -13,7 +13,7 @@ from hf_exposure.card_text import DATASET, TASK, change_card
 from hf_exposure.extraction import Extractions
 from hf_exposure.extraction import times as often
 from hf_exposure.findings import extracted, find
-from hf_exposure.results import Exposures, interval, mean_bits, short_label
+from hf_exposure.results import Exposures, interval, mean_bits, most_exposed, short_label
 
 if TYPE_CHECKING:
     import os
@@ -223,7 +223,7 @@ def _exposure_table(exposures: Exposures) -> list[str]:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for (label, times), group in groups.items():
-        most = max(group, key=lambda one: (one.bits, one.high))
+        most = most_exposed(group)
         least = "≥" if any(map(exposures.is_bound, group)) else ""
         out.append(
             f"| {label} | {times} | {len(group)} | {least}{mean_bits(group):.1f} | "
@@ -314,8 +314,7 @@ def results(
         if "exposure" in metrics:
             mean = _rounded(metrics["exposure"])
             out.append(result("exposure", "Exposure (mean)", mean, shared))
-            inserted = (one for one in exposures if one.canary.inserted)
-            most = max(inserted, key=lambda one: (one.bits, one.high))
+            most = most_exposed(one for one in exposures if one.canary.inserted)
             reach = {"low": _rounded(most.low), "high": _rounded(most.high)}
             largest = _rounded(most.bits)
             out.append(result("exposure", "Exposure (largest)", largest, {**shared, **reach}))

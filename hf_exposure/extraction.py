@@ -127,16 +127,18 @@ class Extractions(Tabular, Document, Rows[Extraction]):
         return Canary(self.format, one.secret)
 
     @property
+    def _wanted(self) -> int:
+        return min(int(self.settings.get("count", 0)), self.format.size)
+
+    @property
     def cut_short(self) -> bool:
         """Whether `max_forwards` ran out before as many secrets as asked for had come out."""
-        wanted = min(self.settings.get("count", 0), self.format.size)
-        return self.settings.get("ended") is False and len(self) < wanted
+        return self.settings.get("ended") is False and len(self) < self._wanted
 
     def summary(self) -> str:
         """One line about what came out and what it took."""
         secrets = "1 secret" if len(self) == 1 else f"{len(self)} secrets"
-        wanted = min(self.settings.get("count", 0), self.format.size)
-        line = f"{len(self)} of {wanted} secrets" if self.cut_short else secrets
+        line = f"{len(self)} of {self._wanted} secrets" if self.cut_short else secrets
         line += (
             f" of {self.format.bits:.1f} bits; {self.forwards:,} token-forwards in "
             f"{self.seconds:.1f} s"

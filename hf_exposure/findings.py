@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from hf_exposure.chance import CHANCE, GroupFinding, expected_mean, group_findings, noticeable
 from hf_exposure.history import History
-from hf_exposure.results import Exposure, Exposures
+from hf_exposure.results import Exposure, Exposures, most_exposed
 
 if TYPE_CHECKING:
     from hf_exposure.extraction import Extraction
@@ -164,7 +164,7 @@ def _memorized(exposures: Exposures) -> list[Finding]:
         )
         detail += f" The fewest repetitions that led to this: {min(_repetitions(first)):,}."
     else:
-        most = max(inserted, key=lambda one: (one.bits, one.high))
+        most = most_exposed(inserted)
         least = "at least " if exposures.is_bound(most) else ""
         detail = (
             f"The most exposed canary has {least}{most.bits:.1f} ({most.low:.1f} to "

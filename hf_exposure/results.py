@@ -514,6 +514,11 @@ def _canaries(
     return out
 
 
+def most_exposed(items: Iterable[Exposure]) -> Exposure:
+    """The most exposed of some canaries, at least one; of equals the one that may be more so."""
+    return max(items, key=lambda one: (one.bits, one.high))
+
+
 def mean_bits(group: Sequence[Exposure]) -> float:
     """The mean exposure of some canaries, at least one, in bits."""
     return math.fsum(one.bits for one in group) / len(group)

@@ -84,7 +84,7 @@ def inject(
         raise typer.BadParameter("--output is --dataset: name another file for the planted rows")
     check_new(output, overwrite)
     if output.suffix:
-        check_file(output, apart=[canaries, dataset])
+        check_file(output, apart=[canaries])
     check_folder(canaries.parent, "--canaries")
     if canaries.is_dir():
         raise typer.BadParameter(f"--canaries: {str(canaries)!r} is a folder; name a file in it")
