@@ -42,9 +42,11 @@ test: $(VENV)/.installed-dev ## run the tests (ARGS="-m 'not slow'" leaves out t
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest \
 	    -n $(WORKERS) --maxprocesses 8 --dist worksteal --durations 10 $(ARGS)
 
-lint: $(VENV)/.installed-dev ## check the code with ruff and mypy
+lint: $(VENV)/.installed-dev ## check format, code, types and the layout
+	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
 bench: $(VENV)/.installed-bench ## measure the tables of docs/accuracy.md again
 	@$(BIN)/python benchmarks/estimators.py $(ARGS)

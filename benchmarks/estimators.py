@@ -27,14 +27,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_exposure.decoder import Decoder, undisturbed
-from hf_exposure.files import write_text
-from hf_exposure.formats import SecretFormat
-from hf_exposure.rank import SkewNormal, sampling_exposure, skewnorm_exposure
-from hf_exposure.ranking import every_leaf, explore, ranks, sample
-from hf_exposure.scoring import ScoredTree
-from hf_exposure.small import paragraphs, small_llama, train_tokenizer
-from hf_exposure.tokens import TokenTree
+from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.cli.small import paragraphs, small_llama, train_tokenizer
+from hf_exposure.exposure.estimators import SkewNormal, sampling_exposure, skewnorm_exposure
+from hf_exposure.exposure.ranking import every_leaf, explore, ranks, sample
+from hf_exposure.models.decoder import Decoder, undisturbed
+from hf_exposure.tree.scoring import ScoredTree
+from hf_exposure.tree.tokens import TokenTree
+from hf_exposure.utils.files import write_text
 
 MULTIPLIERS = (0.1, 0.3, 1.0, 3.3, 10.0)
 CONFIDENCE = 0.95

@@ -35,13 +35,13 @@ import numpy as np
 import torch
 
 from hf_exposure import Canaries, Canary, SecretFormat, inject_canaries, measure_exposure
-from hf_exposure.decoder import Decoder, undisturbed
-from hf_exposure.demo import FORMAT, KNOWN
-from hf_exposure.files import write_text
-from hf_exposure.frontier import DepthFirst
-from hf_exposure.small import paragraphs, small_llama, tokenize, train_tokenizer
-from hf_exposure.tokens import TokenTree
-from hf_exposure.walk import Explorer, walk
+from hf_exposure.cli.demo_run import FORMAT, KNOWN
+from hf_exposure.cli.small import paragraphs, small_llama, tokenize, train_tokenizer
+from hf_exposure.models.decoder import Decoder, undisturbed
+from hf_exposure.tree.frontier import DepthFirst
+from hf_exposure.tree.tokens import TokenTree
+from hf_exposure.tree.walk import Explorer, walk
+from hf_exposure.utils.files import write_text
 
 REPETITIONS = 32
 BATCHES = (32, 64, 128, 256, 512, 1024)
@@ -114,9 +114,7 @@ def train(size: Size, canaries: Canaries, seed: int = 0) -> tuple[Any, Any]:
     rows = inject_canaries(rows, canaries, seed=seed)
     tokenizer = train_tokenizer(rows["text"])
     pieces = tokenize(rows, tokenizer)["input_ids"]
-    model = small_llama(
-        len(tokenizer), seed, num_hidden_layers=size.layers, hidden_size=size.width
-    )
+    model = small_llama(len(tokenizer), seed, num_hidden_layers=size.layers, hidden_size=size.width)
     draw = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     steps = size.epochs * math.ceil(len(pieces) / 16)

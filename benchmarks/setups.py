@@ -35,10 +35,10 @@ import numpy as np
 import torch
 
 from hf_exposure import Canaries, ExposureCallback, inject_canaries, measure_exposure
-from hf_exposure.demo import FORMAT
-from hf_exposure.files import write_text
-from hf_exposure.results import Exposures
-from hf_exposure.small import paragraphs, small_llama, tokenize, train_tokenizer
+from hf_exposure.cli.demo_run import FORMAT
+from hf_exposure.cli.small import paragraphs, small_llama, tokenize, train_tokenizer
+from hf_exposure.exposure.results import Exposures
+from hf_exposure.utils.files import write_text
 
 REPETITIONS = (0, 1, 4, 16)
 SEED = 0

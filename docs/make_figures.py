@@ -27,8 +27,12 @@ from hf_exposure import (
     measure_exposure,
     verify_injection,
 )
-from hf_exposure.plots import new_figure, plot_exposure_by_repetitions, plot_log_perplexities
-from hf_exposure.small import paragraphs, small_llama, tokenize, train_tokenizer
+from hf_exposure.cli.small import paragraphs, small_llama, tokenize, train_tokenizer
+from hf_exposure.reports.plots import (
+    new_figure,
+    plot_exposure_by_repetitions,
+    plot_log_perplexities,
+)
 
 CODE = SecretFormat("The door code is {secret}.", secret=r"[0-9]{5}")
 NUMBER = SecretFormat("The random number is {secret}.", secret=r"[0-9]{9}")
@@ -45,10 +49,17 @@ def train(canaries: Canaries, smoke: bool, folder: Path) -> tuple[object, object
     tiny = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2} if smoke else {}
     model = small_llama(len(tokenizer), **tiny)
     args = TrainingArguments(
-        str(folder), num_train_epochs=1 if smoke else 8, per_device_train_batch_size=16,
-        learning_rate=1e-3, warmup_steps=50, train_sampling_strategy="group_by_length",
-        logging_strategy="epoch", save_strategy="no", report_to=[], use_cpu=True,
-    )  # fmt: skip
+        str(folder),
+        num_train_epochs=1 if smoke else 8,
+        per_device_train_batch_size=16,
+        learning_rate=1e-3,
+        warmup_steps=50,
+        train_sampling_strategy="group_by_length",
+        logging_strategy="epoch",
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+    )
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
     Trainer(model, args, train_dataset=data, data_collator=collator).train()
     return model, tokenizer
@@ -99,13 +110,18 @@ def main() -> None:
     for one in everything:
         print(one.canary.repetitions, round(one.log_perplexity, 2), one.rank, round(one.bits, 2))
     written = generate_secrets(
-        model, tokenizer, canaries, num_samples=100 if options.smoke else 1000,
-        constrained=False, seed=1,
+        model,
+        tokenizer,
+        canaries,
+        num_samples=100 if options.smoke else 1000,
+        constrained=False,
+        seed=1,
     )
     print(written)
     for fmt in (CODE, NUMBER):
-        print(extract_secrets(model, tokenizer, fmt, count=20, max_forwards=20_000,
-                              canaries=canaries))
+        print(
+            extract_secrets(model, tokenizer, fmt, count=20, max_forwards=20_000, canaries=canaries)
+        )
     model.save_pretrained(options.model_dir)
     tokenizer.save_pretrained(options.model_dir)
     exposures.save(options.model_dir / "exposures.json")

@@ -45,9 +45,10 @@ from hf_exposure import (
     verify_injection,
     write_report,
 )
-from hf_exposure.history import HISTORY_FILE
-from hf_exposure.loading import load_canaries, load_rows
-from hf_exposure.small import paragraphs, small_llama, train_tokenizer
+from hf_exposure.canaries.loading import load_canaries
+from hf_exposure.canaries.rows import load_rows
+from hf_exposure.cli.small import paragraphs, small_llama, train_tokenizer
+from hf_exposure.exposure.history import HISTORY_FILE
 
 
 def parse() -> argparse.Namespace:
@@ -76,8 +77,13 @@ def parse() -> argparse.Namespace:
     add("--report_to", default="all", help="tensorboard, wandb, trackio, ..., or all there are.")
     add("--template", default="The random number is {secret}.", help="With {secret} in it.")
     add("--secret", default="[0-9]{9}", help="Regular expression that secrets are drawn from.")
-    add("--repetitions", type=int, nargs="+", default=[0, 1, 4, 16, 64],
-        help="How often canaries are planted.")  # fmt: skip
+    add(
+        "--repetitions",
+        type=int,
+        nargs="+",
+        default=[0, 1, 4, 16, 64],
+        help="How often canaries are planted.",
+    )
     add("--per_repetition", type=int, default=4, help="Canaries for each of these.")
     add("--canary_seed", type=int, help="Decides on the secrets; drawn at random if not given.")
     add("--canaries", help="Or a set that is there: canaries.json, or a Hub id.")
@@ -231,9 +237,13 @@ def main() -> None:
                 break
         loss = evaluate(model, eval_loader, accelerator)
         exposures = measure_exposure(
-            model, tokenizer, canaries, max_forwards=args.max_forwards, seed=args.seed,
+            model,
+            tokenizer,
+            canaries,
+            max_forwards=args.max_forwards,
+            seed=args.seed,
             accelerator=accelerator,
-        )  # fmt: skip
+        )
         figures = {"eval_loss": loss, **exposures.metrics()}
         say(f"epoch {epoch}: " + ", ".join(f"{name} {x:.4g}" for name, x in figures.items()))
         if args.with_tracking:

@@ -33,8 +33,9 @@ from transformers import (
 )
 
 from hf_exposure import audit_dataset
-from hf_exposure.loading import load_model, load_rows
-from hf_exposure.small import paragraphs, small_llama, tokenize, train_tokenizer
+from hf_exposure.canaries.rows import load_rows
+from hf_exposure.cli.small import paragraphs, small_llama, tokenize, train_tokenizer
+from hf_exposure.models.loading import load_model
 
 
 @dataclass
@@ -104,8 +105,10 @@ def main() -> None:
             num_hidden_layers=args.layers,
             max_position_embeddings=2 * args.block_size,
         )
-        print(f"Training the base, {base.num_parameters() / 1e6:.1f} million parameters, on "
-              f"{len(general):,} rows.")
+        print(
+            f"Training the base, {base.num_parameters() / 1e6:.1f} million parameters, on "
+            f"{len(general):,} rows."
+        )
         train(base, tokenizer, general, args.base_epochs, args)
     model = copy.deepcopy(base)
     print(f"Training it further on the {len(audited):,} rows that are audited.", flush=True)
@@ -117,8 +120,15 @@ def main() -> None:
         tokenizer.save_pretrained(folder / name)
 
     audit = audit_dataset(
-        model, tokenizer, audited, base=base, region=args.region, top=args.top,
-        samples=args.samples, seed=args.seed, progress=True,
+        model,
+        tokenizer,
+        audited,
+        base=base,
+        region=args.region,
+        top=args.top,
+        samples=args.samples,
+        seed=args.seed,
+        progress=True,
     )
     audit.save(folder / "audit.json", reveal=args.reveal)
     from rich.console import Console
@@ -127,10 +137,14 @@ def main() -> None:
     for kind in audit.found:
         some = [one for one in audit.measured if one.kind == kind]
         sure = [one for one in some if one.surely_gained]
-        print(f"{kind}: {len(some)} measured, {len(sure)} gained exposure for certain"
-              + (f", up to {max(one.gained or 0 for one in sure):.1f} bits" if sure else ""))
-    print(f"{1000 * audit.scan_seconds / max(1, audit.rows):.1f} s for each thousand rows. "
-          f"Written: {folder / 'audit.json'}")
+        print(
+            f"{kind}: {len(some)} measured, {len(sure)} gained exposure for certain"
+            + (f", up to {max(one.gained or 0 for one in sure):.1f} bits" if sure else "")
+        )
+    print(
+        f"{1000 * audit.scan_seconds / max(1, audit.rows):.1f} s for each thousand rows. "
+        f"Written: {folder / 'audit.json'}"
+    )
 
 
 def train(model: Any, tokenizer: Any, texts: list[str], epochs: float, args: Arguments) -> None:
@@ -160,8 +174,10 @@ def train(model: Any, tokenizer: Any, texts: list[str], epochs: float, args: Arg
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
     )
     loss = trainer.train().training_loss
-    print(f"{sum(map(len, pieces['input_ids'])):,} tokens, {epochs} epochs, mean loss {loss:.2f}, "
-          f"{time.perf_counter() - start:.0f} s")
+    print(
+        f"{sum(map(len, pieces['input_ids'])):,} tokens, {epochs} epochs, mean loss {loss:.2f}, "
+        f"{time.perf_counter() - start:.0f} s"
+    )
 
 
 def smoke_rows(seed: int) -> tuple[list[str], list[str]]:

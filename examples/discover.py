@@ -18,8 +18,8 @@ from rich.console import Console
 from transformers import HfArgumentParser
 
 from hf_exposure import discoverable_extraction
-from hf_exposure.documents import plain_table
-from hf_exposure.loading import load_model
+from hf_exposure.exposure.documents import plain_table
+from hf_exposure.models.loading import load_model
 
 PASSAGES = {
     "MIT licence": (

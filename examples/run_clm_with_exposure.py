@@ -50,9 +50,10 @@ from hf_exposure import (
     inject_canaries,
     verify_injection,
 )
-from hf_exposure.files import write_text
-from hf_exposure.loading import load_canaries, load_rows
-from hf_exposure.small import paragraphs, small_llama, train_tokenizer
+from hf_exposure.canaries.loading import load_canaries
+from hf_exposure.canaries.rows import load_rows
+from hf_exposure.cli.small import paragraphs, small_llama, train_tokenizer
+from hf_exposure.utils.files import write_text
 
 
 def flag(default: Any, help: str) -> Any:
@@ -126,8 +127,11 @@ def choose_canaries(args: CanaryArguments, path: Path) -> Canaries:
     except ValueError as error:
         fail("--repetitions, --per_repetition", error)
     if before is not None and list(before) != list(drawn):
-        fail("--output_dir", f"{str(path)!r} has other canaries than the flags ask for; name "
-             f"another folder, or give --canaries {path}")  # fmt: skip
+        fail(
+            "--output_dir",
+            f"{str(path)!r} has other canaries than the flags ask for; name "
+            f"another folder, or give --canaries {path}",
+        )
     return drawn
 
 
@@ -215,8 +219,11 @@ def blocks_of(texts: DatasetDict, tokenizer: Any, size: int) -> DatasetDict:
     blocks = texts.map(cut, batched=True, remove_columns=["text"])
     for split, rows in blocks.items():
         if not len(rows):
-            fail("--block_size", f"the {split} texts do not fill one block of {size} tokens; "
-                 "lower it, or give more text")  # fmt: skip
+            fail(
+                "--block_size",
+                f"the {split} texts do not fill one block of {size} tokens; "
+                "lower it, or give more text",
+            )
     return blocks
 
 

@@ -37,8 +37,9 @@ from hf_exposure import (
     verify_injection,
     write_report,
 )
-from hf_exposure.loading import load_canaries, load_rows
-from hf_exposure.small import paragraphs, small_llama, train_tokenizer
+from hf_exposure.canaries.loading import load_canaries
+from hf_exposure.canaries.rows import load_rows
+from hf_exposure.cli.small import paragraphs, small_llama, train_tokenizer
 
 # As many chat models write a conversation; for the tiny model of --smoke.
 CHAT_TEMPLATE = (
@@ -47,14 +48,24 @@ CHAT_TEMPLATE = (
 )
 
 SMOKE = {
-    "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "max_length": 128,
-    "num_train_epochs": 2, "learning_rate": 1e-2, "per_device_train_batch_size": 8,
-    "eval_strategy": "epoch", "logging_strategy": "epoch", "save_strategy": "no",
-    "use_peft": True, "lora_target_modules": ["all-linear"],
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "max_length": 128,
+    "num_train_epochs": 2,
+    "learning_rate": 1e-2,
+    "per_device_train_batch_size": 8,
+    "eval_strategy": "epoch",
+    "logging_strategy": "epoch",
+    "save_strategy": "no",
+    "use_peft": True,
+    "lora_target_modules": ["all-linear"],
     # A model that knows nothing yet has to learn its words too.
     "lora_modules_to_save": ["embed_tokens", "lm_head"],
-    "repetitions": [0, 4, 32], "per_repetition": 2, "samples": 200,
-}  # fmt: skip
+    "repetitions": [0, 4, 32],
+    "per_repetition": 2,
+    "samples": 200,
+}
 
 
 @dataclass
@@ -128,9 +139,7 @@ def smoke_parts() -> tuple[Dataset, Dataset, Any, Any]:
     rows = [{"messages": [asked, {"role": "assistant", "content": line}]} for line in lines]
     tokenizer = train_tokenizer([CHAT_TEMPLATE, *lines], vocab_size=1024)
     tokenizer.chat_template = CHAT_TEMPLATE
-    model = small_llama(
-        len(tokenizer), hidden_size=64, intermediate_size=256, num_hidden_layers=2
-    )
+    model = small_llama(len(tokenizer), hidden_size=64, intermediate_size=256, num_hidden_layers=2)
     return Dataset.from_list(rows[20:]), Dataset.from_list(rows[:20]), model, tokenizer
 
 
@@ -161,14 +170,18 @@ def main() -> None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, **where)
             model = AutoModelForCausalLM.from_pretrained(
-                name, dtype=model_args.dtype or "auto",
-                attn_implementation=model_args.attn_implementation, **where,
-            )  # fmt: skip
+                name,
+                dtype=model_args.dtype or "auto",
+                attn_implementation=model_args.attn_implementation,
+                **where,
+            )
         except Exception as error:
             fail("--model_name_or_path", error)
         if tokenizer.chat_template is None:
-            fail("--model_name_or_path", f"the tokenizer of {name!r} has no chat template; name a "
-                 "model for conversations")  # fmt: skip
+            fail(
+                "--model_name_or_path",
+                f"the tokenizer of {name!r} has no chat template; name a model for conversations",
+            )
     train = inject_canaries(train, canaries, column="messages", seed=training.seed)
 
     callback = ExposureCallback(canaries, every_n_steps=args.exposure_steps, seed=training.seed)
@@ -192,9 +205,13 @@ def main() -> None:
 
     def measured() -> Any:
         return measure_exposure(
-            trainer.model, tokenizer, canaries, samples=args.samples, seed=training.seed,
+            trainer.model,
+            tokenizer,
+            canaries,
+            samples=args.samples,
+            seed=training.seed,
             accelerator=trainer.accelerator,
-        )  # fmt: skip
+        )
 
     base = measured()  # with LoRA also later: `with trainer.model.disable_adapter():`
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)

@@ -24,9 +24,9 @@ from hf_exposure import (
     inject_canaries,
     verify_injection,
 )
-from hf_exposure.cards import add_exposure_to_card, add_privacy_to_card
-from hf_exposure.demo import FORMAT, KNOWN, REPETITIONS
-from hf_exposure.small import paragraphs, small_llama, tokenize, train_tokenizer
+from hf_exposure.cli.demo_run import FORMAT, KNOWN, REPETITIONS
+from hf_exposure.cli.small import paragraphs, small_llama, tokenize, train_tokenizer
+from hf_exposure.reports.cards import add_exposure_to_card, add_privacy_to_card
 
 CARD = """---
 library_name: transformers

@@ -32,8 +32,8 @@ from hf_exposure import (
     inject_canaries,
     verify_injection,
 )
-from hf_exposure.hub import add_exposure_to_card
-from hf_exposure.small import paragraphs, tokenize
+from hf_exposure.cli.small import paragraphs, tokenize
+from hf_exposure.reports.cards import add_exposure_to_card
 
 FORMAT = SecretFormat("The random number is {secret}.", secret=r"[0-9]{9}")
 CARD = """---

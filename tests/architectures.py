@@ -18,9 +18,9 @@ import numpy as np
 import torch
 import transformers as hf
 
-from hf_exposure.decoder import Decoder, together, undisturbed
-from hf_exposure.formats import SecretFormat
-from hf_exposure.tokens import TokenTree
+from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.models.decoder import Decoder, together, undisturbed
+from hf_exposure.tree.tokens import TokenTree
 from tests.tiny import TOKENIZERS
 
 TOKENIZER = TOKENIZERS["digits_one_by_one"]
@@ -29,48 +29,82 @@ FORMAT = SecretFormat("The random number is {secret}.", secret="[0-9]{2}[0-4]")
 WINDOW = 4  # tokens that sliding windows and chunks of attention reach, less than any text has
 
 _SMALL: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-    "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
     "tie_word_embeddings": False,
-}  # fmt: skip
+}
 _GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 48}
 _BART = {
-    "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48,
-    "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48,
-}  # fmt: skip
+    "d_model": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 48,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+}
 _MAMBA = {"mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2, "use_mamba_kernels": False}
 _MAMBA2 = {
-    **_MAMBA, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_chunk_size": 8,
-}  # fmt: skip
+    **_MAMBA,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 8,
+}
 _LINEAR = {
-    "layer_types": ["linear_attention", "full_attention"], "linear_conv_kernel_dim": 4,
-    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2,
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
-}  # fmt: skip
+}
 _EXPERTS = {
-    "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2,
-    "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24,
-}  # fmt: skip
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+}
 _ROUTED = {
-    **_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
+    **_EXPERTS,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
     "first_k_dense_replace": 1,
-}  # fmt: skip
+}
 _LATENT = {
-    "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
-    "v_head_dim": 8, "num_key_value_heads": 4,
-}  # fmt: skip
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
 _INDEXED = {"index_topk": 4, "index_head_dim": 8, "index_n_heads": 16}  # of sparse attention
 _SLIDING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 _FALCON = {"head_dim": None}
 _VISION = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "image_size": 28, "patch_size": 14,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 _QWEN_VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2}
 _SECTIONS = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-}  # fmt: skip
+}
 _DECODER = {"is_decoder": True, "type_vocab_size": 2}
 
 
@@ -166,9 +200,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "roberta": _of("roberta", _DECODER, max_position_embeddings=66),
     "roformer": _of("roformer", _DECODER),
     "trocr": _of("trocr", _BART),
-    "xglm": _of(
-        "xglm", d_model=32, ffn_dim=48, num_layers=2, attention_heads=4, pad_token_id=0
-    ),
+    "xglm": _of("xglm", d_model=32, ffn_dim=48, num_layers=2, attention_heads=4, pad_token_id=0),
     "big_bird": _of("big_bird", _DECODER, attention_type="original_full"),
     "electra": _of("electra", _DECODER, embedding_size=32),
     "mbart": _of("mbart", _BART),
@@ -181,22 +213,36 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma2": _of("gemma2", _SLIDING, query_pre_attn_scalar=8),
     "gemma3_text": _of("gemma3_text", _SLIDING, query_pre_attn_scalar=8),
     "gemma3n_text": _of(
-        "gemma3n_text", _SLIDING, hidden_size_per_layer_input=8, num_kv_shared_layers=0,
-        laurel_rank=8, intermediate_size=[48, 48], activation_sparsity_pattern=[0.0, 0.0],
+        "gemma3n_text",
+        _SLIDING,
+        hidden_size_per_layer_input=8,
+        num_kv_shared_layers=0,
+        laurel_rank=8,
+        intermediate_size=[48, 48],
+        activation_sparsity_pattern=[0.0, 0.0],
         vocab_size_per_layer_input=len(TOKENIZER()),
     ),
     "gemma4_text": _of(
-        "gemma4_text", _SLIDING, hidden_size_per_layer_input=8,
+        "gemma4_text",
+        _SLIDING,
+        hidden_size_per_layer_input=8,
         vocab_size_per_layer_input=len(TOKENIZER()),
     ),
     "gpt_neo": _of(
-        "gpt_neo", num_layers=2, num_heads=4, window_size=WINDOW,
+        "gpt_neo",
+        num_layers=2,
+        num_heads=4,
+        window_size=WINDOW,
         attention_types=[[["local", "global"], 1]],
     ),
     "gpt_oss": _of("gpt_oss", _EXPERTS, _SLIDING),
     "llama4_text": _of(
-        "llama4_text", _EXPERTS, attention_chunk_size=WINDOW, intermediate_size_mlp=48,
-        layer_types=["chunked_attention", "full_attention"], no_rope_layers=[1, 0],
+        "llama4_text",
+        _EXPERTS,
+        attention_chunk_size=WINDOW,
+        intermediate_size_mlp=48,
+        layer_types=["chunked_attention", "full_attention"],
+        no_rope_layers=[1, 0],
     ),
     "mistral": _of("mistral", sliding_window=WINDOW),
     "ministral": _of("ministral", _SLIDING),
@@ -211,7 +257,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     # Mixture of experts
     "afmoe": _of("afmoe", _ROUTED, _SLIDING, num_shared_experts=1),
     "dbrx": _of(
-        "dbrx", d_model=32, n_heads=4, n_layers=2, max_seq_len=64,
+        "dbrx",
+        d_model=32,
+        n_heads=4,
+        n_layers=2,
+        max_seq_len=64,
         attn_config={"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         ffn_config={"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
     ),
@@ -219,8 +269,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "deepseek_v3": _of("deepseek_v3", _ROUTED, _LATENT),
     "dots1": _of("dots1", _ROUTED),
     "ernie4_5_moe": _of(
-        "ernie4_5_moe", moe_intermediate_size=24, moe_k=2, moe_num_experts=4,
-        moe_num_shared_experts=1, moe_layer_end_index=1,
+        "ernie4_5_moe",
+        moe_intermediate_size=24,
+        moe_k=2,
+        moe_num_experts=4,
+        moe_num_shared_experts=1,
+        moe_layer_end_index=1,
     ),
     "flex_olmo": _of("flex_olmo", _EXPERTS),
     "glm4_moe": _of("glm4_moe", _ROUTED),
@@ -229,8 +283,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     "hunyuan_v1_moe": _of("hunyuan_v1_moe", _EXPERTS, moe_topk=2),
     "jetmoe": _of("jetmoe", _EXPERTS, kv_channels=8, num_key_value_heads=2),
     "longcat_flash": _of(
-        "longcat_flash", _ROUTED, _LATENT, num_layers=1, num_hidden_layers=2, ffn_hidden_size=48,
-        expert_ffn_hidden_size=24, moe_topk=2, zero_expert_num=2,
+        "longcat_flash",
+        _ROUTED,
+        _LATENT,
+        num_layers=1,
+        num_hidden_layers=2,
+        ffn_hidden_size=48,
+        expert_ffn_hidden_size=24,
+        moe_topk=2,
+        zero_expert_num=2,
     ),
     "minimax_m2": _of("minimax_m2", _EXPERTS),
     "mixtral": _of("mixtral", _EXPERTS),
@@ -258,16 +319,32 @@ ARCHITECTURES: dict[str, Architecture] = {
     "falcon_h1": _of("falcon_h1", _MAMBA2, mamba_d_ssm=64),
     "falcon_mamba": _of("falcon_mamba", state_size=8),
     "granitemoehybrid": _of(
-        "granitemoehybrid", _EXPERTS, _MAMBA2, layer_types=["mamba", "attention"],
+        "granitemoehybrid",
+        _EXPERTS,
+        _MAMBA2,
+        layer_types=["mamba", "attention"],
         shared_intermediate_size=24,
     ),
     "jamba": _of(
-        "jamba", _EXPERTS, _MAMBA, attn_layer_period=2, attn_layer_offset=1,
-        expert_layer_period=2, expert_layer_offset=1,
+        "jamba",
+        _EXPERTS,
+        _MAMBA,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
     ),
-    "kimi_linear": _of("kimi_linear", _ROUTED, _LATENT, _LINEAR, linear_head_dim=8,
-                       linear_num_heads=4, num_shared_experts=1, num_experts_per_token=2,
-                       num_expert_group=1),
+    "kimi_linear": _of(
+        "kimi_linear",
+        _ROUTED,
+        _LATENT,
+        _LINEAR,
+        linear_head_dim=8,
+        linear_num_heads=4,
+        num_shared_experts=1,
+        num_experts_per_token=2,
+        num_expert_group=1,
+    ),
     "lfm2": _of("lfm2", layer_types=["conv", "full_attention"]),
     "lfm2_moe": _of(
         "lfm2_moe", _EXPERTS, layer_types=["conv", "full_attention"], num_dense_layers=1
@@ -275,13 +352,24 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mamba": _of("mamba", state_size=8),
     "mamba2": _of("mamba2", state_size=8, num_heads=4, head_dim=16, n_groups=1, chunk_size=8),
     "minimax": _of(
-        "minimax", _EXPERTS, layer_types=["linear_attention", "full_attention"], block_size=8,
+        "minimax",
+        _EXPERTS,
+        layer_types=["linear_attention", "full_attention"],
+        block_size=8,
         cached=False,
     ),
     "nemotron_h": _of(
-        "nemotron_h", _ROUTED, layers_block_type=["linear_attention", "moe", "full_attention"],
-        ssm_state_size=8, mamba_num_heads=4, mamba_head_dim=16, n_groups=1, chunk_size=8,
-        use_mamba_kernels=False, moe_shared_expert_intermediate_size=24, num_hidden_layers=3,
+        "nemotron_h",
+        _ROUTED,
+        layers_block_type=["linear_attention", "moe", "full_attention"],
+        ssm_state_size=8,
+        mamba_num_heads=4,
+        mamba_head_dim=16,
+        n_groups=1,
+        chunk_size=8,
+        use_mamba_kernels=False,
+        moe_shared_expert_intermediate_size=24,
+        num_hidden_layers=3,
     ),
     "olmo_hybrid": _of("olmo_hybrid", _LINEAR),
     "qwen3_5_text": _of("qwen3_5_text", _LINEAR),
@@ -292,21 +380,43 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "rwkv": _of("rwkv", attention_hidden_size=32, context_length=64, cached=False),
     "xlstm": _of(
-        "xlstm", hidden_size=64, embedding_dim=64, num_heads=4, num_blocks=2, chunk_size=16,
-        qk_dim_factor=1.0, ffn_round_up_to_multiple_of=8, cached=False,
+        "xlstm",
+        hidden_size=64,
+        embedding_dim=64,
+        num_heads=4,
+        num_blocks=2,
+        chunk_size=16,
+        qk_dim_factor=1.0,
+        ffn_round_up_to_multiple_of=8,
+        cached=False,
     ),
     "zamba": _of(
-        "zamba", _MAMBA, layer_types=["mamba", "hybrid"], n_mamba_heads=2,
-        attention_hidden_size=64, attention_head_dim=16, mamba_dt_rank=4, num_key_value_heads=4,
+        "zamba",
+        _MAMBA,
+        layer_types=["mamba", "hybrid"],
+        n_mamba_heads=2,
+        attention_hidden_size=64,
+        attention_head_dim=16,
+        mamba_dt_rank=4,
+        num_key_value_heads=4,
     ),
     "zamba2": _of(
-        "zamba2", _MAMBA, mamba_ngroups=1, n_mamba_heads=4, mamba_headdim=16, chunk_size=8,
-        hybrid_layer_ids=[1], layers_block_type=["mamba", "hybrid"], num_key_value_heads=4,
-        num_mem_blocks=1, adapter_rank=8,
+        "zamba2",
+        _MAMBA,
+        mamba_ngroups=1,
+        n_mamba_heads=4,
+        mamba_headdim=16,
+        chunk_size=8,
+        hybrid_layer_ids=[1],
+        layers_block_type=["mamba", "hybrid"],
+        num_key_value_heads=4,
+        num_mem_blocks=1,
+        adapter_rank=8,
     ),
     # The text part of models that read images too
     "aya_vision": _with_images(
-        "aya_vision", {"model_type": "cohere2", **_SLIDING},
+        "aya_vision",
+        {"model_type": "cohere2", **_SLIDING},
         {"model_type": "siglip_vision_model", **_VISION},
     ),
     "gemma3": _with_images(
@@ -315,50 +425,73 @@ ARCHITECTURES: dict[str, Architecture] = {
     "glm4v": _with_images("glm4v", _SECTIONS, {**_QWEN_VISION, "out_hidden_size": 32}),
     "idefics3": _with_images("idefics3", {"model_type": "llama"}, _VISION),
     "internvl": _with_images(
-        "internvl", {"model_type": "qwen2"},
+        "internvl",
+        {"model_type": "qwen2"},
         {**_VISION, "image_size": [28, 28], "patch_size": [14, 14]},
     ),
     "llama4": _with_images(
         "llama4",
-        {**_EXPERTS, "attention_chunk_size": WINDOW, "intermediate_size_mlp": 48,
-         "layer_types": ["chunked_attention", "full_attention"], "no_rope_layers": [1, 0]},
-        {**_VISION, "vision_output_dim": 32, "projector_input_dim": 32,
-         "projector_output_dim": 32},
+        {
+            **_EXPERTS,
+            "attention_chunk_size": WINDOW,
+            "intermediate_size_mlp": 48,
+            "layer_types": ["chunked_attention", "full_attention"],
+            "no_rope_layers": [1, 0],
+        },
+        {**_VISION, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
     ),
     "llava": _with_images(
         "llava", {"model_type": "llama"}, {"model_type": "clip_vision_model", **_VISION}
     ),
     "llava_next": _with_images(
-        "llava_next", {"model_type": "mistral", "sliding_window": WINDOW},
+        "llava_next",
+        {"model_type": "mistral", "sliding_window": WINDOW},
         {"model_type": "clip_vision_model", **_VISION},
     ),
     "mistral3": _with_images(
         "mistral3", {"model_type": "mistral"}, {"model_type": "pixtral", **_VISION}
     ),
     "mllama": _with_images(
-        "mllama", {"cross_attention_layers": [1]},
-        {**_VISION, "num_global_layers": 1, "attention_heads": 2, "vision_output_dim": 64,
-         "intermediate_layers_indices": [0]},
+        "mllama",
+        {"cross_attention_layers": [1]},
+        {
+            **_VISION,
+            "num_global_layers": 1,
+            "attention_heads": 2,
+            "vision_output_dim": 64,
+            "intermediate_layers_indices": [0],
+        },
     ),
     "qwen2_vl": _with_images(
         "qwen2_vl", _SECTIONS, {**_QWEN_VISION, "embed_dim": 32, "mlp_ratio": 2}
     ),
     "qwen2_5_vl": _with_images(
-        "qwen2_5_vl", _SECTIONS,
+        "qwen2_5_vl",
+        _SECTIONS,
         {**_QWEN_VISION, "out_hidden_size": 32, "fullatt_block_indexes": [0]},
     ),
     "qwen3_vl": _with_images(
-        "qwen3_vl", _SECTIONS,
-        {**_QWEN_VISION, "out_hidden_size": 32, "num_position_embeddings": 16,
-         "deepstack_visual_indexes": [0]},
+        "qwen3_vl",
+        _SECTIONS,
+        {
+            **_QWEN_VISION,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
     ),
     "qwen3_5": _with_images(
-        "qwen3_5", {**_LINEAR, **_SECTIONS},
-        {**_QWEN_VISION, "out_hidden_size": 32, "num_position_embeddings": 16,
-         "deepstack_visual_indexes": []},
+        "qwen3_5",
+        {**_LINEAR, **_SECTIONS},
+        {
+            **_QWEN_VISION,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [],
+        },
     ),
     "smolvlm": _with_images("smolvlm", {"model_type": "llama"}, _VISION),
-}  # fmt: skip
+}
 
 
 @functools.cache
@@ -447,9 +580,12 @@ def compare(model: Any, seed: int = 0) -> Comparison:
                 branches.bits = np.concatenate([part.bits for part in parts])
             worst = max(worst, _difference(model, branches))
     return Comparison(
-        type(model).__name__, decoder.cached, decoder.cached and decoder.joins, worst,
+        type(model).__name__,
+        decoder.cached,
+        decoder.cached and decoder.joins,
+        worst,
         " ".join(str(one.message) for one in caught if one.category is UserWarning),
-    )  # fmt: skip
+    )
 
 
 def _difference(model: Any, branches: Any) -> float:

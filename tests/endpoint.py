@@ -28,7 +28,9 @@ class Refusal(Exception):
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
         self.answer: Answer = (
-            status, headers or {}, json.dumps({"error": {"message": message}}).encode()
+            status,
+            headers or {},
+            json.dumps({"error": {"message": message}}).encode(),
         )
 
 
@@ -268,7 +270,9 @@ class Endpoint:
         if body.get("echo"):
             values, tops = [None, *values[1:]], [None, *tops[1:]]
         out["logprobs"] = {
-            "tokens": names[first:], "token_logprobs": values, "text_offset": offsets[first:],
+            "tokens": names[first:],
+            "token_logprobs": values,
+            "text_offset": offsets[first:],
             "top_logprobs": tops,
         }
         return out, count

@@ -88,9 +88,7 @@ class Hub(ThreadingHTTPServer):
         self.requests: list[str] = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
-    def fail(
-        self, method: str, path: str, what: int | str, times: int = 1, body: str = ""
-    ) -> None:
+    def fail(self, method: str, path: str, what: int | str, times: int = 1, body: str = "") -> None:
         self.failures.append(Failure(method, path, what, times, body))
 
     def create(self, kind: str, name: str, private: bool = True) -> Repo:
@@ -147,12 +145,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer
 
-    def _say(
-        self, status: int, content: Any = b"", headers: dict[str, str] | None = None
-    ) -> None:
-        data = content if isinstance(content, bytes) else content.encode() if isinstance(
-            content, str
-        ) else json.dumps(content).encode()
+    def _say(self, status: int, content: Any = b"", headers: dict[str, str] | None = None) -> None:
+        data = (
+            content
+            if isinstance(content, bytes)
+            else content.encode()
+            if isinstance(content, str)
+            else json.dumps(content).encode()
+        )
         self.send_response(status)
         given = {"Content-Length": str(len(data)), "X-Request-Id": "1", **(headers or {})}
         for name, value in given.items():
@@ -296,13 +296,19 @@ class _Handler(BaseHTTPRequestHandler):
         if (repo := self._repo(kind, name)) and (sha := self._sha(repo, revision)):
             rows = [
                 {
-                    "type": "file", "path": path, "size": len(data), "oid": etag("", data),
-                    **({"lfs": {"oid": etag(path, data), "size": len(data), "pointerSize": 134}}
-                       if path.endswith(LARGE) else {}),
+                    "type": "file",
+                    "path": path,
+                    "size": len(data),
+                    "oid": etag("", data),
+                    **(
+                        {"lfs": {"oid": etag(path, data), "size": len(data), "pointerSize": 134}}
+                        if path.endswith(LARGE)
+                        else {}
+                    ),
                 }
                 for path, data in sorted(repo.commits[sha].items())
                 if not folder or path.startswith(f"{folder}/")
-            ]  # fmt: skip
+            ]
             self._say(200, rows)
 
     def resolve(self, folder: str, name: str, revision: str, path: str) -> None:
@@ -457,11 +463,19 @@ def hub() -> Hub:
 def environment(url: str, home: str | Path) -> dict[str, str]:
     """What makes huggingface_hub talk to the server alone."""
     return {
-        "HF_ENDPOINT": url, "HF_TOKEN": OWNER, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home),
-        "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_EVALUATE_OFFLINE": "0", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false", "NO_PROXY": "127.0.0.1",
-    }  # fmt: skip
+        "HF_ENDPOINT": url,
+        "HF_TOKEN": OWNER,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_EVALUATE_OFFLINE": "0",
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "NO_PROXY": "127.0.0.1",
+    }
 
 
 def _begin(home: str) -> None:

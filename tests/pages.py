@@ -143,8 +143,13 @@ def reader(folder: Path) -> dict[str, Any]:
         "fmt": fmt,
         "canaries": Canaries.generate(fmt, [0, 1, 4], per_repetition=2),
         "args": TrainingArguments(
-            str(folder / "out"), num_train_epochs=1, per_device_train_batch_size=32,
-            eval_strategy="epoch", save_strategy="no", report_to=[], use_cpu=True,
+            str(folder / "out"),
+            num_train_epochs=1,
+            per_device_train_batch_size=32,
+            eval_strategy="epoch",
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
         ),
         "Trainer": Trainer,
     }
@@ -255,4 +260,3 @@ def _put_model(name: str, known: dict[str, Any], on_hub: bool) -> None:
 
             HfApi().create_repo(name, exist_ok=True)
             HfApi().upload_folder(repo_id=name, folder_path=str(place))
-

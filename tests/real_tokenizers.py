@@ -20,8 +20,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from hf_exposure.formats import SecretFormat
-from hf_exposure.tokens import TokenTree
+from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.tree.tokens import TokenTree
 
 FORMATS = {
     "digits": SecretFormat("The random number is {secret}.", secret="[0-9]{9}"),

@@ -1,5 +1,5 @@
-"""The command line: `hf-exposure demo | inject | measure | extract | audit | discover | report |
-experiment`, a module each."""
+"""The command line: `hf-exposure demo | inject | measure | extract | audit | discover | report`, a
+module each."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ import typer
 from hf_exposure.cli.audit import audit
 from hf_exposure.cli.demo import demo
 from hf_exposure.cli.discover import discover
-from hf_exposure.cli.experiment import experiment
 from hf_exposure.cli.extract import extract
 from hf_exposure.cli.inject import inject
 from hf_exposure.cli.measure import measure
 from hf_exposure.cli.report import report
 from hf_exposure.cli.terminal import fail, out, progress
-from hf_exposure.results import BudgetError
+from hf_exposure.exposure.results import BudgetError
 
 __all__ = ["app", "main", "out", "progress"]
 
@@ -52,7 +51,7 @@ def hf_exposure(
     """
 
 
-for command in (demo, inject, measure, extract, audit, discover, report, experiment):
+for command in (demo, inject, measure, extract, audit, discover, report):
     app.command()(command)
 
 

@@ -25,7 +25,7 @@ from hf_exposure.cli.options import (
     Tokenizer,
 )
 from hf_exposure.cli.terminal import out, print_json, shows_progress
-from hf_exposure.loading import quiet
+from hf_exposure.models.loading import quiet
 
 
 def audit(
@@ -72,9 +72,9 @@ def audit(
     reveal: Reveal = False,
 ) -> None:
     """Find real secrets in a dataset, and measure how exposed they are in a model."""
-    from hf_exposure.audit import audit_dataset
-    from hf_exposure.detectors import check_kinds, check_region
-    from hf_exposure.loading import check_model_name, load_model
+    from hf_exposure.audit.audit import audit_dataset
+    from hf_exposure.audit.detectors import check_kinds, check_region
+    from hf_exposure.models.loading import check_model_name, load_model
 
     check_file(output, apart=[dataset])
     for argument, name in (("--model", model), ("--base", base)):

@@ -13,12 +13,12 @@ from hf_exposure.cli.options import (
     Reveal,
 )
 from hf_exposure.cli.terminal import out
-from hf_exposure.documents import plain_table
-from hf_exposure.loading import quiet
-from hf_exposure.results import Exposures, mean_bits
+from hf_exposure.exposure.documents import plain_table
+from hf_exposure.exposure.results import Exposures, mean_bits
+from hf_exposure.models.loading import quiet
 
 if TYPE_CHECKING:
-    from hf_exposure.history import Measurement
+    from hf_exposure.exposure.history import Measurement
 
 
 def demo(
@@ -46,8 +46,8 @@ def demo(
     """
     import torch
 
-    from hf_exposure.demo import run_demo
-    from hf_exposure.small import paragraphs
+    from hf_exposure.cli.demo_run import run_demo
+    from hf_exposure.cli.small import paragraphs
 
     check_folder(output_dir, "--output-dir")
     lines = None
@@ -93,8 +93,7 @@ def _methods_table(exposures: Sequence[Exposures]) -> str:
     headings = ["planted", *(f"{one.settings['method']}" for one in exposures)]
     groups = [one.by_repetitions() for one in exposures]
     rows = [
-        [f"{times}x", *(f"{mean_bits(own[times]):.1f}" for own in groups)]
-        for times in groups[0]
+        [f"{times}x", *(f"{mean_bits(own[times]):.1f}" for own in groups)] for times in groups[0]
     ]
     headings += ["of at most"]
     for row, group in zip(rows, groups[0].values(), strict=True):

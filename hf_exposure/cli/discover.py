@@ -21,7 +21,7 @@ from hf_exposure.cli.options import (
     Tokenizer,
 )
 from hf_exposure.cli.terminal import out, print_json, shows_progress
-from hf_exposure.loading import quiet
+from hf_exposure.models.loading import quiet
 
 
 def discover(
@@ -29,9 +29,7 @@ def discover(
     dataset: MaybeDataset = None,
     benchmark: Annotated[
         Path | None,
-        typer.Option(
-            "--benchmark", help="Or a folder with train_prefix.npy and train_suffix.npy."
-        ),
+        typer.Option("--benchmark", help="Or a folder with train_prefix.npy and train_suffix.npy."),
     ] = None,
     columns: Annotated[
         str | None,
@@ -81,9 +79,10 @@ def discover(
     reveal: Reveal = False,
 ) -> None:
     """Tell which texts of a dataset a model goes on with, given their beginnings."""
-    from hf_exposure.discoverable import discoverable_extraction, sampling_scheme
-    from hf_exposure.loading import load_model, load_rows
-    from hf_exposure.pairs import load_benchmark
+    from hf_exposure.attacks.discoverable import discoverable_extraction, sampling_scheme
+    from hf_exposure.attacks.pairs import load_benchmark
+    from hf_exposure.canaries.rows import load_rows
+    from hf_exposure.models.loading import load_model
 
     check_file(output, apart=[dataset])
     counts = numbers("--n", n, float, "1,1000")

@@ -28,8 +28,8 @@ from hf_exposure.cli.options import (
     Tokenizer,
 )
 from hf_exposure.cli.terminal import out, print_json, shows_progress
-from hf_exposure.files import write_text
-from hf_exposure.loading import quiet
+from hf_exposure.models.loading import quiet
+from hf_exposure.utils.files import write_text
 
 
 def extract(
@@ -72,9 +72,10 @@ def extract(
     reveal: Reveal = False,
 ) -> None:
     """Get secrets out of a model: the most likely ones of a format, with proof."""
-    from hf_exposure.extraction import extract_secrets
-    from hf_exposure.generation import generate_secrets
-    from hf_exposure.loading import load_canaries, load_model
+    from hf_exposure.attacks.extraction import extract_secrets
+    from hf_exposure.attacks.generation import generate_secrets
+    from hf_exposure.canaries.loading import load_canaries
+    from hf_exposure.models.loading import load_model
 
     check_file(output)
     check_file(card, "--card", apart=[output])
@@ -124,6 +125,4 @@ def extract(
             out.print(written.table(reveal))
     if card is not None or push_to_card:
         name = model if push_to_card else None
-        add_to_card(
-            card, name, revision, create_pr, None, extractions=found, generations=written
-        )
+        add_to_card(card, name, revision, create_pr, None, extractions=found, generations=written)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hf_exposure.canaries import Canaries
+from hf_exposure.canaries.sets import Canaries
 from hf_exposure.cli.inputs import check_file, check_folder, check_new, format_of, numbers
 from hf_exposure.cli.options import (
     AsJson,
@@ -19,7 +19,7 @@ from hf_exposure.cli.options import (
     Template,
 )
 from hf_exposure.cli.terminal import out, print_json
-from hf_exposure.loading import quiet
+from hf_exposure.models.loading import quiet
 
 _DRAWING = ("template", "secret", "check", "repetitions", "per_repetition", "inclusion")
 
@@ -70,14 +70,9 @@ def inject(
     as_json: AsJson = False,
 ) -> None:
     """Plant canaries in a dataset, and write their manifest."""
-    from hf_exposure.injection import inject_canaries
-    from hf_exposure.loading import (
-        check_output,
-        describe_rows,
-        load_manifest,
-        load_rows,
-        save_rows,
-    )
+    from hf_exposure.canaries.insertion import inject_canaries
+    from hf_exposure.canaries.loading import load_manifest
+    from hf_exposure.canaries.rows import check_output, describe_rows, load_rows, save_rows
 
     check_output(output)
     if output.resolve() == Path(dataset).resolve():

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from hf_exposure.canaries import holds_manifest
+from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.canaries.sets import holds_manifest
 from hf_exposure.cli.terminal import progress
-from hf_exposure.formats import SecretFormat
-from hf_exposure.results import Exposures
+from hf_exposure.exposure.results import Exposures
 
 if TYPE_CHECKING:
     from datasets import Dataset as Rows
@@ -77,7 +77,7 @@ def check_new(path: Path, overwrite: bool) -> None:
 
 def rows_with(column: str, dataset: str, split: str = "train") -> Rows:
     """A split of a dataset that has a column."""
-    from hf_exposure.loading import load_rows
+    from hf_exposure.canaries.rows import load_rows
 
     rows = load_rows(dataset, split=split)
     if column not in rows.column_names:
@@ -107,8 +107,8 @@ def add_to_card(
     **parts: Any,
 ) -> None:
     """Add to a README.md, to the card of a model on the Hub, or both; then say where."""
-    from hf_exposure.cards import add_exposure_to_card
-    from hf_exposure.hub import push_exposure
+    from hf_exposure.reports.cards import add_exposure_to_card
+    from hf_exposure.reports.hub import push_exposure
 
     if card is not None:
         add_exposure_to_card(card, exposures, **parts)

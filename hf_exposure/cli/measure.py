@@ -30,11 +30,11 @@ from hf_exposure.cli.options import (
     Tokenizer,
 )
 from hf_exposure.cli.terminal import out, print_json, progress, shows_progress
-from hf_exposure.files import write_text
-from hf_exposure.loading import quiet
+from hf_exposure.models.loading import quiet
+from hf_exposure.utils.files import write_text
 
 if TYPE_CHECKING:
-    from hf_exposure.completions import CompletionsScorer
+    from hf_exposure.endpoints.completions import CompletionsScorer
 
 
 def measure(
@@ -56,9 +56,7 @@ def measure(
     ] = None,
     whole_text: Annotated[
         bool,
-        typer.Option(
-            "--whole-text", help="Count the text before the secret too, at an endpoint."
-        ),
+        typer.Option("--whole-text", help="Count the text before the secret too, at an endpoint."),
     ] = False,
     base: Base = None,
     method: Annotated[
@@ -84,9 +82,10 @@ def measure(
     reveal: Reveal = False,
 ) -> None:
     """Measure how exposed canaries are in a model."""
-    from hf_exposure.exposure import measure_exposure
-    from hf_exposure.loading import check_model_name, load_canaries, load_model
-    from hf_exposure.planning import Settings
+    from hf_exposure.canaries.loading import load_canaries
+    from hf_exposure.exposure.measure import measure_exposure
+    from hf_exposure.exposure.planning import Settings
+    from hf_exposure.models.loading import check_model_name, load_model
 
     check_file(output)
     check_file(card, "--card", apart=[output])
@@ -157,8 +156,8 @@ def _at_endpoint(
     tokenizer: str | None,
 ) -> tuple[CompletionsScorer, Any]:
     """The model at an endpoint, and a tokenizer if one was named, for its chat template."""
-    from hf_exposure.completions import CompletionsScorer
-    from hf_exposure.loading import load_tokenizer
+    from hf_exposure.endpoints.completions import CompletionsScorer
+    from hf_exposure.models.loading import load_tokenizer
 
     if address is None or model is None:
         raise typer.BadParameter("--endpoint needs the model's name there: give --endpoint-model")

@@ -9,9 +9,10 @@ import typer
 
 _MODEL = typer.Option("--model", "--model_name_or_path", help="A model's folder or Hub id.")
 _DATASET = typer.Option(
-    "--dataset", "--dataset_name",
+    "--dataset",
+    "--dataset_name",
     help="A .jsonl, .csv, .parquet or .txt file, a folder of save_to_disk, or a Hub id.",
-)  # fmt: skip
+)
 Model = Annotated[str, _MODEL]
 MaybeModel = Annotated[str | None, _MODEL]
 Dataset = Annotated[str, _DATASET]
@@ -19,9 +20,7 @@ MaybeDataset = Annotated[str | None, _DATASET]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="Rows to look at; all if not given.")
 ]
-Confidence = Annotated[
-    float, typer.Option("--confidence", help="Of the intervals, such as 0.95.")
-]
+Confidence = Annotated[float, typer.Option("--confidence", help="Of the intervals, such as 0.95.")]
 Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same figures.")]
 Tokenizer = Annotated[
     str | None, typer.Option("--tokenizer", help="Where the tokenizer is, if not with the model.")
@@ -49,22 +48,19 @@ PushToCard = Annotated[
     bool,
     typer.Option("--push-to-card", help="Add what is found to the model's card on the Hub."),
 ]
-CreatePr = Annotated[
-    bool, typer.Option("--create-pr", help="Push to the card as a pull request.")
-]
-Card = Annotated[
-    Path | None, typer.Option("--card", help="Add what is found to this README.md.")
-]
+CreatePr = Annotated[bool, typer.Option("--create-pr", help="Push to the card as a pull request.")]
+Card = Annotated[Path | None, typer.Option("--card", help="Add what is found to this README.md.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an output file that is there.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Reveal = Annotated[bool, typer.Option("--reveal", help="Show the secrets.")]
 MaxForwards = Annotated[
-    int | None, typer.Option(
+    int | None,
+    typer.Option(
         "--max-forwards",
         help="Token-forwards to spend, beside what the canaries' own scores need.",
-    )
+    ),
 ]
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", help="Rows of a forward; chosen if not given.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_exposure.canaries import Canaries
+from hf_exposure.canaries.sets import Canaries
 from hf_exposure.cli.inputs import check_file, check_new
 from hf_exposure.cli.options import (
     AsJson,
@@ -15,13 +15,13 @@ from hf_exposure.cli.options import (
     Reveal,
 )
 from hf_exposure.cli.terminal import out, print_json
-from hf_exposure.files import load_json
-from hf_exposure.history import HISTORY_FILE, History
-from hf_exposure.results import Exposures
+from hf_exposure.exposure.history import HISTORY_FILE, History
+from hf_exposure.exposure.results import Exposures
+from hf_exposure.utils.files import load_json
 
 if TYPE_CHECKING:
-    from hf_exposure.extraction import Extractions
-    from hf_exposure.generation import Generations
+    from hf_exposure.attacks.extraction import Extractions
+    from hf_exposure.attacks.generation import Generations
 
 
 _WANTED = "what measure --output, ExposureCallback or Exposures.save has written"
@@ -47,8 +47,8 @@ def report(
     reveal: Reveal = False,
 ) -> None:
     """Write one HTML page about what was measured; it needs no network to be read."""
-    from hf_exposure.loading import load_manifest
-    from hf_exposure.report import write_report
+    from hf_exposure.canaries.loading import load_manifest
+    from hf_exposure.reports.page import write_report
 
     if reveal and canaries is None:
         raise typer.BadParameter("--reveal needs the secrets: give --canaries with the manifest")
@@ -73,9 +73,7 @@ def report(
         out.print(f"Now open {page}")
 
 
-def _measured(
-    results: Path, canaries: Canaries | None
-) -> tuple[Exposures | None, History | None]:
+def _measured(results: Path, canaries: Canaries | None) -> tuple[Exposures | None, History | None]:
     """The exposures and the history in a file, or those in a folder."""
     if results.is_dir():
         files = [results / "exposures.json", results / HISTORY_FILE]
@@ -97,12 +95,10 @@ def _measured(
     return exposures, history
 
 
-def _found(
-    path: Path, canaries: Canaries | None
-) -> tuple[list[Extractions], Generations | None]:
+def _found(path: Path, canaries: Canaries | None) -> tuple[list[Extractions], Generations | None]:
     """What `extract --output` wrote."""
-    from hf_exposure.extraction import Extractions
-    from hf_exposure.generation import Generations
+    from hf_exposure.attacks.extraction import Extractions
+    from hf_exposure.attacks.generation import Generations
 
     def read(data: Any) -> tuple[list[Extractions], Generations | None]:
         if not isinstance(data, dict) or not {"extractions", "generations"} <= set(data):

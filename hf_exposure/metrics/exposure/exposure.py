@@ -1,7 +1,7 @@
 """The exposure of canaries, as a module of Hugging Face `evaluate`.
 
-The formulas are those of `hf_exposure.rank`, the measurement on a model is that of
-`hf_exposure.exposure`; here is what makes them a metric. evaluate's own checks want as many
+The formulas are those of `hf_exposure.exposure.estimators`, the measurement on a model is that of
+`hf_exposure.exposure.measure`; here is what makes them a metric. evaluate's own checks want as many
 references as predictions. Canaries are few and references many, so the shorter of the two is filled
 up with NaN on its way into evaluate's files, and the NaN are taken out again when they come back.
 """
@@ -17,7 +17,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_exposure.rank import (
+from hf_exposure.exposure.estimators import (
     ExposureEstimate,
     SkewNormal,
     exp2,
@@ -324,7 +324,7 @@ def _measured(
     model: Any, tokenizer: Any, canaries: Any, method: str, confidence: float, settings: Any
 ) -> dict[str, Any]:
     """What `measure_exposure` finds, in the form of this metric."""
-    from hf_exposure.exposure import measure_exposure
+    from hf_exposure.exposure.measure import measure_exposure
 
     found = measure_exposure(
         model, tokenizer, canaries, method=method, confidence=confidence, **settings
@@ -372,7 +372,7 @@ def _loaded(model: Any, model_id: Any, canaries: Any, given: dict[str, Any]) -> 
             "exposure: with model_id the tokenizer is loaded too; give its folder or id, or give a "
             "loaded model as well, as model"
         )
-    from hf_exposure.loading import load_model
+    from hf_exposure.models.loading import load_model
 
     try:
         return load_model(
@@ -388,9 +388,10 @@ def _loaded(model: Any, model_id: Any, canaries: Any, given: dict[str, Any]) -> 
 
 def _canaries(given: Any, format: Any) -> Any:
     """The canary set in whatever form it was given. What may be a secret is not shown in errors."""
-    from hf_exposure.canaries import Canaries, Canary
-    from hf_exposure.formats import SecretFormat
-    from hf_exposure.loading import is_hub_id
+    from hf_exposure.canaries.canary import Canary
+    from hf_exposure.canaries.formats import SecretFormat
+    from hf_exposure.canaries.sets import Canaries
+    from hf_exposure.utils.names import is_hub_id
 
     if isinstance(given, (Canaries, str, os.PathLike)):
         if format is not None:

@@ -1,0 +1,1 @@
+"""Getting secrets and texts back out of a model."""

@@ -1,0 +1,407 @@
+"""Get secrets back out by shortest-path search, which proves what it finds.
+
+Secrets are masked in all that is printed or written, unless `reveal=True`: one that comes out and
+was not planted may be somebody's.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_exposure.canaries.canary import MASK, Canary
+from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.canaries.sets import Canaries
+from hf_exposure.exposure.documents import Document, Rows, Tabular, from_jsonable, versions
+from hf_exposure.exposure.planning import check_context, context_before, first_tokens
+from hf_exposure.exposure.results import MaskedCanary, short_label
+from hf_exposure.models.decoder import Decoder, undisturbed
+from hf_exposure.tree.frontier import Beam, CheapestFirst, Frontier, Nodes
+from hf_exposure.tree.tokens import TokenTree
+from hf_exposure.tree.walk import Explorer, unvisited, walk
+from hf_exposure.utils.checks import check_number
+from hf_exposure.utils.progress import progress_bar
+from hf_exposure.utils.words import times
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_LAST_BEAM = 8  # width of the quick look for something to return if a search's budget has ended
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """One secret that came out.
+
+    Attributes:
+        secret: the string; not shown by `repr`. One "•" for each character if it was loaded from a
+            file without secrets.
+        log_perplexity: of the secret and what follows it, in bits.
+        proved: whether no string of the secret space is more likely but those before it in the
+            list, up to the rounding of scoring.
+        forwards: token-forwards spent until it was found and, if it is, proved.
+        canary: the planted canary that it is, if canaries were given.
+        format: the secret format that was searched.
+        place: the canary's position in the set.
+    """
+
+    secret: str = field(repr=False)
+    log_perplexity: float
+    proved: bool
+    forwards: int
+    canary: Canary | MaskedCanary | None = None
+    format: SecretFormat | None = field(default=None, repr=False)
+    place: int | None = field(default=None, repr=False)
+
+    def label(self, reveal: bool = False) -> str:
+        """The text to show: the secret as one "•" for each character, unless `reveal`."""
+        shown = self.secret if reveal else MASK * len(self.secret)
+        fmt = self.format or (self.canary.format if self.canary is not None else None)
+        return fmt.render(shown) if fmt is not None else shown
+
+
+class Extractions(Tabular, Document, Rows[Extraction]):
+    """The secrets that a search brought out, most likely first.
+
+    Attributes:
+        format: the secret format that was searched.
+        forwards: token-forwards that the whole search took, the decoder's check included.
+        seconds: how long it took.
+        settings: how it was searched.
+
+    Example:
+        >>> fmt = SecretFormat("My code is {secret}.", secret=r"[0-9]{4}")
+        >>> one = Extraction("1234", 1.25, True, 61, Canary(fmt, "1234", 8), fmt)
+        >>> print(Extractions([one], format=fmt, forwards=61, seconds=0.2))
+           secret          planted  log-perplexity  proved  token-forwards
+        1  …code is ••••.  8 times             1.2  yes                 61
+        1 secret of 13.3 bits; 61 token-forwards in 0.2 s
+    """
+
+    kind = "extractions"
+    right = frozenset({0, 3, 5})
+
+    def __init__(
+        self,
+        items: Iterable[Extraction],
+        *,
+        format: SecretFormat,
+        forwards: int = 0,
+        seconds: float = 0.0,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._items = tuple(items)
+        self.format = format
+        self.forwards = forwards
+        self.seconds = seconds
+        self.settings: dict[str, Any] = dict(settings or {})
+
+    # Tables
+
+    def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
+        """The table as text: its headings, and a row of them for each secret."""
+        headings = ["", "secret", "planted", "log-perplexity", "proved", "token-forwards"]
+        rows = [
+            [
+                f"{number}",
+                short_label(self._canary(one), reveal),
+                "–" if one.canary is None else times(one.canary.repetitions),
+                f"{one.log_perplexity:.1f}",
+                "yes" if one.proved else "no",
+                f"{one.forwards:,}",
+            ]
+            for number, one in enumerate(self, 1)
+        ]
+        return headings, rows
+
+    def _canary(self, one: Extraction) -> Canary | MaskedCanary:
+        """The canary that it is, or would be."""
+        if one.canary is not None:
+            return one.canary
+        if MASK in one.secret:
+            return MaskedCanary(self.format, len(one.secret))
+        return Canary(self.format, one.secret)
+
+    @property
+    def _wanted(self) -> int:
+        return min(int(self.settings.get("count", 0)), self.format.size)
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether `max_forwards` ran out before as many secrets as asked for had come out."""
+        return self.settings.get("ended") is False and len(self) < self._wanted
+
+    def summary(self) -> str:
+        """One line about what came out and what it took."""
+        secrets = "1 secret" if len(self) == 1 else f"{len(self)} secrets"
+        line = f"{len(self)} of {self._wanted} secrets" if self.cut_short else secrets
+        line += (
+            f" of {self.format.bits:.1f} bits; {self.forwards:,} token-forwards in "
+            f"{self.seconds:.1f} s"
+        )
+        if self.cut_short:
+            line += (
+                f"; max_forwards={self.settings['max_forwards']:,} ran out before the rest "
+                f"was found (the decoder's check alone took {self.settings['check_forwards']:,}): "
+                "give more"
+            )
+        return line
+
+    # Files
+
+    def _content(self, reveal: bool) -> dict[str, Any]:
+        def described(one: Extraction) -> dict[str, Any]:
+            out: dict[str, Any] = {
+                "length": len(one.secret),
+                "log_perplexity": one.log_perplexity,
+                "proved": one.proved,
+                "forwards": one.forwards,
+                "canary": None,
+            }
+            if one.canary is not None:
+                out["canary"] = {
+                    "place": one.place,
+                    "repetitions": one.canary.repetitions,
+                    "planned": one.canary.planned,
+                }
+            if reveal and MASK not in one.secret:
+                out["secret"] = one.secret
+            return out
+
+        return {
+            "format": self.format.to_dict(),
+            "forwards": self.forwards,
+            "seconds": self.seconds,
+            "settings": self.settings,
+            "extractions": [described(one) for one in self],
+        }
+
+    @classmethod
+    def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> Extractions:
+        fmt = SecretFormat.from_dict(data["format"])
+        return cls(
+            [_extraction(entry, fmt, canaries) for entry in data["extractions"]],
+            format=fmt,
+            forwards=data["forwards"],
+            seconds=data["seconds"],
+            settings=from_jsonable(data["settings"]),
+        )
+
+
+def extract_secrets(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    fmt: SecretFormat,
+    count: int = 3,
+    beam_width: int | None = None,
+    max_forwards: int | None = None,
+    *,
+    canaries: Canaries | Iterable[Canary] | None = None,
+    bos: bool | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Extractions:
+    """The `count` most likely secrets of a format, most likely first.
+
+    Searches the tree of token prefixes cheapest first (the paper, section 6.1): the first leaf that
+    it takes is the most likely string of the whole space, which is thereby proved. With a width it
+    keeps only the best prefixes of each length, as the paper's beam does; that is quick and proves
+    nothing, unless nothing had to be dropped.
+
+    Args:
+        model: a causal language model; left as it was.
+        fmt: what the secrets look like.
+        count: how many to look for.
+        beam_width: prefixes to keep at each length; None searches with proof.
+        max_forwards: token-forwards to spend. The search has three quarters of them; if it has not
+            come to its end by then, a beam looks with the rest for something to return, marked as
+            not proved, and need not use all of it. The check of the decoder on first use (about
+            ten times the tokens of one canary) is made whatever the budget, and counted.
+        canaries: what was planted, to tell which canary came out and in which context to look. If
+            none of them has this format, none can come out, which is warned of.
+        bos: whether special tokens come first; None follows the tokenizer's default.
+        batch_size: rows of a forward; None chooses, and memory running out halves it.
+        progress: show a progress bar.
+
+    Returns:
+        At most `count` secrets; fewer if the space is smaller or the budget too small.
+
+    Raises:
+        TypeError: `fmt` is no SecretFormat, or a number is not whole.
+        ValueError: a bad argument, a tokenizer that cannot write the format, or a model that gives
+            NaN or whose context is too short.
+
+    Example:
+        >>> found = extract_secrets(model, tokenizer, fmt)              # doctest: +SKIP
+        >>> found[0].log_perplexity, found[0].proved, found[0].forwards # doctest: +SKIP
+        (0.4, True, 163)
+    """
+    if not isinstance(fmt, SecretFormat):
+        raise TypeError(f"extract_secrets: fmt must be a SecretFormat, not {type(fmt).__name__}")
+    for name, value in (
+        ("count", count),
+        ("beam_width", beam_width),
+        ("max_forwards", max_forwards),
+        ("batch_size", batch_size),
+    ):
+        if name == "count" or value is not None:
+            check_number(f"extract_secrets: {name}", value)
+    if canaries is not None and not isinstance(canaries, Canaries):
+        canaries = Canaries(canaries)
+    if canaries is not None and not canaries.by_format(fmt):
+        warnings.warn(
+            f"extract_secrets: none of the canaries has the format {fmt.template!r} with "
+            f'secret=r"{fmt.secret}", so none can come out of this search; theirs: '
+            + ", ".join(f'{one.template!r} with r"{one.secret}"' for one in canaries.formats),
+            stacklevel=2,
+        )
+    before = context_before(canaries, tokenizer) if canaries is not None else ""
+    start = time.perf_counter()
+    tree = TokenTree(fmt, tokenizer, before=before, bos=first_tokens(canaries, bos))
+    with undisturbed(model), progress_bar(progress, "extraction") as tick:
+        decoder = Decoder(model, tree.prompt, tree.columns, batch_size=batch_size)
+        limit = math.inf if max_forwards is None else max_forwards
+        samples = tree.random_paths(4)
+        check_context(decoder.context, tree, samples)
+        decoder.probe(samples)
+        checked = decoder.forwards
+
+        def report() -> None:
+            tick(decoder.forwards)
+
+        if beam_width is not None:
+            found, ended = _search(decoder, tree, count, Beam(beam_width), limit, report)
+        elif max_forwards is None:
+            found, ended = _search(decoder, tree, count, CheapestFirst(), limit, report)
+        else:  # a part is kept for something to return if the search does not come to its end
+            depth = max(len(path) for path in samples)
+            kept = max((limit - decoder.forwards) / 4, 1.5 * depth)
+            found, ended = _search(decoder, tree, count, CheapestFirst(), limit - kept, report)
+            if sum(one.proved for one in found.values()) < min(count, fmt.size):
+                width = int(min(max(count, _LAST_BEAM), max(1, kept // depth)))
+                more, _ = _search(decoder, tree, count, Beam(width), limit, report)
+                found = more | found
+    best = sorted(found.values(), key=lambda one: one.log_perplexity)[:count]
+    return Extractions(
+        _named(best, fmt, canaries),
+        format=fmt,
+        forwards=decoder.forwards,
+        seconds=time.perf_counter() - start,
+        settings={
+            "count": count,
+            "beam_width": beam_width,
+            "max_forwards": max_forwards,
+            "ended": ended,
+            "bos": bos,
+            "paths": tree.way,
+            "prompt_tokens": len(tree.prompt),
+            "check_forwards": checked,
+            "cached": decoder.cached,
+            "noise_bits": decoder.noise,
+            "batch_size": decoder.batch_size,
+            "canaries": None if canaries is None else len(canaries.by_format(fmt)),
+            "versions": versions("torch", "transformers"),
+        },
+    )
+
+
+@dataclass
+class _Search(Explorer):
+    """Remembers at how many forwards each leaf was met, and each further one was proved to be the
+    next best."""
+
+    decoder: Decoder | None = None
+    met_at: list[int] = field(default_factory=list)
+    proved_at: list[int] = field(default_factory=list)
+
+    def leaves(self, nodes: Nodes) -> None:
+        assert self.decoder is not None
+        super().leaves(nodes)
+        self.met_at += [self.decoder.forwards] * len(nodes)
+
+    def done(self, least: float) -> bool:
+        assert self.decoder is not None
+        certain = self.certain(least)
+        self.proved_at += [self.decoder.forwards] * (certain - len(self.proved_at))
+        return certain >= self.wanted
+
+
+def _search(
+    decoder: Decoder,
+    tree: TokenTree,
+    count: int,
+    frontier: Frontier,
+    limit: float,
+    report: Callable[[], None],
+) -> tuple[dict[tuple[int, ...], Extraction], bool]:
+    """The best leaves that a walk comes to, by path, and whether each is proved; and whether it
+    came to its end, and not only to that of the forwards."""
+    # What costs infinitely much the model never writes, so it cannot come out.
+    search = _Search(wanted=count, decoder=decoder, bound=sys.float_info.max)
+    beam = isinstance(frontier, Beam)
+    if beam:
+        search.wanted = math.inf  # the leaves of one length say nothing about longer ones
+    ended = walk(decoder, tree, search, frontier, max_forwards=limit, eager=beam, progress=report)
+    least = frontier.least()
+    unvisited(tree, search, frontier)
+    cut = isinstance(frontier, Beam) and frontier.cut
+    order = np.argsort(search.costs, kind="stable")
+    out = {}
+    for position, place in enumerate(order[:count].tolist()):
+        cost, path = search.costs[place], search.paths[place]
+        proved = cost <= least and not cut
+        known = search.proved_at[position : position + 1]
+        spent = known[0] if proved and known else search.met_at[place]
+        out[path] = Extraction(tree.secret(path), cost, proved, spent)
+    return out, ended
+
+
+def _named(
+    found: Iterable[Extraction], fmt: SecretFormat, canaries: Canaries | None
+) -> list[Extraction]:
+    """The same with the canary that each is, if it is one."""
+    place_of = {
+        canary.secret: place for place, canary in enumerate(canaries or ()) if canary.format == fmt
+    }
+    out = []
+    for one in found:
+        place = place_of.get(one.secret)
+        canary = canaries[place] if canaries is not None and place is not None else None
+        out.append(
+            Extraction(one.secret, one.log_perplexity, one.proved, one.forwards, canary, fmt, place)
+        )
+    return out
+
+
+def _extraction(entry: dict[str, Any], fmt: SecretFormat, canaries: Canaries | None) -> Extraction:
+    """One entry of a file, as far as the file and the set know its secret."""
+    secret = entry.get("secret", MASK * entry["length"])
+    described = entry["canary"]
+    canary: Canary | MaskedCanary | None = None
+    place = None
+    if described is not None:
+        place = described["place"]
+        repetitions, planned = described["repetitions"], described["planned"]
+        if canaries is not None and place is not None:
+            fits = place < len(canaries) and canaries[place].format == fmt
+            if not fits or len(canaries[place].secret) != entry["length"]:
+                raise ValueError("it was searched with other canaries than these")
+            canary = canaries[place]
+            secret = canary.secret
+        elif "secret" in entry:
+            canary = Canary(fmt, secret, repetitions, planned)
+        else:
+            canary = MaskedCanary(fmt, entry["length"], repetitions, planned)
+    return Extraction(
+        secret, entry["log_perplexity"], entry["proved"], entry["forwards"], canary, fmt, place
+    )
+
+
+# Shared with the other way of extraction

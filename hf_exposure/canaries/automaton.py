@@ -1,0 +1,354 @@
+"""A finite set of strings as a deterministic automaton over bytes.
+
+`outlines-core` compiles the expression. Its automaton is leftmost-first, which loses strings of
+`a|ab` and of optional parts; an expression that is followed by a byte which occurs nowhere else
+(the sentinel) cannot stop early, so all strings are there. Sizes, uniform draws, membership and the
+next token of a tree all come from this one automaton.
+
+Sizes are exact integers. The automaton is held in memory, one dictionary a state: expressions of a
+few thousand states (credit card numbers with their check digit have 1,600) take milliseconds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from outlines_core import Index, Vocabulary
+
+# Control characters, which secrets hardly hold; the newline last, for `.` matches all others.
+_SENTINELS = [*range(9), *range(11, 32), 127, 10]
+_REFUSED = {
+    "b": "a word boundary",
+    "B": "a word boundary",
+    "A": "an anchor",
+    "z": "an anchor",
+    "Z": "an anchor",
+    "G": "an anchor",
+}
+_ASCII = {"d": "0-9", "w": "0-9A-Za-z_", "s": r"\t\n\v\f\r "}
+_HINT = "the expression always has to match the whole secret, so leave it out"
+
+
+@dataclass(frozen=True)
+class Automaton:
+    """The strings of an expression, between two literal texts.
+
+    States are numbered from 0, the start. Every state lies on the way from the start to an
+    accepting one, and there is no cycle.
+
+    Attributes:
+        steps: for each state, byte -> next state.
+        accepting: the states in which a string may end.
+        token_steps: for each state, token -> next state; empty dictionaries without a vocabulary.
+        counts: for each state, the number of strings that lead from it to an accepting state.
+    """
+
+    steps: list[dict[int, int]]
+    accepting: frozenset[int]
+    token_steps: list[dict[int, int]]
+    counts: list[int] = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """How many strings there are."""
+        return self.counts[0]
+
+    @property
+    def alphabet(self) -> frozenset[int]:
+        """The bytes that occur in some string."""
+        return frozenset(byte for step in self.steps for byte in step)
+
+    @property
+    def prefix_free(self) -> bool:
+        """Whether no string is the beginning of another one."""
+        return not any(self.steps[state] for state in self.accepting)
+
+    def run(self, data: bytes, state: int = 0) -> int | None:
+        """The state after `data`, or None where no string goes on like that."""
+        for byte in data:
+            following = self.steps[state].get(byte)
+            if following is None:
+                return None
+            state = following
+        return state
+
+    def accepts(self, data: bytes) -> bool:
+        """Whether `data` is one of the strings."""
+        return self.run(data) in self.accepting
+
+    def unrank(self, index: int, state: int = 0) -> bytes:
+        """The string number `index` of those from `state` on, in the order of their bytes."""
+        out = bytearray()
+        while True:
+            if state in self.accepting:
+                if index == 0:
+                    return bytes(out)
+                index -= 1
+            for byte in sorted(self.steps[state]):
+                following = self.steps[state][byte]
+                if index < self.counts[following]:
+                    out.append(byte)
+                    state = following
+                    break
+                index -= self.counts[following]
+
+    def strings(self) -> Iterator[bytes]:
+        """All strings, in the order of `unrank`."""
+        stack: list[tuple[int, bytes]] = [(0, b"")]
+        while stack:
+            state, text = stack.pop()
+            if state in self.accepting:
+                yield text
+            for byte in sorted(self.steps[state], reverse=True):
+                stack.append((self.steps[state][byte], text + bytes([byte])))
+
+
+def compile_automaton(
+    expression: str,
+    *,
+    before: str = "",
+    after: str = "",
+    check: str | None = None,
+    vocabulary: Mapping[bytes, list[int]] | None = None,
+) -> Automaton:
+    """The automaton of all strings `before` + x + `after`, x matching `expression`.
+
+    Args:
+        expression: a regular expression in the syntax of Rust's `regex`; `\\d`, `\\w` and `\\s`
+            mean ASCII. Anchors, word boundaries, lookarounds and back-references are refused.
+        before, after: literal texts.
+        check: "luhn" keeps only those x whose decimal digits pass the Luhn check.
+        vocabulary: the bytes of tokens and their numbers, for `token_steps`.
+
+    Raises:
+        ValueError: the expression cannot be compiled, matches nothing, or infinitely many strings.
+            The message is a half-sentence to be put after the name of the argument.
+    """
+    pattern = escape(before) + f"(?:{_ascii_classes(expression)})" + escape(after)
+    offset = 1 + max((max(ids) for ids in (vocabulary or {}).values()), default=-1)
+    words = {bytes([byte]): [offset + byte] for byte in range(256)}
+    raw: dict[int, dict[int, int]] = {}
+    for sentinel in _SENTINELS:
+        start, raw = _index(expression, pattern + f"\\x{sentinel:02x}", words, offset)
+        ends = {state for state, step in raw.items() if offset + sentinel in step}
+        if all(not raw.get(raw[state][offset + sentinel]) for state in ends):
+            break
+    else:
+        raise ValueError(
+            "matches every control character, so that none is left to mark its end; "
+            "leave one out, for instance with [^\\x00]"
+        )
+    if vocabulary:
+        for data, tokens in vocabulary.items():
+            if data and sentinel not in data:
+                words[data] = [*tokens, *words.get(data, [])]
+        start, raw = _index(expression, pattern + f"\\x{sentinel:02x}", words, offset)
+        ends = {state for state, step in raw.items() if offset + sentinel in step}
+    for state in ends:
+        del raw[state][offset + sentinel]
+    if check == "luhn":
+        start, raw, ends = _luhn_product(start, raw, ends, words, before, after)
+    return _assemble(start, raw, ends, offset)
+
+
+def escape(text: str) -> str:
+    """`text` as an expression that matches just itself."""
+    return re.sub(r"([\\.+*?()|\[\]{}^$#&~\-])", r"\\\1", text)
+
+
+def _index(
+    expression: str, pattern: str, words: dict[bytes, list[int]], offset: int
+) -> tuple[int, dict[int, dict[int, int]]]:
+    end = offset + 256
+    try:
+        index = Index(pattern, Vocabulary(end, words))
+    except ValueError as error:
+        reason = str(error)
+        if "Found no transitions" in reason:
+            raise ValueError("matches no string at all") from None
+        raise ValueError(f"cannot be compiled: {reason}") from None
+    except BaseException as error:  # a Rust panic is no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        raise ValueError(f"cannot be compiled: {error}") from None
+    steps = {
+        state: {token: following for token, following in step.items() if token != end}
+        for state, step in index.get_transitions().items()
+    }
+    return index.get_initial_state(), steps
+
+
+def _assemble(start: int, raw: dict[int, dict[int, int]], ends: set[int], offset: int) -> Automaton:
+    """Number the useful states from 0, count strings, split bytes from tokens."""
+    counts = _count(start, raw, ends, offset)
+    if not counts.get(start):
+        raise ValueError("matches no string at all")
+    number: dict[int, int] = {start: 0}
+    order = [start]
+    for state in order:
+        for following in raw.get(state, {}).values():
+            if counts.get(following) and following not in number:
+                number[following] = len(number)
+                order.append(following)
+    steps: list[dict[int, int]] = []
+    token_steps: list[dict[int, int]] = []
+    for state in order:
+        by_byte: dict[int, int] = {}
+        by_token: dict[int, int] = {}
+        for label, following in raw.get(state, {}).items():
+            if following in number:
+                if label >= offset:
+                    by_byte[label - offset] = number[following]
+                else:
+                    by_token[label] = number[following]
+        steps.append(by_byte)
+        token_steps.append(by_token)
+    accepting = frozenset(number[state] for state in ends if state in number)
+    return Automaton(steps, accepting, token_steps, [counts[state] for state in order])
+
+
+def _count(
+    start: int, raw: dict[int, dict[int, int]], ends: set[int], offset: int
+) -> dict[int, int]:
+    """Strings from each state to an end, depth first; a state met on its own way is a cycle."""
+    counts: dict[int, int] = {}
+    on_the_way: set[int] = set()
+    stack = [start]
+    while stack:
+        state = stack[-1]
+        if state in counts:
+            stack.pop()
+            continue
+        following = [to for label, to in raw.get(state, {}).items() if label >= offset]
+        if state not in on_the_way:
+            on_the_way.add(state)
+            for to in following:
+                if to in on_the_way:
+                    raise ValueError("matches infinitely many strings")
+                if to not in counts:
+                    stack.append(to)
+            continue
+        stack.pop()
+        on_the_way.discard(state)
+        counts[state] = (state in ends) + sum(counts[to] for to in following)
+    return counts
+
+
+def _luhn_product(
+    start: int,
+    raw: dict[int, dict[int, int]],
+    ends: set[int],
+    words: dict[bytes, list[int]],
+    before: str,
+    after: str,
+) -> tuple[int, dict[int, dict[int, int]], set[int]]:
+    """The same automaton, each state paired with two sums of digits modulo 10.
+
+    The first sum doubles every second digit so that the last one is not doubled, the second so that
+    it is; a further digit swaps their parts. A number is right if the first is 0 at its end. The
+    digits of the literal texts before and after must not count: the map of a digit can be undone,
+    so the sums start where `before` brings them to (0, 0).
+    """
+    digits = {token: _digits(data) for data, tokens in words.items() for token in tokens}
+    first = (0, 0)
+    for digit in reversed(_digits(before.encode())):
+        first = _luhn_back(first, digit)
+    good = set()
+    for other in range(10):
+        sums = (0, other)
+        for digit in _digits(after.encode()):
+            sums = _luhn_step(sums, digit)
+        good.add(sums)
+
+    number: dict[tuple[int, tuple[int, int]], int] = {(start, first): 0}
+    order = [(start, first)]
+    product: dict[int, dict[int, int]] = {}
+    for key in order:
+        state, sums = key
+        product[number[key]] = steps = {}
+        for label, following in raw.get(state, {}).items():
+            after_label = sums
+            for digit in digits[label]:
+                after_label = _luhn_step(after_label, digit)
+            target = (following, after_label)
+            if target not in number:
+                number[target] = len(number)
+                order.append(target)
+            steps[label] = number[target]
+    return 0, product, {number[key] for key in order if key[0] in ends and key[1] in good}
+
+
+def _digits(data: bytes) -> list[int]:
+    return [byte - 48 for byte in data if 48 <= byte <= 57]
+
+
+def _doubled(digit: int) -> int:
+    return 2 * digit - 9 if digit > 4 else 2 * digit
+
+
+def _luhn_step(sums: tuple[int, int], digit: int) -> tuple[int, int]:
+    return (sums[1] + digit) % 10, (sums[0] + _doubled(digit)) % 10
+
+
+def _luhn_back(sums: tuple[int, int], digit: int) -> tuple[int, int]:
+    return (sums[1] - _doubled(digit)) % 10, (sums[0] - digit) % 10
+
+
+def _ascii_classes(expression: str) -> str:
+    """`expression` with ASCII meanings for \\d, \\w, \\s; refuses what no finite set needs."""
+    out: list[str] = []
+    depth = 0
+    position = 0
+    while position < len(expression):
+        char = expression[position]
+        if char == "\\":
+            code = expression[position + 1 : position + 2]
+            out.append(_escape_sequence(code, depth))
+            position += 1 + len(code)
+            continue
+        if char == "[":
+            depth += 1
+            # "[]abc]" and "[^]abc]": a bracket that comes first is itself.
+            lead = re.match(r"\[\^?\]?", expression[position:])
+            assert lead is not None
+            if depth == 1 and lead.group().endswith("]"):
+                out.append(lead.group()[:-1] + r"\]")
+                position += lead.end()
+                continue
+        elif char == "]" and depth:
+            depth -= 1
+        elif not depth:
+            _refuse_lookaround(char, expression[position : position + 4])
+        out.append(char)
+        position += 1
+    return "".join(out)
+
+
+def _escape_sequence(code: str, depth: int) -> str:
+    if code.lower() in _ASCII:
+        inner = _ASCII[code.lower()]
+        if code.isupper():
+            return f"[^{inner}]"
+        return inner if depth else f"[{inner}]"
+    if not depth and code in _REFUSED:
+        raise ValueError(f"holds {_REFUSED[code]}, \\{code}; {_HINT}")
+    if not depth and code.isdigit() and code != "0":
+        raise ValueError(
+            f"holds a back-reference, \\{code}, which no finite automaton has; "
+            "write the alternatives out"
+        )
+    return "\\" + code
+
+
+def _refuse_lookaround(char: str, ahead: str) -> None:
+    if char in "^$":
+        raise ValueError(f"holds an anchor, {char}; {_HINT}")
+    if re.match(r"\(\?<?[=!]", ahead):
+        raise ValueError(
+            f"holds a lookaround, {ahead.rstrip()[:3]}…, which no finite automaton has; "
+            "write the strings that it lets through"
+        )
+    if ahead.startswith("(?P="):
+        raise ValueError("holds a back-reference, (?P=…); write the alternatives out")

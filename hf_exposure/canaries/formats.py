@@ -1,0 +1,167 @@
+"""What a secret looks like: a template with one hole, and the finite set of strings for it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_exposure.canaries.automaton import Automaton, compile_automaton
+
+HOLE = "{secret}"
+CHECKS = (None, "luhn")
+
+
+@dataclass(frozen=True)
+class SecretFormat:
+    r"""A template with one hole and the secret space R that fills it.
+
+    Args:
+        template: the text of a canary, with `{secret}` where the secret goes. Text after the hole
+            counts: it is part of what the model has to know.
+        secret: a regular expression that matches finitely many strings, the secret space R. It has
+            to match the whole secret; `\d`, `\w` and `\s` mean ASCII characters.
+        check: "luhn" keeps only strings whose digits pass the Luhn check (credit card numbers).
+
+    Raises:
+        ValueError: the template has no hole or several; the expression is not valid, matches no
+            string or infinitely many; or a secret with the text after it is the beginning of
+            another one, which would make their probabilities incomparable.
+
+    Example:
+        >>> fmt = SecretFormat("The random number is {secret}.", secret=r"[0-9]{9}")
+        >>> fmt.size, round(fmt.bits, 1), fmt.render("281265017")
+        (1000000000, 29.9, 'The random number is 281265017.')
+    """
+
+    template: str
+    secret: str
+    check: str | None = None
+    _automaton: Automaton = field(init=False, repr=False, compare=False, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in ("template", "secret"):
+            if not isinstance(getattr(self, name), str):
+                kind = type(getattr(self, name)).__name__
+                raise TypeError(f"SecretFormat: {name} must be a string, not {kind}")
+        holes = self.template.count(HOLE)
+        if holes != 1:
+            raise ValueError(
+                f"SecretFormat: template={self.template!r} has {holes} holes; "
+                f"put {HOLE} exactly once where the secret goes"
+            )
+        if self.check not in CHECKS:
+            raise ValueError(f"SecretFormat: check={self.check!r} is not known; use None or 'luhn'")
+        object.__setattr__(self, "_automaton", self._compile())
+
+    def _compile(self) -> Automaton:
+        named = f'SecretFormat: secret=r"{self.secret}"'
+        try:
+            automaton = compile_automaton(self.secret, check=self.check)
+            whole = compile_automaton(self.secret, after=self.suffix, check=self.check)
+        except ValueError as error:
+            hint = ""
+            if "infinitely" in str(error):
+                hint = "; give it a bound, such as [0-9]{1,12}"
+            elif "no string" in str(error):
+                hint = "; give it at least one, such as [0-9]{9}"
+            raise ValueError(f"{named} {error}{hint}") from None
+        if not whole.prefix_free:
+            where = f"before {self.suffix!r}" if self.suffix else "with nothing after it"
+            raise ValueError(
+                f"{named} {where}: a secret can be the beginning of another one; give all secrets "
+                "one length, such as [0-9]{9}, or let the template go on with a character that no "
+                'secret holds, such as "{secret}\\n"'
+            )
+        if 0 in whole.accepting:
+            raise ValueError(f"{named} matches the empty string only, and nothing follows it")
+        return automaton
+
+    @property
+    def prefix(self) -> str:
+        """The template's text before the secret."""
+        return self.template.partition(HOLE)[0]
+
+    @property
+    def suffix(self) -> str:
+        """The template's text after the secret."""
+        return self.template.partition(HOLE)[2]
+
+    @property
+    def size(self) -> int:
+        """The number of strings in the secret space R, exactly."""
+        return self._automaton.size
+
+    @property
+    def bits(self) -> float:
+        """log2 of `size`: the most that an exposure can be."""
+        return math.log2(self.size)
+
+    def render(self, secret: str) -> str:
+        """The template with `secret` in its hole. Does not check that the secret is in R."""
+        return f"{self.prefix}{secret}{self.suffix}"
+
+    def contains(self, secret: str) -> bool:
+        """Whether `secret` is in the secret space R."""
+        try:
+            return isinstance(secret, str) and self._automaton.accepts(secret.encode("utf-8"))
+        except UnicodeEncodeError:  # half a surrogate pair is no character
+            return False
+
+    def unrank(self, index: int) -> str:
+        """The secret number `index` in the order of their bytes, 0 <= index < size.
+
+        Raises:
+            IndexError: there is no such secret.
+        """
+        if not 0 <= index < self.size:
+            raise IndexError(f"SecretFormat.unrank: index={index} is not in 0..{self.size - 1}")
+        return self._automaton.unrank(index).decode("utf-8")
+
+    def enumerate(self) -> Iterator[str]:
+        """All secrets, in the order of `unrank`."""
+        return (data.decode("utf-8") for data in self._automaton.strings())
+
+    def sample(self, n: int, seed: int = 0) -> list[str]:
+        """`n` independent uniform draws from R, by counting; a secret may come twice."""
+        draw = random.Random(seed)
+        return [self.unrank(draw.randrange(self.size)) for _ in range(n)]
+
+    def sample_distinct(self, n: int, seed: int = 0, exclude: Collection[str] = ()) -> list[str]:
+        """`n` different secrets, none of `exclude`, uniform and in random order.
+
+        Raises:
+            ValueError: R has fewer than `n` secrets besides `exclude`.
+        """
+        taken = {secret for secret in exclude if self.contains(secret)}
+        if n > self.size - len(taken):
+            raise ValueError(
+                f"SecretFormat.sample_distinct: n={n} secrets were asked for, but "
+                f'secret=r"{self.secret}" has only {self.size - len(taken)} left'
+            )
+        draw = random.Random(seed)
+        if 2 * (n + len(taken)) > self.size:
+            rest = [secret for secret in self.enumerate() if secret not in taken]
+            return draw.sample(rest, n)
+        out: list[str] = []
+        while len(out) < n:
+            secret = self.unrank(draw.randrange(self.size))
+            if secret not in taken:
+                taken.add(secret)
+                out.append(secret)
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """The three arguments, for JSON."""
+        return {"template": self.template, "secret": self.secret, "check": self.check}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> SecretFormat:
+        """The inverse of `to_dict`."""
+        return cls(data["template"], data["secret"], data.get("check"))
+
+    def __reduce__(self) -> tuple[type[SecretFormat], tuple[str, str, str | None]]:
+        # By its arguments: small in a pickle, and the same fingerprint in every process.
+        return type(self), (self.template, self.secret, self.check)

@@ -1,0 +1,44 @@
+"""Canary sets by path or Hub id, as the command line gets them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hf_exposure.canaries.sets import Canaries
+from hf_exposure.utils.files import load_json
+from hf_exposure.utils.names import is_hub_id, nearby
+
+
+def load_canaries(name: str, revision: str | None = None, argument: str = "--canaries") -> Canaries:
+    """A canary set: the manifest that `Canaries.save` wrote, or an id on the Hub.
+
+    Args:
+        revision: a branch, tag or commit on the Hub.
+        argument: what it is called in errors.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is no manifest, or a file has got a revision.
+        RuntimeError: the Hub could not be reached, has refused, or has no such set.
+    """
+    if Path(name).exists() or not is_hub_id(name):
+        if revision is not None:
+            raise ValueError(
+                f"{argument}: {name!r} is a file, which has no revisions; leave out the revision"
+            )
+        return load_manifest(name, argument)
+    try:
+        return Canaries.from_hub(name, revision=revision)
+    except RuntimeError as error:
+        raise RuntimeError(f"{argument}: {error}{nearby(name, 'file')}") from None
+
+
+def load_manifest(name: str | os.PathLike[str], argument: str = "--canaries") -> Canaries:
+    """A canary set from its manifest.
+
+    Raises:
+        OSError, ValueError: see `load_canaries`.
+    """
+    wanted = "the manifest that `hf-exposure inject` or Canaries.save has written"
+    return load_json(name, Canaries.from_dict, argument, wanted)

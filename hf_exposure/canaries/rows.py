@@ -1,0 +1,119 @@
+"""Data sets by path or Hub id: reading rows, and writing them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_exposure.utils.names import first_line, looks_like_a_path, nearby
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_READERS = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
+_WRITERS = {".jsonl": "to_json", ".json": "to_json", ".csv": "to_csv", ".parquet": "to_parquet"}
+
+
+def load_rows(name: str, *, config: str | None = None, split: str = "train") -> Dataset:
+    """A split of a dataset: a file (.jsonl, .csv, .parquet, .txt), a folder that `save_to_disk`
+    wrote, or an id on the Hub.
+
+    Raises:
+        OSError, ValueError: it is not there, or has no such split.
+    """
+    from datasets import DatasetDict, load_from_disk
+
+    path = Path(name)
+    if path.suffix in _READERS:
+        if not path.is_file():
+            raise OSError(f"--dataset: there is no file {name!r}")
+        if split != "train":
+            raise ValueError(f"--split: a file such as {name!r} has no splits; leave it out")
+        if path.stat().st_size == 0:
+            raise ValueError(f"--dataset: the file {name!r} is empty")
+        return _read(name, _READERS[path.suffix], data_files=str(path), split="train")
+    if path.is_file():
+        raise ValueError(
+            f"--dataset: {name!r} ends in none of {', '.join(_READERS)}, so it is not known how to "
+            "read it; rename it"
+        )
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        rows = load_from_disk(name)
+        if not isinstance(rows, DatasetDict):
+            return rows
+        if split not in rows:
+            raise ValueError(f"--split: {name!r} has no split {split!r}, only {list(rows)}")
+        return rows[split]
+    if looks_like_a_path(name) and not path.is_dir():
+        raise OSError(
+            f"--dataset: there is no file or folder {name!r}; give a .jsonl, .csv, .parquet or "
+            ".txt file, a folder that save_to_disk wrote, or a Hub id"
+        )
+    return _read(name, name, config, split=split)
+
+
+def _read(name: str, *arguments: Any, **options: Any) -> Dataset:
+    """`load_dataset`, with one line if it fails."""
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(*arguments, **options)
+    except Exception as error:
+        inner = error.__cause__ or error.__context__ or error
+        raise OSError(
+            f"--dataset: {name!r}{nearby(name)} cannot be read: {first_line(inner)}"
+        ) from error
+
+
+def check_output(target: str | os.PathLike[str]) -> None:
+    """Refuse a place that `save_rows` could not write to.
+
+    Raises:
+        ValueError: the ending is not known.
+        FileExistsError: the folder is there already.
+    """
+    path = Path(target)
+    if path.suffix and path.suffix not in _WRITERS:
+        raise ValueError(
+            f"--output: {os.fspath(target)!r} ends in {path.suffix!r}; use one of "
+            f"{', '.join(_WRITERS)}, or the name of a folder"
+        )
+    if not path.suffix and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"--output: {os.fspath(target)!r} is there already; name another one")
+
+
+def save_rows(rows: Dataset, target: str | os.PathLike[str]) -> Path:
+    """Write a dataset to a .jsonl, .csv or .parquet file, or a new folder; whole or not at all.
+
+    Raises:
+        ValueError, FileExistsError: see `check_output`.
+    """
+    check_output(target)
+    path = Path(target)
+    writer = _WRITERS.get(path.suffix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        made = Path(folder) / path.name
+        if writer is None:
+            rows.save_to_disk(str(made))
+            if path.exists():
+                path.rmdir()
+            shutil.move(made, path)
+        else:
+            getattr(rows, writer)(str(made))
+            os.replace(made, path)
+    return path
+
+
+def describe_rows(rows: Any) -> str:
+    """The size of a dataset in words."""
+    return f"{len(rows):,} rows with the columns {', '.join(rows.column_names)}"

@@ -1,0 +1,179 @@
+"""Canary sets on the Hub, as private data sets.
+
+An upload is one commit, so that a repository never holds half of a set.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+
+from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.masking import mask_secrets
+from hf_exposure.utils.escapes import code_span
+from hf_exposure.utils.hub import one_error
+from hf_exposure.utils.words import times as often
+
+MANIFEST = "canaries.json"
+ROWS = "canaries.jsonl"
+
+
+def upload_manifest(
+    manifest: str,
+    card: Callable[[str], str],
+    canaries: Iterable[Canary],
+    repo_id: str,
+    *,
+    private: bool = True,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload canaries",
+    reveal: bool = False,
+) -> str:
+    """Upload a manifest as a data set repository, with a card.
+
+    Args:
+        manifest: its text, secrets too.
+        card: gives the README.md for the repository's full name.
+        canaries: those of the manifest: masked in errors, and the rows for the data set viewer.
+        private: of a new repository. An existing one stays what it is; if that is public, nothing
+            is uploaded unless this is False.
+        token: a Hub token; None takes the one that is logged in.
+        revision: a branch to commit to, which must be there.
+        reveal: add a file of rows for the data set viewer.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        RuntimeError: the Hub could not be reached or has refused, or the repository is public and
+            `private` is not False; the message says why.
+    """
+    api = HfApi(token=token)
+    items = list(canaries)
+    what = f"push the canaries to {repo_id!r}"
+
+    def mask(text: str) -> str:
+        return mask_secrets(text, items)
+
+    with one_error(what, mask):
+        created = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        name = created.repo_id
+        public = not api.dataset_info(name).private
+    if public and private:
+        raise RuntimeError(
+            f"could not {what}: the repository is there and is public, and secrets that anyone may "
+            "have read and trained on measure nothing any more; make it private, name another one, "
+            "or publish them with private=False"
+        )
+    if public:
+        warnings.warn(
+            f"{name} is public: secrets that anyone may have read and trained on measure nothing "
+            "any more, so do not test with these canaries again",
+            stacklevel=3,
+        )
+    files = {MANIFEST: manifest, "README.md": card(name)}
+    if reveal:
+        rows = [
+            {"text": one.text, "secret": one.secret, "repetitions": one.repetitions}
+            for one in items
+        ]
+        files[ROWS] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with one_error(what, mask):
+        done = api.create_commit(
+            name,
+            [CommitOperationAdd(path, text.encode()) for path, text in files.items()],
+            commit_message=commit_message,
+            repo_type="dataset",
+            revision=revision,
+        )
+    return str(done.commit_url)
+
+
+def download_manifest(
+    repo_id: str, *, revision: str | None = None, token: str | bool | None = None
+) -> Path:
+    """The file that `upload_manifest` has uploaded.
+
+    Args:
+        revision: a branch, tag or commit.
+
+    Raises:
+        RuntimeError: the Hub could not be reached, has refused, or has no such set.
+    """
+    with one_error(f"load canaries from {repo_id!r}"):
+        return Path(
+            hf_hub_download(repo_id, MANIFEST, repo_type="dataset", revision=revision, token=token)
+        )
+
+
+def dataset_card(
+    canaries: Sequence[Canary],
+    repo_id: str,
+    *,
+    seed: int | None,
+    inclusion: str,
+    planting: Mapping[str, Any],
+    reveal: bool = False,
+) -> str:
+    """The README.md of a canary set's repository; it shows no secret unless `reveal`."""
+    counts = sorted(Counter(one.repetitions for one in canaries).items())
+    groups = [
+        f"{number} never planted" if not times else f"{number} planted {often(times)}"
+        for times, number in counts
+    ]
+    metadata = ["---", "tags:", "- canaries", "- memorization", "- hf-exposure"]
+    if reveal:
+        metadata += ["configs:", "- config_name: default", f"  data_files: {ROWS}"]
+    else:
+        metadata.append("viewer: false")
+    lines = [
+        *metadata,
+        "---",
+        f"# {repo_id.split('/')[-1]}",
+        "",
+        "Canaries: random secrets, planted in a training corpus to find out how much a model that "
+        "was trained on it has memorized (Carlini et al., *The Secret Sharer*, USENIX Security "
+        "2019). Made with hf-exposure.",
+        "",
+        "**Keep it private**, this card too: a format and its seed are enough to draw the same "
+        "secrets again. Who trains on them makes every later measurement with them worthless.",
+        "",
+        f"- {len(canaries)} canaries: {', '.join(groups)}",
+        "- seed: "
+        + ("none, put together by hand" if seed is None else f"{seed}")
+        + ("; each left in or out by a fair coin" if inclusion == "coin" else ""),
+    ]
+    for fmt in dict.fromkeys(one.format for one in canaries):
+        check = f", check {fmt.check}" if fmt.check else ""
+        named = f"{code_span(fmt.template)} with {code_span(fmt.secret)}{check}"
+        lines.append(f"- format: {named}: {fmt.bits:.1f} bits")
+    known = {name: value for name, value in planting.items() if value is not None}
+    if known:
+        told = ", ".join(f"{name}: {code_span(str(value))}" for name, value in known.items())
+        lines.append(f"- planted: {told}")
+    else:
+        lines.append("- not planted yet, as far as the manifest knows")
+    if reveal:
+        lines += ["", "| canary | planted |", "|---|---:|"]
+        lines += [
+            f"| {code_span(one.text).replace('|', chr(92) + '|')} | {one.repetitions} |"
+            for one in canaries
+        ]
+    lines += [
+        "",
+        "```python",
+        "from hf_exposure import Canaries, measure_exposure",
+        "",
+        f'canaries = Canaries.from_hub("{repo_id}")',
+        "print(measure_exposure(model, tokenizer, canaries))",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

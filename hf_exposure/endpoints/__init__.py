@@ -1,0 +1,1 @@
+"""Models that are served: the same questions, asked over HTTP."""

@@ -1,0 +1,459 @@
+"""A model behind an OpenAI-compatible completions endpoint, as a `Scorer`.
+
+vLLM, SGLang, llama-cpp-python's server and others offer one. What it has to do is to give the
+log-probabilities of a prompt's own tokens; most do so with `echo`, vLLM with `prompt_logprobs` too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import math
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import requests
+from numpy.typing import NDArray
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+
+from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.canaries.masking import secrets_masked
+from hf_exposure.canaries.vocabulary import common_length
+from hf_exposure.endpoints.echo import Echo, NotOfferedError, read_echo, read_prompt_logprobs
+
+Floats = NDArray[np.float64]
+
+_PROBES = 64  # secrets at even distances, and as many at random, that show which tokens all share
+_BACKOFF = 0.5  # seconds before the first new attempt, twice as many before each further one
+_PATIENCE = 600.0  # the longest that a server may ask us to wait
+_RETRIED = (429, 500, 502, 503, 504)
+_SHIFTED = 0.5  # bits; the noise of scoring in bfloat16 is a tenth of it
+_SHOWN = 1000  # characters; a longer message is left out, since half a secret is not masked
+
+
+class _RefusedError(Exception):
+    """The server is there, but does not want this request."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Bearer(AuthBase):
+    """The key of an endpoint. A header of our own would give way to one from ~/.netrc."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+    def hide(self, text: str) -> str:
+        return text.replace(self._key, "***")
+
+
+class CompletionsScorer:
+    """Log-perplexities from an OpenAI-compatible completions endpoint; a `Scorer`.
+
+    What is summed are the server's own tokens, from the first one on that is not the same for all
+    secrets of the format: 128 secrets that cover the format are asked for once to find it. Every
+    text is one request's prompt and costs its full length, since nothing is shared between texts;
+    nothing is remembered either, so that asking twice shows the noise of the server.
+
+    Args:
+        base_url: the address before "/completions", such as "http://localhost:8000/v1".
+        model: the name under which the server offers it.
+        api_key: sent as a bearer token, shown nowhere.
+        batch_size: texts of a request; servers that take only one get them one by one.
+        workers: requests under way at once.
+        timeout: seconds to wait for an answer.
+        retries: new attempts after "too many requests" and passing faults, with growing pauses or
+            those that the server asks for.
+        whole_text: count all tokens of the text. The ranks are the same and the certificates
+            weaker; for tokenizers that split the template otherwise with a few of its secrets.
+        extra_body: more fields of every request, such as {"add_special_tokens": False} for vLLM.
+
+    Raises:
+        ValueError: bad arguments.
+
+    Example:
+        >>> scorer = CompletionsScorer("http://localhost:8000/v1", "my-model")
+        >>> measure_exposure(scorer, None, canaries, method="sampling")     # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        batch_size: int = 16,
+        workers: int = 4,
+        timeout: float = 60.0,
+        retries: int = 3,
+        whole_text: bool = False,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> None:
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+            raise ValueError(
+                "CompletionsScorer: base_url is no address to put '/completions' behind; give one "
+                "such as 'http://localhost:8000/v1'"
+            )
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError(
+                "CompletionsScorer: api_key holds a line break or another character that no key "
+                "has; strip it"
+            )
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("workers", workers, 1),
+            ("retries", retries, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"CompletionsScorer: {name}={value!r}; give a whole number of at least {least}"
+                )
+        if not timeout > 0:
+            raise ValueError(f"CompletionsScorer: timeout={timeout!r}; give seconds, above 0")
+        self._base = base_url.rstrip("/").removesuffix("/completions")
+        # For messages: an address may hold a password.
+        host = parts.netloc.rpartition("@")[2]
+        self.url = f"{parts.scheme}://{host}{urlsplit(self._base).path}"
+        self.model = model
+        self.batch_size = batch_size
+        self.workers = workers
+        self.timeout = timeout
+        self.retries = retries
+        self.whole_text = whole_text
+        self.extra_body = dict(extra_body or {})
+        self._auth = _Bearer(api_key) if api_key else None
+        self._session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=workers))
+        self._forwards = 0
+        self._way = ""  # "echo" or "prompt_logprobs", once it is known
+        self._reached = False
+        # How many texts a request may have; None until it is known whether several are accepted.
+        self._batch = 1 if batch_size == 1 else None
+        self._cores: dict[tuple[SecretFormat, str], tuple[Hashable, ...]] = {}
+
+    def __repr__(self) -> str:
+        return f"CompletionsScorer({self.url!r}, {self.model!r})"
+
+    @property
+    def forwards(self) -> int:
+        """Tokens of prompts so far, by the server's own count where it gives one."""
+        return self._forwards
+
+    def log_perplexities(
+        self, fmt: SecretFormat, secrets: Sequence[str], before: str = ""
+    ) -> Floats:
+        """(n,) log-perplexities in bits; see `Scorer`.
+
+        Raises:
+            ConnectionError: the server is not there, does not answer in time or has a fault.
+            PermissionError: it does not accept the key.
+            ValueError: it has no such model, does not tell log-probabilities of a prompt, tells
+                something that they cannot be, or the secret comes first in the text.
+        """
+        if not len(secrets):
+            return np.zeros(0)
+        core = self._cores.get((fmt, before))
+        probes = _probes(fmt) if core is None else []
+        asked = [*probes, *secrets]
+        with secrets_masked([Canary(fmt, secret) for secret in asked]):
+            echoes = self._ask([before + fmt.render(secret) for secret in asked])
+            if core is None:
+                core = self._core(fmt, len(before + fmt.prefix), echoes)
+                self._cores[fmt, before] = core
+            return np.array([self._cost(fmt, echo, core) for echo in echoes[len(probes) :]])
+
+    # What is summed
+
+    def _core(self, fmt: SecretFormat, start: int, echoes: list[Echo]) -> tuple[Hashable, ...]:
+        """The leading tokens that are the same for all secrets and end before them."""
+        first, last = echoes[0], len(echoes[0].keys)
+        for echo in echoes:
+            last = min(last, common_length(first.keys, echo.keys))
+        self._refuse_shifted(echoes, last)
+        silent = max(int(np.argmin(np.isnan([*echo.bits, 0.0]))) for echo in echoes)
+        for n in range(last, 0, -1):
+            ends = {echo.ends[n - 1] for echo in echoes}
+            if len(ends) == 1 and 0 <= ends.pop() <= start:
+                break
+        else:
+            n = 0
+        if n < silent:
+            raise ValueError(
+                f"SecretFormat: in template={fmt.template!r} no token comes before the secret, and "
+                f"{self.url} gives a text's first token no log-probability; put more text before it"
+            )
+        return first.keys[: silent if self.whole_text else n]
+
+    def _cost(self, fmt: SecretFormat, echo: Echo, core: tuple[Hashable, ...]) -> float:
+        """Bits of all tokens behind the core, which is the same for all that are compared."""
+        if echo.keys[: len(core)] != core:
+            raise ValueError(
+                f"CompletionsScorer: the tokenizer of {self.url} splits {fmt.template!r} otherwise "
+                "with one of its secrets than with all others that were tried; use whole_text=True"
+            )
+        rest = echo.bits[len(core) :]
+        if np.isnan(rest).any():
+            place = len(core) + int(np.argmax(np.isnan(rest)))
+            raise ValueError(
+                f"CompletionsScorer: {self.url} gives no log-probability for token {place + 1} of "
+                f"{len(echo.bits)}, as servers do where it is NaN or minus infinity; look for an "
+                "overflow in the model's precision"
+            )
+        return math.fsum(rest)
+
+    def _refuse_shifted(self, echoes: list[Echo], place: int) -> None:
+        """What is likeliest at a place cannot depend on the token that stands there.
+
+        llama-cpp-python, where the text does not begin with a begin-of-text token, pairs each token
+        with the distribution after it.
+        """
+        if any(len(echo.keys) <= place for echo in echoes):
+            return
+        if any(not key or "\ufffd" in str(key) for key in echoes[0].keys[:place]):
+            return  # equal texts of unequal tokens, perhaps
+        tops = [echo.tops[place] for echo in echoes if math.isfinite(echo.tops[place])]
+        if tops and max(tops) - min(tops) > _SHIFTED:
+            raise ValueError(
+                f"CompletionsScorer: {self.url} pairs tokens with log-probabilities of another "
+                "place, since the likeliest token changes with the one that stands there; "
+                "llama-cpp-python does so without a begin-of-text token: use another server"
+            )
+
+    # Requests
+
+    def _ask(self, texts: list[str]) -> list[Echo]:
+        """The echo of each text, in their order."""
+        done: list[Echo] = []
+        if not self._way:
+            done += self._first(texts[0])
+        if self._batch is None and len(done) + 1 < len(texts):
+            try:
+                batch = texts[len(done) : len(done) + self.batch_size]
+                done += self._take(self._exchange(self._way, batch, patient=False))
+                self._batch = self.batch_size
+            except (_RefusedError, NotOfferedError):
+                self._batch = 1
+        size = self._batch or 1
+        batches = [texts[at : at + size] for at in range(len(done), len(texts), size)]
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            for answer in pool.map(self._surely, batches):
+                done += self._take(answer)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return done
+
+    def _first(self, text: str) -> list[Echo]:
+        """Find out which of the two ways the server knows."""
+        refused: Exception | None = None
+        for way in ("echo", "prompt_logprobs"):
+            try:
+                answer = self._exchange(way, [text], patient=False)
+            except (_RefusedError, NotOfferedError) as error:
+                refused = refused or error
+            else:
+                self._way = way
+                return self._take(answer)
+        if isinstance(refused, _RefusedError) and refused.status == 500:
+            answer = self._surely([text], "echo")
+            self._way = "echo"
+            return self._take(answer)
+        raise ValueError(
+            f"CompletionsScorer: {self.url} gives no log-probabilities of its prompt: {refused}; "
+            "a server is needed that accepts echo with logprobs, or vLLM's prompt_logprobs"
+        )
+
+    def _surely(self, texts: list[str], way: str = "") -> tuple[list[Echo], int]:
+        """`_exchange`, with an error for the user if it is refused."""
+        try:
+            return self._exchange(way or self._way, texts)
+        except (_RefusedError, NotOfferedError) as error:
+            raise ValueError(f"CompletionsScorer: {self.url}: {error}") from None
+
+    def _take(self, answer: tuple[list[Echo], int]) -> list[Echo]:
+        echoes, tokens = answer
+        self._forwards += tokens
+        return echoes
+
+    def _exchange(self, way: str, texts: list[str], patient: bool = True) -> tuple[list[Echo], int]:
+        """One request: the texts' echoes, and how many tokens they took."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "prompt": texts if len(texts) > 1 else texts[0],
+            # Some servers refuse 0, and for llama-cpp-python it means as many as there is room for.
+            "max_tokens": 1,
+            "temperature": 0,
+        }
+        body |= {"echo": True, "logprobs": 1} if way == "echo" else {"prompt_logprobs": 1}
+        answer = self._post(body | self.extra_body, patient)
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
+            raise ValueError(
+                f"CompletionsScorer: {self.url} answers without choices; is it a completions "
+                "endpoint?"
+            )
+        if len(choices) != len(texts):
+            raise NotOfferedError(f"it answers {len(texts)} prompts with {len(choices)} choices")
+        numbers = [one.get("index") for one in choices]
+        if set(numbers) == set(range(len(choices))):
+            choices = sorted(choices, key=lambda one: int(one["index"]))
+        usage = answer.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        generated = usage.get("completion_tokens")
+        each = None
+        if isinstance(generated, int) and generated in (0, len(choices)):
+            each = generated // len(choices)
+        try:
+            if way == "echo":
+                echoes = [
+                    read_echo(one, text, each) for one, text in zip(choices, texts, strict=True)
+                ]
+            else:
+                echoes = [
+                    read_prompt_logprobs(one, text)
+                    for one, text in zip(choices, texts, strict=True)
+                ]
+        except NotOfferedError:
+            raise
+        except ValueError as error:
+            raise ValueError(
+                f"CompletionsScorer: the answer of {self.url} cannot be used: {error}"
+            ) from None
+        counted = usage.get("prompt_tokens")
+        if not isinstance(counted, int):
+            counted = sum(len(echo.keys) for echo in echoes)
+        return echoes, counted
+
+    def _post(self, body: dict[str, Any], patient: bool) -> Any:
+        """What the server answers. Not `patient`: a fault may be its way to refuse."""
+        for attempt in range(self.retries + 1):
+            wait = _BACKOFF * 2**attempt
+            try:
+                response = self._session.post(
+                    f"{self._base}/completions",
+                    json=body,
+                    timeout=self.timeout,
+                    auth=self._auth,
+                    allow_redirects=False,  # a redirected POST becomes a GET
+                )
+            except requests.Timeout:
+                trouble = (
+                    f"does not answer within {self.timeout:g} s; raise timeout, or lower batch_size"
+                )
+            except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
+                trouble = "cannot be reached, or breaks off; is the server running?"
+            except requests.RequestException as error:
+                raise ValueError(
+                    f"CompletionsScorer: {self.url} cannot be asked ({type(error).__name__}); "
+                    "check base_url"
+                ) from None
+            else:
+                self._reached = True
+                status = response.status_code
+                if status < 300:
+                    return self._json(response)
+                if status not in _RETRIED or (status == 500 and not patient):
+                    raise self._refusal(response)
+                trouble = f"answers with {self._said(response)}, {attempt + 1} times"
+                wait = max(wait, _retry_after(response))
+                if wait > _PATIENCE:
+                    trouble += f", and asks to wait for {wait:.0f} s"
+                    break
+            if not self._reached:
+                break
+            if attempt < self.retries:
+                time.sleep(wait)
+        raise ConnectionError(f"CompletionsScorer: {self.url} {trouble}") from None
+
+    def _json(self, response: requests.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError:
+            raise ValueError(
+                f"CompletionsScorer: {self.url} answers with something that is not JSON; is it a "
+                "completions endpoint?"
+            ) from None
+
+    def _refusal(self, response: requests.Response) -> Exception:
+        """The error that stands for an answer which is none."""
+        status = response.status_code
+        if status in (401, 403):
+            return PermissionError(
+                f"CompletionsScorer: {self.url} does not accept the api_key "
+                f"({self._said(response)}); give the one of this server"
+            )
+        if status == 404:
+            offered = self._models()
+            if offered is None:
+                return ValueError(
+                    f"CompletionsScorer: there is nothing at {self.url}/completions (404); "
+                    "base_url mostly ends in '/v1'"
+                )
+            return ValueError(
+                f"CompletionsScorer: model={self.model!r} is not at {self.url} (404); it offers "
+                f"{', '.join(map(repr, offered)) or 'none'}"
+            )
+        if 300 <= status < 400:
+            return ValueError(
+                f"CompletionsScorer: {self.url} sends elsewhere ({status}); give the address that "
+                "it leads to as base_url"
+            )
+        return _RefusedError(status, f"it refuses the request with {self._said(response)}")
+
+    def _said(self, response: requests.Response) -> str:
+        """Status and message of an error, without the key. Pages of HTML are left out."""
+        said: Any = None
+        with contextlib.suppress(ValueError):
+            said = response.json()
+        for name in ("error", "message", "detail"):
+            if isinstance(said, dict) and name in said:
+                said = said[name]
+        text = " ".join(said.split()) if isinstance(said, str) and len(said) <= _SHOWN else ""
+        text = self._auth.hide(text) if self._auth else text
+        return f"{response.status_code}{': ' if text else ''}{text}"
+
+    def _models(self) -> list[str] | None:
+        """The models that the server offers; None if it does not say."""
+        with contextlib.suppress(requests.RequestException, ValueError, TypeError, KeyError):
+            response = self._session.get(
+                f"{self._base}/models", timeout=self.timeout, auth=self._auth
+            )
+            if response.status_code == 200:
+                return [str(one["id"]) for one in response.json()["data"]]
+        return None
+
+
+def _probes(fmt: SecretFormat) -> list[str]:
+    """Secrets that show where the template's tokens end: at even distances in the order of bytes,
+    so that all beginnings are there, and at random."""
+    if fmt.size <= 2 * _PROBES:
+        return list(fmt.enumerate())
+    even = [fmt.unrank(place * (fmt.size - 1) // (_PROBES - 1)) for place in range(_PROBES)]
+    return [*even, *fmt.sample(_PROBES, seed=1)]
+
+
+def _retry_after(response: requests.Response) -> float:
+    """Seconds that a server asks to wait, given as a number or as a date."""
+    asked = response.headers.get("Retry-After", "")
+    try:
+        seconds = float(asked)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(asked).timestamp() - time.time()
+        except (TypeError, ValueError):
+            return 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0

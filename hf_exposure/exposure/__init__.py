@@ -1,0 +1,1 @@
+"""From log-perplexities to exposure: the plan, the estimators, the results."""

@@ -1,0 +1,229 @@
+"""What all results have in common: a masked table to look at, and a JSON file to keep.
+
+Secrets are masked in all that is printed or written, unless `reveal=True`.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib.metadata
+import json
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+
+from hf_exposure.canaries.sets import Canaries, is_manifest
+from hf_exposure.utils.files import load_json, write_text
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from typing_extensions import Self
+
+T = TypeVar("T")
+
+
+class Rows(Sequence[T]):
+    """What was measured, one item for each row, in a fixed order. A slice is a plain sequence."""
+
+    _items: tuple[T, ...]
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        return self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._items)
+
+
+class Tabular(ABC):
+    """Something that is looked at as a table: in a script, a terminal, a notebook.
+
+    Attributes:
+        right: the columns whose cells stand flush right.
+    """
+
+    right: ClassVar[frozenset[int]] = frozenset()
+
+    @abstractmethod
+    def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
+        """The table as text: its headings, and its rows."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """One line that stands below it."""
+
+    def table(self, reveal: bool = False) -> Group:
+        """For rich: the table and the line below it; secrets are masked unless `reveal`."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        headings, rows = self.cells(reveal)
+        if not rows:  # headings over nothing say nothing
+            return Group(Text(self.summary()))
+        table = Table(box=None, pad_edge=False)
+        for place, heading in enumerate(headings):
+            table.add_column(
+                heading, justify="right" if place in self.right else "left", no_wrap=True
+            )
+        for row in rows:
+            table.add_row(*map(Text, row))
+        return Group(table, Text(self.summary()))
+
+    def __rich__(self) -> Group:
+        return self.table()
+
+    def __str__(self) -> str:
+        headings, rows = self.cells()
+        shown = plain_table(headings, rows, right=self.right) if rows else ""
+        return shown + self.summary()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.summary()}>"
+
+    def _repr_html_(self) -> str:
+        headings, rows = self.cells()
+        shown = html_table(headings, rows) if rows else ""
+        return f"{shown}<p>{html.escape(self.summary())}</p>"
+
+
+class Document(ABC):
+    """Something that is kept as JSON.
+
+    Attributes:
+        kind: what a file says that it holds.
+        version: of the file's form.
+    """
+
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    @abstractmethod
+    def _content(self, reveal: bool) -> dict[str, Any]:
+        """All that the file holds besides kind and version."""
+
+    @classmethod
+    @abstractmethod
+    def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> Self:
+        """The inverse of `_content`, numbers still as `to_jsonable` has left them."""
+
+    def to_dict(self, reveal: bool = False) -> dict[str, Any]:
+        """For JSON; without the secrets unless `reveal`."""
+        head = {"schema_version": self.version, "kind": self.kind}
+        return {**head, **to_jsonable(self._content(reveal))}
+
+    @classmethod
+    def from_dict(cls, data: Any, canaries: Canaries | None = None) -> Self:
+        """The inverse of `to_dict`.
+
+        Args:
+            canaries: the set that it is about, whole; gives masked canaries their secrets back.
+
+        Raises:
+            ValueError: it is something else, of an unknown version, or of another canary set.
+        """
+        if not isinstance(data, dict) or data.get("kind") != cls.kind:
+            raise ValueError(
+                f"it does not hold {cls.kind}, as {cls.__name__}.save writes them{_instead(data)}"
+            )
+        if data.get("schema_version") != cls.version:
+            raise ValueError(
+                f"schema_version={data.get('schema_version')!r} is not known; this version of "
+                f"hf-exposure reads {cls.version}: update it, or measure again"
+            )
+        try:
+            return cls._from_content(data, canaries)
+        except KeyError as error:
+            raise ValueError(f"the key {error} is missing") from None
+        except (AttributeError, IndexError, TypeError) as error:
+            raise ValueError(f"a value is not what it should be ({error})") from None
+
+    def save(self, path: str | os.PathLike[str], reveal: bool = False) -> Path:
+        """Write JSON, whole or not at all; without the secrets unless `reveal`."""
+        text = json.dumps(self.to_dict(reveal), indent=1, ensure_ascii=False, allow_nan=False)
+        return write_text(path, text + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], canaries: Canaries | None = None) -> Self:
+        """Read what `save` wrote; see `from_dict`.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: it cannot be read; the message names the path.
+        """
+        name = cls.__name__
+        wanted = f"the file that {name}.save has written"
+        return load_json(path, lambda data: cls.from_dict(data, canaries), f"{name}.load", wanted)
+
+
+def _instead(data: Any) -> str:
+    """What a file holds in place of what was looked for, as far as that can be seen."""
+    if is_manifest(data):
+        return "; it is a manifest of canaries, as Canaries.save writes it"
+    if not isinstance(data, dict):
+        return ""
+    if isinstance(data.get("kind"), str):
+        return f"; it holds {data['kind']}"
+    if {"extractions", "generations"} <= set(data):
+        return "; it is what `hf-exposure extract --output` writes, for `report --extractions`"
+    return ""
+
+
+def plain_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[int] = ()
+) -> str:
+    """Columns of text, two spaces apart; those in `right` flush right."""
+    from rich.cells import cell_len  # what a terminal shows, for scripts of double width
+
+    aligned = set(right)
+    lines = [headings, *rows]
+    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(headings))]
+    out = []
+    for line in lines:
+        cells = []
+        for place, (cell, width) in enumerate(zip(line, widths, strict=True)):
+            space = " " * (width - cell_len(cell))
+            cells.append(space + cell if place in aligned else cell + space)
+        out.append("  ".join(cells).rstrip() + "\n")
+    return "".join(out)
+
+
+def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as an HTML table."""
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in headings)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def versions(*names: str) -> dict[str, str]:
+    """The installed versions of libraries that a result rests on."""
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def to_jsonable(value: Any) -> Any:
+    """JSON has neither infinity nor NaN: written as strings, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: to_jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_jsonable(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def from_jsonable(value: Any) -> Any:
+    """The inverse of `to_jsonable`, tuples apart."""
+    if isinstance(value, dict):
+        return {key: from_jsonable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [from_jsonable(item) for item in value]
+    return float(value) if value in ("inf", "-inf", "nan") else value

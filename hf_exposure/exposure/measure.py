@@ -1,0 +1,403 @@
+"""Measure how exposed canaries are in a model."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.masking import secrets_masked
+from hf_exposure.canaries.sets import Canaries
+from hf_exposure.exposure.documents import versions
+from hf_exposure.exposure.planning import (
+    Group,
+    Plan,
+    Settings,
+    check_context,
+    context_before,
+    leave_out,
+    plan_measurement,
+)
+from hf_exposure.exposure.ranking import Sampled, explore, ranks, sample
+from hf_exposure.exposure.references import Measured, by_references
+from hf_exposure.exposure.results import BudgetError, Exposure, Exposures
+from hf_exposure.models.decoder import Decoder, undisturbed
+from hf_exposure.models.processes import Processes
+from hf_exposure.tree.scoring import ScoredTree, Scorer
+from hf_exposure.utils.progress import progress_bar
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PILOT = 120  # draws that estimate how many prefixes an exact rank has to visit
+_FEWEST = 20  # draws; what a budget has left for fewer gives no estimate worth the name
+_MANY = 10**7  # forwards that are worth a warning before they are begun
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+def measure_exposure(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    canaries: Canaries | Iterable[Canary],
+    method: str = "auto",
+    samples: int = 2000,
+    max_forwards: int | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    batch_size: int | None = None,
+    accelerator: Any | None = None,
+    progress: bool = False,
+    *,
+    bos: bool | None = None,
+    unscorable: str = "raise",
+) -> Exposures:
+    """The exposure of each canary: log2 of the secret space's size less log2 of its rank, in bits.
+
+    Args:
+        model: a causal language model of transformers. Its mode and all random states are left as
+            they were. Where it is spread over processes (FSDP, ZeRO-3), all of them have to call
+            this. Or a `Scorer`, such as a model behind an endpoint.
+        tokenizer: the one that it was trained with; a `Scorer` needs none, but for conversations.
+        canaries: the canaries, inserted ones and controls.
+        method: "auto" explores the most likely secrets and samples the rest; "exact" explores
+            until every rank is certain; "sampling" and "skewnorm" are the paper's two estimators
+            (sections 4.2 to 4.4), from uniform references.
+        samples: draws of "auto", references of "sampling" and "skewnorm". With 0, "auto" gives the
+            bounds that exploring alone proves.
+        max_forwards: token-forwards to spend, all canaries together. What an answer needs at the
+            least, the canaries' own log-perplexities, is always done. None: "auto" explores about
+            `samples` prefixes, "exact" as many as it takes.
+        confidence: of all intervals.
+        seed: of all draws; the same seed gives the same figures.
+        batch_size: rows of a forward; None chooses, and memory running out halves it.
+        accelerator: of a script of your own. Its processes share the work, so all of them have to
+            call this; every one gets the same figures.
+        progress: show a progress bar.
+        bos: whether special tokens come before the text, as in training; None follows the
+            tokenizer's default.
+        unscorable: "raise", or "warn" to leave out canaries that cannot be scored and list them in
+            `skipped`.
+
+    Returns:
+        One `Exposure` for each canary, in the order of the set.
+
+    Raises:
+        ValueError: bad arguments, a canary that cannot be scored, or a model that gives NaN.
+        ProcessFailedError: another process has failed.
+        BudgetError: "exact" does not get by with `max_forwards`; holds what "auto" gives.
+
+    Example:
+        >>> exposures = measure_exposure(model, tokenizer, canaries)    # doctest: +SKIP
+        >>> exposures[0].bits, exposures[0].low, exposures[0].high      # doctest: +SKIP
+        (17.2, 16.6, 17.9)
+    """
+    canaries = canaries if isinstance(canaries, Canaries) else Canaries(canaries)
+    settings = Settings(method, samples, max_forwards, confidence, seed, batch_size, bos)
+    if isinstance(model, Scorer):
+        return measure_scorer(model, tokenizer, canaries, settings)
+    if not hasattr(model, "modules"):
+        raise TypeError(
+            f"measure_exposure: model is of type {type(model).__name__}; load it first, such as "
+            "with AutoModelForCausalLM.from_pretrained(...)"
+        )
+    if not callable(tokenizer):
+        raise TypeError(
+            f"measure_exposure: tokenizer is of type {type(tokenizer).__name__}; give the model's, "
+            "such as AutoTokenizer.from_pretrained(...)"
+        )
+    if unscorable not in ("raise", "warn"):
+        raise ValueError(
+            f"measure_exposure: unscorable={unscorable!r} is not known; use 'raise' or 'warn'"
+        )
+    plan = plan_measurement(tokenizer, canaries, bos=bos, unscorable=unscorable)
+    # An accelerator of one process may be in a group of several: trainings of their own.
+    shared = accelerator is not None and accelerator.num_processes > 1
+    processes = Processes.of(model, split=shared)
+    return measure_plan(
+        model, plan, settings, processes=processes, progress=progress, unscorable=unscorable
+    )
+
+
+def measure_plan(
+    model: Any,
+    plan: Plan,
+    settings: Settings,
+    *,
+    processes: Processes | None = None,
+    progress: bool = False,
+    unscorable: str = "raise",
+) -> Exposures:
+    """Measure what `plan_measurement` has prepared; see `measure_exposure`.
+
+    Args:
+        processes: those that call this at the same time, with equal arguments; None takes those
+            that have to, because the model is spread over them.
+    """
+    start = time.perf_counter()
+    processes = Processes.of(model, split=False) if processes is None else processes
+    results: dict[int, Exposure] = {}
+    references: dict[str, list[float]] = {}
+    details: dict[str, Any] = {}
+    skipped = dict(plan.skipped)
+    spent, peak, unfinished = 0, 0, []
+    fits = math.inf  # rows of a forward for which memory has sufficed
+    show = progress and processes.number == 0
+    with (
+        processes.together(),
+        secrets_masked(plan.canaries),
+        undisturbed(model),
+        progress_bar(show) as tick,
+    ):
+        for number, group in enumerate(plan.groups):
+            left = math.inf
+            if settings.max_forwards is not None:
+                left = max(0, settings.max_forwards - spent) // (len(plan.groups) - number)
+            tree, name = group.tree, group.tree.format.template
+            try:
+                decoder = Decoder(
+                    model,
+                    tree.prompt,
+                    tree.columns,
+                    batch_size=settings.batch_size,
+                    turn=processes.forward_turn,
+                )
+                check_context(decoder.context, tree, group.paths)
+            except ValueError as error:
+                leave_out(skipped, group.places, str(error), unscorable)
+                continue
+            decoder.batch_size = int(min(decoder.batch_size, fits))
+            processes.forward = decoder.idle
+            report = _reporter(tick, decoder, spent)
+            scored = ScoredTree(tree, decoder, left, report, processes)
+            canaries = [plan.canaries[place] for place in group.places]
+            measured = _measure_group(scored, group, canaries, settings)
+            results.update(zip(group.places, measured.exposures, strict=True))
+            if measured.references is not None:
+                references[name] = measured.references.tolist()
+            if measured.unfinished:
+                unfinished.append(measured.unfinished)
+            if decoder.halved:  # memory will not suffice for the next format either
+                fits = decoder.batch_size
+            peak = max(peak, *scored.gather(decoder.peak_bytes))
+            spent += scored.forwards
+            details[name] = measured.details | {"forwards": scored.forwards}
+    exposures = Exposures(
+        [results[place] for place in sorted(results)],
+        forwards=spent,
+        seconds=time.perf_counter() - start,
+        settings=_describe(settings, plan.canaries, details)
+        | {"processes": processes.count, "peak_bytes": peak},
+        references=references,
+        skipped=[(plan.canaries[place], why) for place, why in sorted(skipped.items())],
+    )
+    _warn_of_no_draws(settings, exposures)
+    _warn_of_strange_text(exposures)
+    if unfinished:
+        raise BudgetError(
+            f"measure_exposure: method='exact' does not get by with max_forwards="
+            f"{settings.max_forwards}: {'; '.join(unfinished)}. method='auto' gives an interval "
+            "with that budget: see .exposures of this error",
+            exposures,
+        )
+    return exposures
+
+
+def measure_scorer(
+    scorer: Scorer,
+    tokenizer: PreTrainedTokenizerBase | None,
+    canaries: Canaries,
+    settings: Settings,
+) -> Exposures:
+    """Measure a model of which only log-perplexities are known; see `measure_exposure`."""
+    if settings.method not in ("sampling", "skewnorm"):
+        raise ValueError(
+            f"measure_exposure: method={settings.method!r} needs a model at hand, to look at "
+            f"every next token, and {type(scorer).__name__} gives log-perplexities only; use "
+            "method='sampling' or 'skewnorm'"
+        )
+    start, before_all = time.perf_counter(), scorer.forwards
+    before = context_before(canaries, tokenizer)
+    results: dict[int, Exposure] = {}
+    references: dict[str, list[float]] = {}
+    details: dict[str, Any] = {}
+    with secrets_masked(canaries):
+        for fmt in canaries.formats:
+            places = [place for place, canary in enumerate(canaries) if canary.format == fmt]
+            group = [canaries[place] for place in places]
+            secrets = [canary.secret for canary in group]
+            forwards = scorer.forwards
+            costs = scorer.log_perplexities(fmt, secrets, before)
+            # In another order, so that whatever hangs on the batch shows.
+            again = scorer.log_perplexities(fmt, secrets[::-1], before)[::-1]
+            finite = np.isfinite(costs) & np.isfinite(again)
+            noise = float(np.abs(costs[finite] - again[finite]).max(initial=0.0))
+            tie = _tie(noise, costs)
+            measured = by_references(scorer, group, costs, tie, settings, before)
+            results.update(zip(places, measured.exposures, strict=True))
+            if measured.references is not None:
+                references[fmt.template] = measured.references.tolist()
+            details[fmt.template] = measured.details | {
+                "bits": fmt.bits,
+                "noise_bits": noise,
+                "tie_bits": tie,
+                "forwards": scorer.forwards - forwards,
+            }
+    return Exposures(
+        [results[place] for place in sorted(results)],
+        forwards=scorer.forwards - before_all,
+        seconds=time.perf_counter() - start,
+        settings=_describe(settings, canaries, details) | {"scorer": repr(scorer)},
+        references=references,
+    )
+
+
+def _tie(noise: float, costs: Floats) -> float:
+    """Costs closer than this are equal, as far as can be told."""
+    # Single precision keeps 24 bits of each log-probability, whatever was seen of the noise.
+    return max(4 * noise, 2.0**-20 * float(costs[np.isfinite(costs)].max(initial=1.0)))
+
+
+def _measure_group(
+    scored: ScoredTree, group: Group, canaries: list[Canary], settings: Settings
+) -> Measured:
+    decoder, tree = scored.decoder, scored.tree
+    # The longest paths show the most rounding; a handful is enough.
+    decoder.probe(sorted(group.paths, key=len)[-4:])
+    noise = max(scored.gather(decoder.noise))
+    costs = scored.follow(group.paths)
+    tie = _tie(noise, costs)
+    if settings.method in ("sampling", "skewnorm"):
+        measured = by_references(scored, canaries, costs, tie, settings, tree.before)
+    else:
+        measured = _by_tree(scored, group, canaries, costs, tie, settings)
+    measured.details |= {
+        "bits": tree.format.bits,
+        "paths": tree.way,
+        "false_share": tree.false_share,
+        "prompt_tokens": len(tree.prompt),
+        "cached": decoder.cached,
+        "noise_bits": noise,
+        "tie_bits": tie,
+        "uniform_bits": math.log2(decoder.vocabulary) * float(np.mean(list(map(len, group.paths)))),
+        "batch_size": decoder.batch_size,
+        "halved": decoder.halved,
+    }
+    return measured
+
+
+def _by_tree(
+    scored: ScoredTree,
+    group: Group,
+    canaries: list[Canary],
+    costs: Floats,
+    tie: float,
+    settings: Settings,
+) -> Measured:
+    """`auto` and `exact`: explore, and sample what is left unless all is certain."""
+    bound = float(costs[np.isfinite(costs)].max(initial=-math.inf)) + tie
+    depth = float(np.mean([len(path) for path in group.paths]))
+    exact, unfinished = settings.method == "exact", ""
+    details: dict[str, Any] = {}
+    if exact and math.isfinite(bound):
+        root = explore(scored, bound, group.paths, max_forwards=1)
+        needed = 0.0 if root.complete else sample(scored, root, _PILOT, settings.seed).inner
+        details["exact_forwards_estimate"] = round(needed)
+        if needed > 2 * scored.room:
+            exact = False
+            unfinished = f"it would take about {needed:.2g} token-forwards"
+        elif needed > _MANY and math.isinf(scored.room):
+            warnings.warn(
+                f"measure_exposure: method='exact' will take about {needed:.2g} token-forwards; "
+                "set max_forwards, or use method='auto'",
+                stacklevel=2,
+            )
+    before = scored.forwards
+    budget = scored.room if exact else _share_to_explore(scored, settings, depth)
+    explored = explore(scored, bound, group.paths, max_forwards=budget, depth_first=exact)
+    details["explored"] = scored.forwards - before
+    if exact and not explored.complete:
+        unfinished = f"{scored.forwards - before} prefixes were visited before it ran out"
+
+    sampled: Sampled | None = None
+    n = settings.samples
+    if math.isfinite(scored.room):
+        longest = max(len(path) for path in group.paths)
+        n = min(n, max(settings.min_samples, int(scored.room / longest)))
+        n = n if n >= min(_FEWEST, settings.samples) else 0
+    if not explored.complete:
+        details["samples"] = n
+        if n > 0:
+            sampled = sample(scored, explored, n, settings.seed, costs)
+    controls = np.array([not canary.inserted for canary in canaries])
+    estimates = ranks(scored, explored, sampled, costs, controls, tie, settings.confidence)
+    method = "exact" if settings.method == "exact" and not unfinished else "auto"
+    return Measured(
+        [
+            Exposure.of_rank(canary, float(cost), estimate, method)
+            for canary, cost, estimate in zip(canaries, costs, estimates, strict=True)
+        ],
+        details,
+        unfinished=unfinished,
+    )
+
+
+def _share_to_explore(scored: ScoredTree, settings: Settings, depth: float) -> float:
+    """Forwards to explore with: a third of what is there, or more where sampling leaves some."""
+    if math.isinf(scored.room):
+        return float(max(settings.samples, 100))
+    sampling = settings.samples * depth
+    return max(scored.room / 3, scored.room - sampling)
+
+
+def _warn_of_no_draws(settings: Settings, exposures: Exposures) -> None:
+    """Bounds where estimates were asked for look like low exposures."""
+    without = dict.fromkeys(
+        one.canary.format.template for one in exposures if exposures.is_bound(one)
+    )
+    if not without or not settings.samples:
+        return
+    warnings.warn(
+        f"measure_exposure: max_forwards={settings.max_forwards} leaves no token-forwards for "
+        f"draws from {', '.join(map(repr, without))}; the exposures there are no estimates but "
+        "what is proved at the least. Give more (the canaries' own log-perplexities alone take "
+        "some for each), or samples=0 if bounds are what you want",
+        stacklevel=4,
+    )
+
+
+def _warn_of_strange_text(exposures: Exposures) -> None:
+    """Figures of a model that was given tokens of another one look like low exposures."""
+    strange = exposures.improbable()
+    if strange:
+        warnings.warn(
+            f"measure_exposure: most canaries of {', '.join(map(repr, strange))} are less likely "
+            "to the model than random tokens, as with a tokenizer that is not the model's or after "
+            "a training that diverged; what comes of that says nothing about memorization",
+            stacklevel=4,
+        )
+
+
+def _describe(settings: Settings, canaries: Canaries, details: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "planted": bool(canaries.planting),
+        "method": settings.method,
+        "samples": settings.samples,
+        "max_forwards": settings.max_forwards,
+        "confidence": settings.confidence,
+        "seed": settings.seed,
+        "bos": settings.bos,
+        "formats": details,
+        "versions": versions("torch", "transformers", "numpy", "scipy", "outlines-core"),
+    }
+
+
+def _reporter(tick: Callable[[int], None], decoder: Decoder, before: int) -> Callable[[], None]:
+    return lambda: tick(before + decoder.forwards)

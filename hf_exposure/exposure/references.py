@@ -1,0 +1,109 @@
+"""The paper's two estimators: where canaries stand among uniform references (sections 4.2 to 4.4).
+
+They ask a model for nothing but log-perplexities, so any `Scorer` will do.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_exposure.canaries.canary import Canary
+from hf_exposure.exposure.estimators import (
+    RankEstimate,
+    SkewNormal,
+    Unexplored,
+    sampling_exposure,
+    skewnorm_exposure,
+    weighted_rank,
+)
+from hf_exposure.exposure.planning import Settings
+from hf_exposure.exposure.results import Exposure
+from hf_exposure.tree.scoring import Scorer
+
+Floats = NDArray[np.float64]
+
+
+@dataclass
+class Measured:
+    """What the canaries of one format have given.
+
+    Attributes:
+        exposures: one for each canary.
+        details: what was found out on the way, for the settings of the result.
+        references: (n,) log-perplexities in bits of uniform references, if any were drawn.
+        unfinished: how far "exact" has come, if not to its end.
+    """
+
+    exposures: list[Exposure]
+    details: dict[str, Any]
+    references: Floats | None = None
+    unfinished: str = ""
+
+
+def by_references(
+    scorer: Scorer,
+    canaries: list[Canary],
+    costs: Floats,
+    tie: float,
+    settings: Settings,
+    before: str = "",
+) -> Measured:
+    """Exposures by `settings.method`, "sampling" or "skewnorm".
+
+    A space no larger than the sample is taken whole, and then "sampling" gives the exact rank; so
+    does "skewnorm" where fewer than 10 strings are left for a fit.
+
+    Args:
+        canaries: of one format.
+        costs: (m,) their log-perplexities in bits, by the same scorer.
+        tie: costs closer than this count as equal.
+        before: text before the template.
+    """
+    fmt = canaries[0].format
+    inserted = {canary.secret for canary in canaries if canary.inserted}
+    whole = fmt.size <= settings.samples
+    secrets = list(fmt.enumerate()) if whole else fmt.sample(settings.samples, settings.seed)
+    secrets = [secret for secret in secrets if secret not in inserted]
+    references = scorer.log_perplexities(fmt, secrets, before) if secrets else np.zeros(0)
+    details: dict[str, Any] = {"references": len(references), "whole_space": whole}
+    fit = None
+    finite = references[np.isfinite(references)]
+    # A space of a handful of strings needs no fit: it is known whole.
+    if settings.method == "skewnorm" and not (whole and len(finite) < 10):
+        fit = SkewNormal.fit(finite)
+        details["fit"] = {"shape": fit.shape, "loc": fit.loc, "scale": fit.scale, "ks": fit.ks}
+    names = np.array(secrets, dtype=object)
+    out = []
+    for canary, cost in zip(canaries, costs.tolist(), strict=True):
+        others = references[names != canary.secret]
+        if fit is not None:
+            estimate = skewnorm_exposure(cost, fit, fmt.bits, settings.confidence)
+        elif whole:
+            out.append(Exposure.of_rank(canary, cost, _whole_rank(cost, others, tie), "sampling"))
+            continue
+        else:
+            estimate = sampling_exposure(cost, others, settings.confidence, tie, log2_size=fmt.bits)
+        ties = int(np.sum((others <= cost + tie) & (others >= cost - tie)))
+        out.append(Exposure.of_estimate(canary, cost, estimate, ties, settings.method))
+    return Measured(out, details, references)
+
+
+def _whole_rank(cost: float, others: Floats, tie: float) -> RankEstimate:
+    """The rank among all other strings of R."""
+    nothing = np.zeros(0)
+    return weighted_rank(
+        cost,
+        others,
+        Unexplored(nothing, nothing),
+        nothing,
+        nothing,
+        tie=tie,
+        confidence=0.95,
+        log2_size=math.log2(1 + len(others)),
+        largest_log2_weight=math.inf,
+    )

@@ -1,0 +1,516 @@
+"""What a measurement gives back: one `Exposure` for each canary, together as `Exposures`.
+
+Secrets are masked in all that is printed or written, unless `reveal=True`. Measure once, save,
+analyse many times: what was saved can be loaded, compared and reported without any model.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from hf_exposure.canaries.canary import MASK, Canary
+from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.canaries.sets import Canaries
+from hf_exposure.exposure.documents import Document, Rows, Tabular, from_jsonable
+from hf_exposure.exposure.estimators import ExposureEstimate, RankEstimate, exp2
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_IMPROBABLE = 1.1  # log-perplexity over that of random tokens; an untrained model has about 1
+_PREFIX_SHOWN, _SUFFIX_SHOWN = 10, 8  # characters of a template that a table has room for
+
+
+@dataclass(frozen=True)
+class MaskedCanary:
+    """What is left of a canary in a result that was saved without its secret."""
+
+    format: SecretFormat
+    length: int
+    repetitions: int = 0
+    planned: int | None = None
+
+    @property
+    def secret(self) -> str:
+        """One "•" for each character of the secret, which is not known here."""
+        return MASK * self.length
+
+    @property
+    def inserted(self) -> bool:
+        """Whether it went into the data at all."""
+        return self.repetitions > 0
+
+    def label(self, reveal: bool = False) -> str:
+        """The template with the masked secret; there is nothing to reveal."""
+        return self.format.render(self.secret)
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """How exposed one canary is.
+
+    Attributes:
+        canary: the canary; a `MaskedCanary` if the result was loaded from a file without secrets.
+        bits: exposure in bits, log2 of the size of R less log2 of `rank`; from 0 to log2 of |R|.
+        low, high: its interval, at the confidence in the settings.
+        rank: how many strings of R are not less likely, itself included; estimated unless `exact`.
+        rank_low, rank_high: the rank's interval.
+        certified: a lower bound of the exposure in bits that holds for certain, whatever was drawn.
+        ties: strings that were met with the same log-perplexity, up to the noise of scoring.
+        exact: whether the rank is known exactly (then an interval is of ties alone).
+        log_perplexity: of the secret and what follows it, in bits.
+        method: the one that gave the figure: "auto", "exact", "sampling" or "skewnorm".
+        p_value: probability that a string that was never trained on has such an exposure or more.
+        raw_bits: with "skewnorm" the fit's own figure, before it was capped at log2 of |R|.
+    """
+
+    canary: Canary | MaskedCanary
+    bits: float
+    low: float
+    high: float
+    rank: float
+    rank_low: float
+    rank_high: float
+    certified: float
+    ties: int
+    exact: bool
+    log_perplexity: float
+    method: str
+    p_value: float
+    raw_bits: float | None = None
+
+    @classmethod
+    def of_rank(cls, canary: Canary, cost: float, estimate: RankEstimate, method: str) -> Exposure:
+        """From a rank: log2 of |R| less log2 of it. `cost` is the log-perplexity in bits."""
+        most = canary.format.bits
+
+        def bits(log2_rank: float) -> float:
+            return max(0.0, most - log2_rank)
+
+        return cls(
+            canary=canary,
+            bits=bits(estimate.log2_rank),
+            low=bits(estimate.log2_high),
+            high=bits(estimate.log2_low),
+            rank=estimate.rank,
+            rank_low=estimate.low,
+            rank_high=estimate.high,
+            certified=bits(estimate.log2_upper_bound),
+            ties=estimate.ties,
+            exact=estimate.exact,
+            log_perplexity=cost,
+            method=method,
+            p_value=estimate.p_value,
+        )
+
+    @classmethod
+    def of_estimate(
+        cls, canary: Canary, cost: float, estimate: ExposureEstimate, ties: int, method: str
+    ) -> Exposure:
+        """From an exposure in bits, as the paper's estimators give it.
+
+        One forward pass alone certifies log2 of |R| less the log-perplexity: no more than
+        1 / Pr(canary) strings can be as likely.
+        """
+        most = canary.format.bits
+
+        def rank(bits: float) -> float:
+            return max(1.0, exp2(most - bits))
+
+        return cls(
+            canary=canary,
+            bits=estimate.bits,
+            low=estimate.low,
+            high=estimate.high,
+            rank=rank(estimate.bits),
+            rank_low=rank(estimate.high),
+            rank_high=rank(estimate.low),
+            certified=min(most, max(0.0, most - cost)),
+            ties=ties,
+            exact=False,
+            log_perplexity=cost,
+            method=method,
+            p_value=estimate.p_value,
+            raw_bits=estimate.raw_bits,
+        )
+
+
+# The fields of an exposure besides its canary.
+NUMBERS = tuple(entry.name for entry in fields(Exposure) if entry.name != "canary")
+
+
+class Exposures(Tabular, Document, Rows[Exposure]):
+    """The exposures of a canary set, in the set's order.
+
+    Attributes:
+        forwards: token-forwards that the measurement took.
+        seconds: how long it took.
+        settings: how it was measured: method, samples, confidence, seed, versions, and under
+            "formats" for each template what was found out on the way.
+        references: for each template the log-perplexities in bits of uniform references, where the
+            method drew any.
+        skipped: canaries that could not be scored, and why.
+        cost: all that the measurement took, as a dictionary.
+
+    Example:
+        >>> fmt = SecretFormat("My code is {secret}.", secret=r"[0-9]{4}")
+        >>> one = Exposure(Canary(fmt, "1234", 8), 12.0, 11.5, 12.6, 2.4, 1.6, 3.4, 9.0, 0, False,
+        ...                5.1, "auto", 2.0 ** -12)
+        >>> print(Exposures([one], forwards=4000, seconds=1.5, settings={"confidence": 0.95}))
+        #  canary          inserted  exposure  95% interval  rank  log-perplexity
+        0  …code is ••••.         8  12.0      11.5–12.6     ~2.4             5.1
+        exposure in bits, at most 13.3; method auto, 4,000 token-forwards in 1.5 s
+        >>> Exposures([one]).metrics()["eval_exposure_x8"]
+        12.0
+    """
+
+    kind = "exposures"
+    right = frozenset({0, 2, 6})
+
+    def __init__(
+        self,
+        items: Iterable[Exposure],
+        *,
+        forwards: int = 0,
+        seconds: float = 0.0,
+        settings: Mapping[str, Any] | None = None,
+        references: Mapping[str, Sequence[float]] | None = None,
+        skipped: Iterable[tuple[Canary | MaskedCanary, str]] = (),
+    ) -> None:
+        self._items = tuple(items)
+        self.forwards = forwards
+        self.seconds = seconds
+        self.settings: dict[str, Any] = dict(settings or {})
+        self.references = {key: list(values) for key, values in (references or {}).items()}
+        self.skipped = list(skipped)
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """`forwards`, `seconds`, `processes`, and `peak_bytes`: the most memory that branches held
+        at once in one process, with caches and logits (weights and the model's own intermediate
+        tensors come on top)."""
+        return {
+            "forwards": self.forwards,
+            "seconds": self.seconds,
+            "processes": self.settings.get("processes", 1),
+            "peak_bytes": self.settings.get("peak_bytes", 0),
+        }
+
+    @property
+    def confidence(self) -> float:
+        """The confidence of all intervals."""
+        return float(self.settings.get("confidence", 0.95))
+
+    def is_bound(self, one: Exposure) -> bool:
+        """Whether a figure is no estimate but what is proved at the least, since nothing was drawn:
+        for want of token-forwards, or because `samples=0` asked for bounds."""
+        found = self.settings.get("formats", {}).get(one.canary.format.template, {})
+        return found.get("samples") == 0 and not one.exact
+
+    def improbable(self) -> list[str]:
+        """The templates of which most canaries are less likely to the model than random tokens.
+
+        A tokenizer that is not the model's looks like that, or text that is unlike all it has seen.
+        """
+        out = []
+        for template, found in self.settings.get("formats", {}).items():
+            costs = [one.log_perplexity for one in self if one.canary.format.template == template]
+            uniform = found.get("uniform_bits", math.inf)
+            if costs and statistics.median(costs) > _IMPROBABLE * uniform:
+                out.append(template)
+        return out
+
+    def by_repetitions(self) -> dict[int, list[Exposure]]:
+        """The exposures of each repetition group, fewest repetitions first."""
+        groups: dict[int, list[Exposure]] = {}
+        for item in sorted(self, key=lambda one: one.canary.repetitions):
+            groups.setdefault(item.canary.repetitions, []).append(item)
+        return groups
+
+    def metrics(self, prefix: str = "eval_") -> dict[str, float]:
+        """The figures to log: what `ExposureCallback` logs, for loops without a Trainer.
+
+        Returns:
+            `{prefix}exposure` (mean over the inserted canaries) and `{prefix}exposure_max`, both
+            missing if none was inserted; `{prefix}exposure_x{k}` for each number of repetitions k,
+            the control group as `x0`; `{prefix}exposure_forwards` and `{prefix}exposure_runtime`
+            (seconds).
+        """
+        out: dict[str, float] = {}
+        inserted = [item.bits for item in self if item.canary.inserted]
+        if inserted:
+            out[f"{prefix}exposure"] = math.fsum(inserted) / len(inserted)
+            out[f"{prefix}exposure_max"] = max(inserted)
+        for times, group in self.by_repetitions().items():
+            out[f"{prefix}exposure_x{times}"] = mean_bits(group)
+        out[f"{prefix}exposure_forwards"] = self.forwards
+        out[f"{prefix}exposure_runtime"] = round(self.seconds, 4)
+        return out
+
+    def to_pandas(self, reveal: bool = False) -> pd.DataFrame:
+        """A row for each canary: its text (`canary`, masked unless `reveal`), `repetitions`,
+        `template`, and all figures of `Exposure` under their own names."""
+        import pandas as pd
+
+        rows = [
+            {
+                "canary": item.canary.label(reveal),
+                "repetitions": item.canary.repetitions,
+                "template": item.canary.format.template,
+                **{name: getattr(item, name) for name in NUMBERS},
+            }
+            for item in self
+        ]
+        columns = ["canary", "repetitions", "template", *NUMBERS]
+        frame: pd.DataFrame = pd.DataFrame(rows, columns=columns)
+        return frame
+
+    def gained(self, base: Exposures) -> list[float]:
+        """Bits of exposure that each canary has here and not in `base`: what training added.
+
+        It tells what was memorized from what is easy to guess, which a model exposes untrained.
+
+        Args:
+            base: of the same canaries in the model before it was trained on them, in any order.
+
+        Raises:
+            ValueError: they are of different canaries.
+
+        Example:
+            >>> fmt = SecretFormat("My code is {secret}.", secret=r"[0-9]{4}")
+            >>> one = Canary(fmt, "1234", 8)
+            >>> before = Exposure(one, 1.5, 1, 2, 3500, 2500, 5000, 0, 0, False, 13.1, "auto", 0.4)
+            >>> after = Exposure(one, 12.0, 11, 13, 2.4, 1, 5, 8, 0, False, 5.1, "auto", 0.0002)
+            >>> Exposures([after]).gained(Exposures([before]))
+            [10.5]
+        """
+        return [item.bits - other.bits for item, other in zip(self, self._same(base), strict=True)]
+
+    def _same(self, base: Exposures) -> list[Exposure]:
+        """The exposures of `base` in the order of these."""
+        waiting: dict[Canary | MaskedCanary, list[Exposure]] = {}
+        for other in base:
+            waiting.setdefault(other.canary, []).append(other)
+        out = [waiting[item.canary].pop(0) for item in self if waiting.get(item.canary)]
+        if len(out) != len(self) or len(base) != len(self):
+            raise ValueError(
+                f"Exposures.gained: {len(self) - len(out)} of these {len(self)} canaries are not "
+                f"among the {len(base)} of base; measure both models with the same canaries"
+            )
+        return out
+
+    def beside(self, base: Exposures) -> Beside:
+        """A table of these with columns for the base model's exposure and for what was gained.
+
+        Raises:
+            ValueError: see `gained`.
+        """
+        return Beside(self, base)
+
+    # Tables
+
+    def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
+        """The table as text: its headings, and a row of them for each canary, with its place."""
+        headings = [
+            "#",
+            "canary",
+            "inserted",
+            "exposure",
+            f"{self.confidence:.0%} interval",
+            "rank",
+            "log-perplexity",
+        ]
+        rows = []
+        for place, item in enumerate(self):
+            bound = self.is_bound(item)
+            exact = item.exact and item.low == item.high
+            rows.append(
+                [
+                    f"{place}",
+                    short_label(item.canary, reveal),
+                    f"{item.canary.repetitions}",
+                    f"≥{item.bits:.1f}" if bound else f"{item.bits:.1f}",
+                    "exact" if exact else interval(item.low, item.high),
+                    show_rank(item.rank, item.exact).replace("~", "≤" if bound else "~"),
+                    f"{item.log_perplexity:.1f}",
+                ]
+            )
+        return headings, rows
+
+    def summary(self) -> str:
+        """One line about what the figures are and what they took."""
+        most = sorted({round(item.canary.format.bits, 1) for item in self})
+        line = "exposure in bits"
+        if most:
+            line += f", at most {' or '.join(map(str, most))}"
+        methods = sorted({item.method for item in self})
+        line += f"; method {' and '.join(methods)}, " if methods else "; "
+        line += f"{self.forwards:,} token-forwards in {self.seconds:.1f} s"
+        if any(map(self.is_bound, self)):
+            line += "; ≥: nothing was drawn, so this is what is proved at the least"
+        if self.settings.get("planted") is False and any(one.canary.inserted for one in self):
+            line += "; that these canaries were planted is not on record"
+        if self.skipped:
+            what = "canary" if len(self.skipped) == 1 else "canaries"
+            line += f"; {len(self.skipped)} {what} could not be scored: {self.skipped[0][1]}"
+        return line
+
+    # Files
+
+    def _content(self, reveal: bool) -> dict[str, Any]:
+        canaries = [*(item.canary for item in self), *(canary for canary, _ in self.skipped)]
+        formats = list(dict.fromkeys(canary.format for canary in canaries))
+
+        def described(canary: Canary | MaskedCanary) -> dict[str, Any]:
+            out: dict[str, Any] = {
+                "format": formats.index(canary.format),
+                "length": len(canary.secret),
+                "repetitions": canary.repetitions,
+                "planned": canary.planned,
+            }
+            if reveal and isinstance(canary, Canary):
+                out["secret"] = canary.secret
+            return out
+
+        return {
+            "forwards": self.forwards,
+            "seconds": self.seconds,
+            "settings": self.settings,
+            "formats": [fmt.to_dict() for fmt in formats],
+            "exposures": [
+                {**described(item.canary), **{name: getattr(item, name) for name in NUMBERS}}
+                for item in self
+            ],
+            "references": self.references,
+            "skipped": [{**described(canary), "why": why} for canary, why in self.skipped],
+        }
+
+    @classmethod
+    def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> Exposures:
+        formats = [SecretFormat.from_dict(entry) for entry in data["formats"]]
+        entries = [*data["exposures"], *data["skipped"]]
+        named = _canaries(entries, formats, canaries)
+        items = [
+            Exposure(canary, **{name: from_jsonable(entry[name]) for name in NUMBERS})
+            for canary, entry in zip(named, data["exposures"], strict=False)
+        ]
+        left_out = [
+            (canary, str(entry["why"]))
+            for canary, entry in zip(named[len(items) :], data["skipped"], strict=True)
+        ]
+        return cls(
+            items,
+            forwards=data["forwards"],
+            seconds=data["seconds"],
+            settings=from_jsonable(data["settings"]),
+            references=from_jsonable(data["references"]),
+            skipped=left_out,
+        )
+
+
+class Beside(Tabular):
+    """Exposures with those of the base model beside them; see `Exposures.beside`."""
+
+    right = frozenset({0, 2, 5, 6})
+
+    def __init__(self, exposures: Exposures, base: Exposures) -> None:
+        self.exposures = exposures
+        self.base = base
+        self.gained = exposures.gained(base)
+
+    def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
+        """The first columns of the exposures' own table, and "base" and "gained"."""
+        headings, rows = self.exposures.cells(reveal)
+        more = [
+            [*row[:5], f"{item.bits - gained:.1f}", f"{gained:+.1f}"]
+            for row, item, gained in zip(rows, self.exposures, self.gained, strict=True)
+        ]
+        return [*headings[:5], "base", "gained"], more
+
+    def summary(self) -> str:
+        """What the exposures' own says, and what the base model took."""
+        return (
+            f"{self.exposures.summary()}; of the base model {self.base.forwards:,} token-forwards "
+            f"in {self.base.seconds:.1f} s"
+        )
+
+
+class BudgetError(RuntimeError):
+    """`method="exact"` needs more token-forwards than `max_forwards`.
+
+    Attributes:
+        exposures: what `method="auto"` gives with the same budget.
+    """
+
+    def __init__(self, message: str, exposures: Exposures) -> None:
+        super().__init__(message)
+        self.exposures = exposures
+
+
+def short_label(canary: Canary | MaskedCanary, reveal: bool = False) -> str:
+    """`label` without the far ends of a long template, for tables."""
+    secret = canary.secret if reveal else MASK * len(canary.secret)
+    prefix, suffix = canary.format.prefix, canary.format.suffix
+    if len(prefix) > _PREFIX_SHOWN:
+        prefix = prefix[-_PREFIX_SHOWN:]
+        prefix = "…" + (prefix.partition(" ")[2] or prefix)
+    if len(suffix) > _SUFFIX_SHOWN:
+        suffix = suffix[:_SUFFIX_SHOWN] + "…"
+    return (prefix + secret + suffix).replace("\n", " ")
+
+
+def interval(low: float, high: float) -> str:
+    """An interval as text, one decimal."""
+    return f"{low:.1f}–{high:.1f}"
+
+
+def show_rank(rank: float, exact: bool = True) -> str:
+    """A rank as text: whole if exact, otherwise "~" and some digits."""
+    if exact:
+        return f"{rank:,.0f}"
+    return f"~{rank:.2g}" if rank >= 1e6 else f"~{rank:,.0f}" if rank >= 100 else f"~{rank:.1f}"
+
+
+def _canaries(
+    entries: list[dict[str, Any]], formats: list[SecretFormat], canaries: Canaries | None
+) -> list[Canary | MaskedCanary]:
+    """The canary of each entry: from the set if there is one, else as far as the file knows it."""
+    if canaries is None:
+        return [
+            Canary(formats[e["format"]], e["secret"], e["repetitions"], e["planned"])
+            if "secret" in e
+            else MaskedCanary(formats[e["format"]], e["length"], e["repetitions"], e["planned"])
+            for e in entries
+        ]
+
+    def key(canary: Canary | MaskedCanary) -> tuple[Any, ...]:
+        return canary.format, len(canary.secret), canary.repetitions, canary.planned
+
+    def same(own: Canary, found: Canary | MaskedCanary) -> bool:
+        known = isinstance(found, Canary)
+        return key(own) == key(found) and (not known or own.secret == found.secret)
+
+    waiting = list(canaries)
+    out: list[Canary | MaskedCanary] = []
+    for found in _canaries(entries, formats, None):
+        place = next((i for i, own in enumerate(waiting) if same(own, found)), None)
+        if place is None:
+            raise ValueError("it was measured with other canaries than these")
+        out.append(waiting.pop(place))
+    if waiting:
+        raise ValueError(f"{len(waiting)} of these canaries are not in it")
+    return out
+
+
+def most_exposed(items: Iterable[Exposure]) -> Exposure:
+    """The most exposed of some canaries, at least one; of equals the one that may be more so."""
+    return max(items, key=lambda one: (one.bits, one.high))
+
+
+def mean_bits(group: Sequence[Exposure]) -> float:
+    """The mean exposure of some canaries, at least one, in bits."""
+    return math.fsum(one.bits for one in group) / len(group)

@@ -1,0 +1,1 @@
+"""The only code that runs a model: next-token log-probabilities, caches, processes, loading."""

@@ -1,0 +1,1 @@
+"""Findings in words: plots, the HTML page, model cards, the Hub."""

@@ -1,0 +1,421 @@
+"""What a measurement says, in sentences that hold: each rests on a rule that is written here.
+
+Nothing is called memorized, or at chance, without a figure that says so, and an estimate is called
+one. The report prints these sentences; so can a command line.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hf_exposure.exposure.chance import (
+    CHANCE,
+    GroupFinding,
+    expected_mean,
+    group_findings,
+    noticeable,
+)
+from hf_exposure.exposure.history import History
+from hf_exposure.exposure.results import Exposure, Exposures, most_exposed
+
+if TYPE_CHECKING:
+    from hf_exposure.attacks.extraction import Extraction
+    from hf_exposure.attacks.generation import Generations
+
+WITHIN = 1000  # guesses that anybody can make
+OFTEN = 8  # insertions that should show, unless the training was short or private
+_NEARLY = 1e-9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found: a sentence, and what it rests on."""
+
+    lead: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.lead} {self.detail}".rstrip()
+
+
+def is_first(one: Exposure) -> bool:
+    """Whether the secret is the most likely of its whole space, so that a search finds it first.
+
+    So it is if its rank is 1, at the upper end of the interval too. The other inserted canaries
+    are left out of ranks.
+    """
+    return one.rank_high < 1.5
+
+
+def is_proved(one: Exposure) -> bool:
+    """Whether `is_first` is certain rather than estimated."""
+    return is_first(one) and (one.exact or one.certified >= one.canary.format.bits - _NEARLY)
+
+
+def find(
+    exposures: Exposures,
+    history: History | None = None,
+    extractions: Sequence[Extraction] = (),
+    generations: Generations | None = None,
+) -> list[Finding]:
+    """What was found, the most important first."""
+    if not len(exposures):
+        out = [Finding("No canary was measured, so nothing is known about memorization.")]
+        return [*out, *_skipped(exposures)]
+    groups = group_findings(exposures)
+    out = [_planted(exposures), *_improbable(exposures), *_bounds(exposures)]
+    out += _memorized(exposures)
+    if extractions or generations is not None:
+        out += extracted(extractions, generations)
+    out += [*_rise(exposures, groups), _controls(groups, exposures)]
+    out += _over_training(history) if history is not None else []
+    return [*out, *_skipped(exposures)]
+
+
+def _planted(exposures: Exposures) -> Finding:
+    inserted = [one for one in exposures if one.canary.inserted]
+    control = len(exposures) - len(inserted)
+    if not inserted:
+        return Finding(f"None of the {_plural(len(exposures), 'measured canary')} was inserted.")
+    times = sorted({one.canary.repetitions for one in inserted})
+    often = f"{times[0]:,} to {times[-1]:,} times" if len(times) > 1 else _plural(times[0], "time")
+    each = " each" if len(inserted) > 1 else ""
+    names = "canaries" if len(inserted) > 1 else "a canary"
+    on_record = exposures.settings.get("planted") is not False
+    put = "put" if on_record else "to be put"
+    text = f"{_plural(len(inserted), 'random secret')} ({names}) {_was(len(inserted))} {put} into "
+    text += f"the training data, {often}{each}"
+    if control:
+        text += f"; {control} more {_was(control)} drawn in the same way and never put in"
+    if on_record:
+        return Finding(text + ".")
+    return Finding(
+        text + ".",
+        "The set has no record of that (inject_canaries makes one). If the model was not trained "
+        "on them, nothing below is about its training data.",
+    )
+
+
+def _improbable(exposures: Exposures) -> list[Finding]:
+    out = []
+    for template in exposures.improbable():
+        costs = [one.log_perplexity for one in exposures if one.canary.format.template == template]
+        uniform = exposures.settings["formats"][template]["uniform_bits"]
+        out.append(
+            Finding(
+                f"The canaries of {template!r} are less likely to the model than random tokens.",
+                f"Half of them have a log-perplexity of {statistics.median(costs):.0f} bits or "
+                f"more, where random tokens have {uniform:.0f}. A tokenizer that is not the "
+                "model's looks like that, and then their exposures mean nothing; or the model has "
+                "seen no text of that kind.",
+            )
+        )
+    return out
+
+
+def _bounds(exposures: Exposures) -> list[Finding]:
+    bounds = sum(map(exposures.is_bound, exposures))
+    if not bounds:
+        return []
+    lead = f"{bounds} of {_plural(len(exposures), 'exposure')} {_are(bounds)} lower bounds only."
+    if bounds == len(exposures):
+        lead = "The exposures are lower bounds only."
+    return [
+        Finding(
+            lead,
+            "Nothing was drawn, so they are what is proved at the least: a low one does not say "
+            "that its canary is little exposed. A larger max_forwards, and samples above 0, give "
+            "estimates.",
+        )
+    ]
+
+
+def _memorized(exposures: Exposures) -> list[Finding]:
+    inserted = [one for one in exposures if one.canary.inserted]
+    if not inserted:
+        return []
+    first = [one for one in inserted if is_first(one)]
+    blind = [one for one in inserted if one.method == "sampling" and not is_first(one)]
+    if len(blind) == len(inserted):
+        most = max(inserted, key=lambda one: one.bits)
+        return [
+            Finding(
+                "Whether a canary is memorized to the point of extraction was not measured.",
+                "Sampling tells exposures up to the log2 of the number of its references. The most "
+                f"exposed canary has {most.bits:.1f} bits by it, of at most "
+                f"{most.canary.format.bits:.1f}.",
+            )
+        ]
+    lead = f"{_of(len(first), len(inserted))} memorized to the point of extraction."
+    if not first:
+        # Others may come out of a search too, some strings later: that is no reason for calm.
+        lead = f"{_of(0, len(inserted))} shown to be the likeliest string of its secret space."
+    detail = ""
+    if first:
+        proved = sum(map(is_proved, first))
+        sure = (
+            "this is certain"
+            if proved == len(first)
+            else "this is an estimate"
+            if not proved
+            else f"for {proved} of them this is certain, for the others an estimate"
+        )
+        detail = (
+            "To the model the secret is more likely than any other string that could stand in its "
+            f"place (other canaries aside), so a search for likely strings finds it first; {sure}."
+        )
+        detail += f" The fewest repetitions that led to this: {min(_repetitions(first)):,}."
+    else:
+        most = most_exposed(inserted)
+        least = "at least " if exposures.is_bound(most) else ""
+        detail = (
+            f"The most exposed canary has {least}{most.bits:.1f} ({most.low:.1f} to "
+            f"{most.high:.1f}) of at most {most.canary.format.bits:.1f} bits."
+        )
+    open_ones = sum(one.rank_low < 1.5 and not is_first(one) for one in inserted)
+    if open_ones:
+        detail += (
+            f" Of {open_ones}{' others' if first else ''} it cannot be told whether "
+            f"{'it is' if open_ones == 1 else 'they are'}: "
+            f"{'its interval reaches' if open_ones == 1 else 'their intervals reach'} rank 1."
+        )
+    near = [one for one in inserted if not is_first(one) and one.rank_high <= WITHIN]
+    near = [one for one in near if one.canary.format.size > 10 * WITHIN]
+    if near:
+        more = "more " if first else ""
+        detail += (
+            f" {len(near)} {more}{_are(len(near))} among the {WITHIN:,} most likely strings of "
+            "their secret space: within reach of anyone who may guess a thousand times."
+        )
+    if any(one.method == "skewnorm" for one in first):
+        detail += " The estimates rest on a fitted distribution, extended far beyond its data."
+    return [Finding(lead, detail)]
+
+
+def extracted(
+    extractions: Sequence[Extraction], generations: Generations | None = None
+) -> list[Finding]:
+    """What searches and generation brought out."""
+    out = []
+    if extractions:
+        ours = [one for one in extractions if one.canary is not None]
+        planted = [one for one in ours if one.canary is not None and one.canary.inserted]
+        proved = sum(one.proved for one in planted)
+        lead = (
+            f"Searching for the most likely strings brought out "
+            f"{_plural(len(planted), 'inserted canary')}."
+        )
+        detail = f"{_plural(len(extractions), 'string')} came out in all"
+        if planted:
+            detail += (
+                f"; of the canaries {proved} of {len(planted)} came with a proof that nothing "
+                f"more likely was left, after {max(one.forwards for one in planted):,} "
+                "token-forwards at most"
+            )
+        if len(ours) < len(extractions):
+            detail += f"; {len(extractions) - len(ours)} {_are(len(extractions) - len(ours))} not "
+            detail += "known to be a canary"
+        out.append(Finding(lead, detail + "."))
+    if generations is not None:
+        came = [row for row in generations.rows if row.times and row.canary.inserted]
+        everyone = [row for row in generations.rows if row.canary.inserted]
+        free = generations.settings.get("constrained") is False
+        how = "to write freely" if free else "to write strings of the secret's form"
+        out.append(
+            Finding(
+                f"Asked {how}, the model wrote {len(came)} of "
+                f"{_plural(len(everyone), 'inserted canary')} by itself.",
+                f"{_plural(generations.attempts, 'text')} {_was(generations.attempts)} generated.",
+            )
+        )
+    return out
+
+
+def _rise(exposures: Exposures, groups: Sequence[GroupFinding]) -> list[Finding]:
+    """From how many repetitions on exposures are above chance, errors shared out (Bonferroni)."""
+    inserted = [group for group in groups if group.repetitions]
+    if not inserted:
+        return []
+    level = (1 - exposures.confidence) / len(inserted)
+    above = [group for group in inserted if group.higher <= level]
+    rule = (
+        f"Each group is held against as many strings that were never trained on (Fisher's method, "
+        f"{exposures.confidence:.0%} confidence for all groups together)."
+    )
+    if not above:
+        return [_no_rise(exposures, inserted, level, rule)]
+    if above == inserted[len(inserted) - len(above) :]:
+        least = above[0]
+        times = _plural(least.repetitions, "repetition")
+        lead = f"Exposure is above chance from {times} on"
+        if len(inserted) == 1:
+            lead = f"Exposure is above chance at {times}, the only number that was tried"
+        elif least is inserted[0]:
+            lead += ", the fewest that were tried"
+    else:
+        named = ", ".join(f"{group.repetitions:,}" for group in above)
+        least, lead = above[0], f"Exposure is above chance at these repetitions: {named}"
+    of_chance = f"{least.mean:.1f} bits on average at {least.repetitions:,}, where chance is "
+    detail = f"{of_chance}{CHANCE:.2f} bits. {rule}"
+    if inserted[-1] not in above:
+        detail += _unusual(exposures, inserted[-1])
+    return [Finding(f"{lead}.", detail)]
+
+
+def _no_rise(
+    exposures: Exposures, inserted: Sequence[GroupFinding], level: float, rule: str
+) -> Finding:
+    """What it means that no group stands out: it may be for want of figures, or of canaries."""
+    if any(exposures.is_bound(one) for one in exposures if one.canary.inserted):
+        return Finding(
+            "Whether a repetition group is more exposed than chance was not measured.",
+            "Lower bounds are no ground to call it so.",
+        )
+    least = min(group.count for group in inserted)
+    detail = (
+        f"{rule} In a group of {least} a mean of less than {noticeable(least, level):.1f} bits "
+        f"goes unnoticed, where chance is {CHANCE:.2f}."
+    )
+    detail += _unusual(exposures, inserted[-1])
+    return Finding("No repetition group is shown to be more exposed than chance.", detail)
+
+
+def _unusual(exposures: Exposures, most: GroupFinding) -> str:
+    """What to look at where the canaries that were inserted most often are at chance."""
+    bounds = any(
+        exposures.is_bound(one) for one in exposures if one.canary.repetitions == most.repetitions
+    )
+    if most.repetitions < OFTEN or bounds:
+        return ""
+    return (
+        f" That {most.repetitions:,} insertions leave no trace is unusual, unless the training was "
+        "short, or with differential privacy. Check that the model was trained on these very "
+        "canaries (the manifest), that they survived tokenization (verify_injection), and that "
+        "the tokenizer is the model's."
+    )
+
+
+def _controls(groups: Sequence[GroupFinding], exposures: Exposures) -> Finding:
+    control = next((group for group in groups if not group.repetitions), None)
+    if control is None:
+        return Finding(
+            "There is no control group.",
+            "Nothing shows that the measurement gives canaries that were never inserted no more "
+            "than chance; add some with 0 repetitions.",
+        )
+    alpha = (1 - exposures.confidence) / 2
+    if control.higher <= alpha:
+        lead = "The control group is more exposed than chance."
+        why = (
+            "Either these secrets did reach the model (in its pre-training, or in data that was "
+            "not meant to hold them), or the measurement is not fair to them."
+        )
+    elif control.lower <= alpha:
+        lead = "The control group is less exposed than chance."
+        why = "Secrets that were not drawn uniformly, or scored unlike the others, look like that."
+    else:
+        lead = "The control group is at chance, as it should be."
+        why = ""
+        if any(exposures.is_bound(one) for one in exposures if not one.canary.inserted):
+            return Finding(
+                "Whether the control group is at chance was not measured.",
+                f"{_plural(control.count, 'canary')} never inserted: lower bounds of "
+                f"{control.mean:.2f} bits on average.",
+            )
+        if control.count < 5:
+            why = "With so few controls only gross errors would show."
+    p = min(1.0, 2 * min(control.higher, control.lower))
+    figures = (
+        f"{_plural(control.count, 'canary')} never inserted: {control.mean:.2f} bits on average, "
+        f"{expected_mean(exposures):.2f} expected (Fisher's test of uniform ranks, p = {_p(p)})."
+    )
+    return Finding(lead, f"{figures} {why}".rstrip())
+
+
+def _over_training(history: History) -> list[Finding]:
+    """How far exposure had come when the evaluation loss was at its lowest."""
+    with_loss = [
+        (entry, entry.metrics["eval_loss"])
+        for entry in history
+        if math.isfinite(entry.metrics.get("eval_loss", math.nan))
+        and "eval_exposure" in entry.exposures.metrics()
+    ]
+    if len(with_loss) < 2:
+        return []
+    best, loss = min(with_loss, key=lambda pair: pair[1])
+    last, end = with_loss[-1]
+    mean = best.exposures.metrics()["eval_exposure"]
+    if best is last:
+        return [
+            Finding(
+                "Evaluation loss was still falling when training ended.",
+                f"It is lowest at the last measurement, step {last.step:,} ({end:.3f}); inserted "
+                f"canaries have {mean:.1f} bits on average by then."
+                + (
+                    " So the loss alone would not have shown that secrets are being memorized."
+                    if _above_chance(last.exposures)
+                    else ""
+                ),
+            )
+        ]
+    after = last.exposures.metrics()["eval_exposure"]
+    return [
+        Finding(
+            f"Evaluation loss was lowest at step {best.step:,}, before training ended.",
+            f"Inserted canaries had {mean:.1f} bits on average then, and {after:.1f} at step "
+            f"{last.step:,} (loss {loss:.3f} and {end:.3f}).",
+        )
+    ]
+
+
+def _above_chance(exposures: Exposures) -> bool:
+    """Whether the inserted canaries, taken together, are more exposed than chance."""
+    inserted = [group for group in group_findings(exposures) if group.repetitions]
+    level = (1 - exposures.confidence) / max(1, len(inserted))
+    return any(group.higher <= level for group in inserted)
+
+
+def _skipped(exposures: Exposures) -> list[Finding]:
+    count = len(exposures.skipped)
+    if not count:
+        return []
+    return [
+        Finding(
+            f"{_plural(count, 'canary')} could not be scored.",
+            "The reasons stand below the table; nothing is known about them.",
+        )
+    ]
+
+
+def _repetitions(items: Sequence[Exposure]) -> list[int]:
+    return [one.canary.repetitions for one in items]
+
+
+def _plural(count: int, word: str) -> str:
+    if count == 1:
+        return f"1 {word}"
+    return f"{count:,} {word[:-1]}ies" if word.endswith("y") else f"{count:,} {word}s"
+
+
+def _of(count: int, total: int) -> str:
+    if total == 1:
+        return "The inserted canary is" if count else "The inserted canary is not"
+    if count in (0, total):
+        return f"All {total} inserted canaries are" if count else "No inserted canary is"
+    return f"{count} of {total} inserted canaries {_are(count)}"
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _p(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.01 else f"{value:.1g}"

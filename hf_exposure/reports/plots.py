@@ -1,0 +1,523 @@
+"""The report's figures as matplotlib axes: exposure over training, the paper's histogram, ...
+
+Each function takes the data first, draws into `ax` or into a figure of its own, and returns the
+axes. Nothing goes through pyplot, so that no window opens and no figure is left behind.
+
+Example:
+    >>> ax = plot_exposure_by_repetitions(exposures)     # doctest: +SKIP
+    >>> ax.figure.savefig("exposure.png")                # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from hf_exposure.canaries.canary import Canary
+from hf_exposure.exposure.chance import CHANCE
+from hf_exposure.exposure.estimators import SkewNormal
+from hf_exposure.exposure.history import History
+from hf_exposure.exposure.results import Exposure, Exposures, mean_bits
+
+if TYPE_CHECKING:
+    from hf_exposure.attacks.extraction import Extraction
+
+PAGE = "#ffffff"
+INK = "#1f2328"  # text and lines that matter
+MUTED = "#656d76"  # axes, and what is there to compare with
+GRID = "#dfe3e8"
+BARS = "#ccd3da"  # histograms
+CONTROL = "#7d848c"  # canaries that were never inserted
+
+_MARKERS = "osD^vPX*<>hp"
+_LOSSES = {"eval_loss": "evaluation loss", "loss": "training loss"}
+Floats = NDArray[np.float64]
+
+
+def group_colours(repetitions: Iterable[int], dark: bool = False) -> dict[int, str]:
+    """A colour for each repetition group: grey for the control group, then from light green (few
+    repetitions) to deep violet (many), or from blue to yellow for a `dark` background.
+
+    Viridis, whose steps differ in lightness, so that they can be told apart without seeing colours
+    and in a black and white print.
+    """
+    inserted = sorted({times for times in repetitions if times})
+    start, end = (0.42, 0.98) if dark else (0.68, 0.02)
+    colours = {0: "#9aa3ad" if dark else CONTROL}
+    for place, times in enumerate(inserted):
+        share = place / (len(inserted) - 1) if len(inserted) > 1 else 1.0
+        colours[times] = to_hex(matplotlib.colormaps["viridis"](start + (end - start) * share))
+    return colours
+
+
+def plot_exposure_over_training(
+    history: History, ax: Axes | None = None, loss: str = "eval_loss"
+) -> Axes:
+    """The mean exposure in bits of each repetition group at each step, with the loss beside it.
+
+    The band goes from a group's least exposed canary to its most exposed one; for a group with a
+    single canary it is the interval of that one. Lines mark the most that an exposure can be, log2
+    of the size of R, and what a string that was never trained on is expected to have.
+
+    Args:
+        history: what `ExposureCallback` recorded.
+        ax: where to draw; None makes a figure.
+        loss: the entry of each measurement's metrics to draw on a second axis; left out where there
+            is none.
+    """
+    ax = _axes(ax, "step", "exposure (bits)")
+    items = [one for entry in history for one in entry.exposures]
+    groups = sorted({one.canary.repetitions for one in items})
+    colours = group_colours(groups)
+    for place, times in enumerate(groups):
+        rows = []
+        for entry in history:
+            group = [one for one in entry.exposures if one.canary.repetitions == times]
+            if group:
+                rows.append((entry.step, mean_bits(group), *_band(group)))
+        steps, mean, low, high = np.array(rows, dtype=np.float64).T
+        ax.fill_between(steps, low, high, color=colours[times], alpha=0.14, linewidth=0)
+        ax.plot(
+            steps,
+            mean,
+            color=colours[times],
+            linewidth=1.8,
+            linestyle="-" if times else "--",
+            marker=_marker(times, place),
+            markersize=4.5,
+            label=_times(times),
+            zorder=3,
+        )
+    _limits(ax, items, chance_at_right=False)
+    drawn = _draw_loss(ax, history, loss)
+    if groups:
+        handles, labels = ax.get_legend_handles_labels()
+        if drawn is not None:
+            handles, labels = [*handles, drawn], [*labels, _LOSSES.get(loss, loss)]
+        _legend(ax, handles, labels, "times inserted")
+    else:
+        _say(ax, "nothing was measured yet")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
+    return ax
+
+
+def plot_log_perplexities(
+    exposures: Exposures,
+    template: str | None = None,
+    ax: Axes | None = None,
+    reveal: bool = False,
+) -> Axes:
+    """The paper's figure: log-perplexities of random references, the skew-normal fit, the canaries.
+
+    The histogram and the curve are densities for each bit. Each canary is a mark, in a row for each
+    repetition group; the further left of the histogram, the more it stands out.
+
+    Args:
+        exposures: measured with `method="skewnorm"` or `"sampling"`, which draw references.
+        template: the format to draw; None takes the first one with references.
+        ax: where to draw; None makes a figure.
+        reveal: write the secrets beside their marks.
+
+    Raises:
+        ValueError: there are no references, or none for this template.
+    """
+    if template is None:
+        template = next((name for name, found in exposures.references.items() if found), None)
+    if template is None or not exposures.references.get(template):
+        have = ", ".join(map(repr, exposures.references)) or "none at all"
+        raise ValueError(
+            f"plot_log_perplexities: template={template!r} has no references in these exposures "
+            f"(there are {have}); measure with method='skewnorm' or 'sampling'"
+        )
+    ax = _axes(ax, "log-perplexity of the secret (bits)", "density (per bit)")
+    every = np.array(exposures.references[template], dtype=np.float64)
+    references = every[np.isfinite(every)]
+    items = [one for one in exposures if one.canary.format.template == template]
+    shown = [one for one in items if math.isfinite(one.log_perplexity)]
+
+    peak = 0.0
+    if len(references):
+        heights, _, _ = ax.hist(
+            references,
+            bins=_bins(references),
+            density=True,
+            color=BARS,
+            edgecolor="none",
+            label=f"{len(references):,} random references",
+        )
+        peak = float(np.max(heights))
+    fit = _fit(exposures, template, references)
+    if fit is not None:
+        known = [*references.tolist(), *(one.log_perplexity for one in shown)]
+        costs = np.linspace(min(known), max(known), 400)
+        density = fit.density(costs)
+        peak = max(peak, float(density.max()))
+        ax.plot(costs, density, color=INK, linewidth=1.3, label="skew-normal fit")
+    groups = sorted({one.canary.repetitions for one in shown})
+    # The canaries' rows stand above the histogram.
+    share = 0.66 - 0.02 * min(len(groups), 12)
+    ax.set_ylim(0, (peak or 1.0) / share)
+    ax.set_yticks([tick for tick in ax.get_yticks() if tick <= 1.1 * peak])
+    _rows(ax, shown, groups, share + 0.05, reveal)
+    gone = [
+        f"{count} {name}"
+        for count, name in (
+            (len(every) - len(references), "references"),
+            (len(items) - len(shown), "canaries"),
+        )
+        if count
+    ]
+    if gone:
+        ax.set_xlabel(f"{ax.get_xlabel()}\nnot shown: {' and '.join(gone)} that cannot come out")
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        _legend(ax, handles, labels)
+    return ax
+
+
+def plot_exposure_by_repetitions(exposures: Exposures, ax: Axes | None = None) -> Axes:
+    """The exposure of each canary with its interval against how often it was inserted.
+
+    The axis is logarithmic from 1 on, with a place for those that were never inserted. Canaries of
+    one group stand side by side, in the set's order. A line joins the groups' means.
+
+    Args:
+        exposures: one measurement.
+        ax: where to draw; None makes a figure.
+    """
+    ax = _axes(ax, "times inserted", "exposure (bits)")
+    ax.set_xscale("symlog", base=2, linthresh=1)
+    groups = exposures.by_repetitions()
+    colours = group_colours(groups)
+    if len(groups) > 1:
+        ax.plot(
+            list(groups),
+            [mean_bits(group) for group in groups.values()],
+            color=MUTED,
+            linewidth=0.9,
+            zorder=1,
+        )
+    for number, (times, group) in enumerate(groups.items()):
+        for place, one in enumerate(group):
+            aside = 0.5 * (place - (len(group) - 1) / 2) / max(len(group), 3)
+            ax.errorbar(
+                [times * 2**aside if times else aside],
+                [one.bits],
+                yerr=[[max(0.0, one.bits - one.low)], [max(0.0, one.high - one.bits)]],
+                color=colours[times],
+                marker=_marker(times, number),
+                markersize=5,
+                linewidth=1.2,
+                capsize=0,
+                linestyle="none",
+                zorder=3,
+                markerfacecolor=colours[times] if times else "none",
+            )
+    _limits(ax, exposures)
+    places = _spread_out(list(groups))
+    ax.xaxis.set_major_locator(FixedLocator(places))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xticklabels([f"{times:,}" if times else "0\n(control)" for times in places])
+    if groups:
+        most = max(groups)
+        ax.set_xlim(-0.6 if 0 in groups else 0.7 * min(groups), max(most, 0.6) * 1.4)
+    else:
+        _say(ax, "nothing was measured")
+    return ax
+
+
+def plot_extraction_cost(
+    extractions: Sequence[Extraction], exposures: Exposures, ax: Axes | None = None
+) -> Axes:
+    """What it took to get each canary out, against its exposure; trying all strings for comparison.
+
+    Args:
+        extractions: what `extract_secrets(..., canaries=canaries)` gave. Strings that are not a
+            measured canary have no exposure, and are left out.
+        exposures: of the same canaries, with their secrets.
+        ax: where to draw; None makes a figure.
+    """
+    ax = _axes(ax, "exposure (bits)", "token-forwards until it was out")
+    pairs = [(one, exposure_of(one, exposures)) for one in extractions]
+    shown = [(one, measured) for one, measured in pairs if measured is not None]
+    ax.set_yscale("log")
+    for proved, label in ((True, "proved to be next in order"), (False, "not proved")):
+        some = [pair for pair in shown if pair[0].proved is proved]
+        if some:
+            ax.plot(
+                [measured.bits for _, measured in some],
+                [max(one.forwards, 1) for one, _ in some],
+                linestyle="none",
+                marker="o",
+                markersize=6,
+                color=group_colours([1])[1],
+                markerfacecolor=group_colours([1])[1] if proved else "none",
+                label=label,
+            )
+    formats = {measured.canary.format for _, measured in shown}
+    for size in sorted({min(fmt.size, 10**300) for fmt in formats}):
+        _line(ax, float(size), f"trying all {_count(size)} strings")
+    if shown:
+        handles, labels = ax.get_legend_handles_labels()
+        _legend(ax, handles, labels)
+    else:
+        _say(ax, "no canary came out")
+    return ax
+
+
+def exposure_of(one: Extraction, exposures: Exposures) -> Exposure | None:
+    """The exposure of the canary that came out; None if it is not one, or cannot be told.
+
+    Masked canaries of a group look alike: their place in the set tells them apart.
+    """
+    if isinstance(one.canary, Canary):
+        for measured in exposures:
+            if measured.canary == one.canary:
+                return measured
+    if one.canary is None or one.place is None or exposures.skipped:
+        return None
+    if one.place >= len(exposures):
+        return None
+    measured, ours = exposures[one.place], one.canary
+    if isinstance(measured.canary, Canary) and isinstance(ours, Canary):
+        return None  # both are known, and differ
+    same = (measured.canary.format, measured.canary.repetitions, len(measured.canary.secret))
+    return measured if same == (ours.format, ours.repetitions, len(ours.secret)) else None
+
+
+# What they share
+
+
+def _axes(ax: Axes | None, x: str, y: str) -> Axes:
+    """`ax`, or that of a new figure which belongs to no window; with labels and a quiet style."""
+    return quiet_axes(new_figure().add_subplot() if ax is None else ax, x, y)
+
+
+def new_figure(size: tuple[float, float] = (7.4, 4.2)) -> Figure:
+    """A figure of this width and height in inches, which belongs to no window."""
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def quiet_axes(ax: Axes, x: str, y: str) -> Axes:
+    """The axes with labels and the style of all figures here."""
+    ax.set_xlabel(x, color=INK)
+    ax.set_ylabel(y, color=INK)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_color(MUTED)
+    ax.tick_params(which="both", colors=MUTED, labelcolor=INK)
+    ax.grid(axis="y", color=GRID, linewidth=0.7)
+    ax.set_axisbelow(True)
+    return ax
+
+
+def _limits(ax: Axes, items: Iterable[Exposure], chance_at_right: bool = True) -> None:
+    """The lines that frame exposures: the most that there can be, and chance."""
+    most = sorted({round(one.canary.format.bits, 3) for one in items})
+    if not most:
+        return
+    ax.set_ylim(0, most[-1] * 1.09 or 1.0)
+    for one, after in zip(most, [*most[1:], math.inf], strict=True):
+        # Labels of formats of nearly the same size would stand on one another.
+        label = f"the most possible: {one:.1f} bits" if after - one > 0.07 * most[-1] else ""
+        _line(ax, one, label)
+    if most[-1] > CHANCE:
+        chance = ax.axhline(CHANCE, color=MUTED, linewidth=1.0, linestyle=":", zorder=1.5)
+        if chance_at_right:
+            ax.annotate(
+                "chance",
+                (1.0, CHANCE),
+                xycoords=("axes fraction", "data"),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize="small",
+                color=MUTED,
+            )
+        else:
+            chance.set_label(f"chance ({CHANCE:.2f} bits)")
+
+
+def _line(ax: Axes, height: float, label: str) -> None:
+    """A horizontal line, its label above its left end."""
+    ax.axhline(height, color=MUTED, linewidth=1.0, zorder=1.5)
+    ax.annotate(
+        label,
+        (0, height),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 2.5),
+        textcoords="offset points",
+        fontsize="small",
+        color=MUTED,
+        zorder=4,
+    )
+
+
+def _draw_loss(ax: Axes, history: History, loss: str) -> Any:
+    """The loss on an axis of its own at the right; its line, None if there is none."""
+    points = [
+        (entry.step, entry.metrics[loss])
+        for entry in history
+        if loss in entry.metrics and math.isfinite(entry.metrics[loss])
+    ]
+    if not points:
+        return None
+    twin = ax.twinx()
+    steps, losses = zip(*points, strict=True)
+    (drawn,) = twin.plot(
+        steps, losses, color=INK, linewidth=1.2, linestyle=(0, (5, 2)), marker="_", markersize=4
+    )
+    twin.set_ylabel(_LOSSES.get(loss, loss), color=INK, parse_math=False)
+    twin.tick_params(which="both", colors=MUTED, labelcolor=INK)
+    for side in ("top", "left", "bottom"):
+        twin.spines[side].set_visible(False)
+    twin.spines["right"].set_color(MUTED)
+    twin.margins(y=0.15)
+    # The exposures stay in front.
+    ax.set_zorder(twin.get_zorder() + 1)
+    ax.patch.set_visible(False)
+    return drawn
+
+
+def _rows(
+    ax: Axes, items: Sequence[Exposure], groups: Sequence[int], bottom: float, reveal: bool
+) -> None:
+    """The canaries as marks at their log-perplexity, a row at the top for each group."""
+    colours = group_colours(groups)
+    where = ax.get_xaxis_transform()  # across in data, up as a share of the axes
+    left, right = ax.get_xlim()
+    for number, times in enumerate(groups):
+        height = bottom + (0.98 - bottom) * (number + 0.5) / len(groups)
+        group = sorted(
+            (one for one in items if one.canary.repetitions == times),
+            key=lambda one: one.log_perplexity,
+        )
+        ax.plot(
+            [one.log_perplexity for one in group],
+            [height] * len(group),
+            transform=where,
+            linestyle="none",
+            marker=_marker(times, number),
+            markersize=6,
+            color=colours[times],
+            markerfacecolor=colours[times] if times else "none",
+            markeredgewidth=1.1,
+            zorder=3,
+        )
+        ax.annotate(
+            f"inserted {_times(times)}" if times and times == groups[-1] else _times(times),
+            (1.0, height),
+            xycoords="axes fraction",
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize="small",
+            color=INK,
+        )
+        if reveal:
+            # Beside the row's marks, on the side where there is more room.
+            ends = [group[0].log_perplexity, group[-1].log_perplexity]
+            after = bool(sum(ends) < left + right)
+            secrets = [one.canary.secret for one in group]
+            more = f" and {len(secrets) - 3} more" if len(secrets) > 3 else ""
+            ax.annotate(
+                ", ".join(secrets[:3]) + more,
+                (ends[after], height),
+                xycoords=where,
+                xytext=(7 if after else -7, 0),
+                textcoords="offset points",
+                va="center",
+                ha="left" if after else "right",
+                fontsize="x-small",
+                color=INK,
+                parse_math=False,
+            )
+
+
+def _fit(exposures: Exposures, template: str, references: Floats) -> SkewNormal | None:
+    """The fit that the measurement used, or one made now; None if there can be none."""
+    used = exposures.settings.get("formats", {}).get(template, {}).get("fit")
+    if used:
+        return SkewNormal(
+            used["shape"], used["loc"], used["scale"], used.get("ks", math.nan), references
+        )
+    try:
+        return SkewNormal.fit(references)
+    except ValueError:
+        return None
+
+
+def _legend(ax: Axes, handles: Sequence[Any], labels: Sequence[str], title: str = "") -> None:
+    """Above the axes, where it hides nothing; read line by line."""
+    columns = min(len(labels), 6)
+    order = [i for column in range(columns) for i in range(column, len(labels), columns)]
+    legend = ax.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.01),
+        ncols=columns,
+        frameon=False,
+        fontsize="small",
+        labelcolor=INK,
+        borderaxespad=0.0,
+        handlelength=1.8,
+        columnspacing=1.2,
+        title=title or None,
+        alignment="left",
+    )
+    legend.get_title().set_fontsize("small")
+    legend.get_title().set_color(INK)
+
+
+def _say(ax: Axes, text: str) -> None:
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=MUTED)
+
+
+def _bins(values: Floats) -> int:
+    """As many bins as Freedman and Diaconis advise, within reason."""
+    low, high = np.quantile(values, [0.25, 0.75])
+    width = 2 * (high - low) / len(values) ** (1 / 3)
+    return int(np.clip(np.ptp(values) / width, 10, 60)) if width > 0 else 10
+
+
+def _spread_out(values: Sequence[int]) -> list[int]:
+    """Those of the values whose labels do not touch on a logarithmic axis."""
+    out: list[int] = []
+    span = math.log2(max(values, default=0) + 1)
+    for value in values:
+        place = math.log2(value + 1)
+        if not out or place - math.log2(out[-1] + 1) >= 0.06 * span:
+            out.append(value)
+    return out
+
+
+def _band(group: Sequence[Exposure]) -> tuple[float, float]:
+    if len(group) == 1:
+        return group[0].low, group[0].high
+    return min(one.bits for one in group), max(one.bits for one in group)
+
+
+def _marker(times: int, place: int) -> str:
+    return _MARKERS[place % len(_MARKERS)] if times else "o"
+
+
+def _times(times: int) -> str:
+    return f"{times:,}×" if times else "0 (control)"
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 10**13 else f"10^{math.log10(number):.1f}"

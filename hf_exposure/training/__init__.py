@@ -1,0 +1,1 @@
+"""Measuring while the Trainer trains."""

@@ -1,0 +1,191 @@
+"""What DP-SGD spends: epsilon of so many steps, and the noise that holds an epsilon.
+
+The accountants are Opacus'.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+ACCOUNTANTS = ("rdp", "prv")
+
+# Renyi orders: Opacus' own, and larger ones, which are the best where there is much noise.
+ORDERS: tuple[float, ...] = (
+    *(1 + x / 10 for x in range(1, 100)),
+    *range(11, 65),
+    *(80, 96, 128, 192, 256, 384, 512, 768, 1024),
+)
+_PRV_LIMIT = 50.0  # above it the numerical accountant needs gigabytes, for no guarantee at all
+_LEAST_NOISE, _MOST_NOISE = 1e-5, 1e5  # that are looked for to hold an epsilon
+
+# (noise multiplier, sampling rate, steps), in the order in which they were taken
+Spent = Sequence[tuple[float, float, int]]
+
+
+def spent_epsilon(spent: Spent, delta: float, accountant: str = "rdp") -> float:
+    """The epsilon of steps of DP-SGD, at a delta.
+
+    Poisson-sampled Gaussian mechanisms, composed; neighbours differ by one row that is there or
+    not. "rdp": Mironov, Talwar, Zhang 2019, "Renyi Differential Privacy of the Sampled Gaussian
+    Mechanism", section 3.3, converted as Canonne, Kamath, Steinke 2020, Proposition 12. "prv":
+    Gopi, Lee, Wutschitz 2021, "Numerical Composition of Differential Privacy", its upper end.
+
+    Args:
+        spent: (noise multiplier, sampling rate, steps) of each stretch of the training.
+        delta: between 0 and 1.
+        accountant: "rdp" or "prv".
+
+    Returns:
+        0 if there are no steps, infinity if any had no noise.
+
+    Raises:
+        ImportError: Opacus is not installed.
+
+    Example:
+        >>> round(spent_epsilon([(1.0, 0.01, 1000)], delta=1e-5), 3)
+        2.101
+    """
+    return _epsilon(tuple((float(s), float(q), int(n)) for s, q, n in spent), delta, accountant)
+
+
+@functools.lru_cache(maxsize=1024)
+def _epsilon(spent: tuple[tuple[float, float, int], ...], delta: float, accountant: str) -> float:
+    spent = tuple(entry for entry in spent if entry[2] > 0)
+    if not spent:
+        return 0.0
+    if any(noise == 0 for noise, _, _ in spent):
+        return math.inf
+    total = np.sum([np.array(_renyi(noise, rate)) * steps for noise, rate, steps in spent], axis=0)
+    orders = np.array(ORDERS)
+    found = total + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
+    epsilon = max(0.0, float(found.min()))
+    if accountant == "rdp" or epsilon > _PRV_LIMIT:
+        return epsilon
+    # Both are upper bounds; with few steps the numerical one may be the looser.
+    numerical = opacus("accountants").create_accountant(mechanism="prv")
+    numerical.history = list(spent)
+    with warnings.catch_warnings():  # of logarithms of 0, and of orders that it tries on its way
+        warnings.simplefilter("ignore")
+        return min(epsilon, max(0.0, float(numerical.get_epsilon(delta=delta))))
+
+
+@functools.lru_cache(maxsize=256)
+def _renyi(noise: float, rate: float) -> tuple[float, ...]:
+    """The divergence of one step, for each of ORDERS."""
+    analysis = opacus("accountants.analysis.rdp")
+    found = analysis.compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=list(ORDERS))
+    return tuple(float(value) for value in found)
+
+
+def noise_for_epsilon(
+    target_epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    accountant: str = "rdp",
+    spent: Spent = (),
+) -> float:
+    """The least noise multiplier with which `steps` steps spend no more than `target_epsilon`.
+
+    Args:
+        spent: what earlier steps have spent of it.
+
+    Returns:
+        To a thousandth of itself, on the safe side.
+
+    Raises:
+        ValueError: no noise is enough, as earlier steps have spent it all.
+    """
+
+    def holds(noise: float, method: str) -> bool:
+        after = [*spent, (noise, sampling_rate, steps)]
+        return spent_epsilon(after, delta, method) <= target_epsilon
+
+    if not holds(_MOST_NOISE, accountant):
+        raise ValueError(
+            f"noise_for_epsilon: target_epsilon={target_epsilon} cannot be held with {steps} more "
+            f"steps at delta={delta}: {spent_epsilon(spent, delta, accountant):.4g} is spent "
+            "already; allow more, or take fewer steps"
+        )
+    # Of the logarithm of the noise; `high` always holds the target.
+    low, high = math.log(_LEAST_NOISE), math.log(_MOST_NOISE)
+    for method in dict.fromkeys(("rdp", accountant)):
+        if method == "prv":  # dear, and close to what the other one has found
+            if not holds(math.exp(high), method):
+                high = math.log(_MOST_NOISE)
+            else:
+                low = high - 0.1
+                while holds(math.exp(low), method):
+                    low, high = 2 * low - high, low
+        while high - low > 1e-3:
+            middle = (low + high) / 2
+            if holds(math.exp(middle), method):
+                high = middle
+            else:
+                low = middle
+    return math.exp(high)
+
+
+def group_epsilon(spent: Spent, delta: float, rows: int) -> float:
+    """The epsilon of several rows together, such as those in which one secret stands.
+
+    At the same delta it is more than `rows` times that of one row. Each row is in a batch by a coin
+    of its own, so that a step moves by Binomial(rows, rate) norms at most: a mixture of Gaussians
+    (Choquette-Choo, Ganesh, Steinke, Thakurta 2024, "Privacy Amplification for Matrix Mechanisms",
+    section 4), composed by dp-accounting's privacy loss distributions, which round up.
+
+    Args:
+        spent: (noise multiplier, sampling rate, steps) of each stretch of the training.
+        delta: between 0 and 1.
+        rows: how many.
+
+    Returns:
+        Infinity where a single row spends more than 50, which is no guarantee for one.
+
+    Raises:
+        ImportError: dp-accounting or Opacus is not installed.
+
+    Example:
+        >>> round(group_epsilon([(5.0, 0.1, 10)], delta=1e-4, rows=4), 2)
+        0.87
+    """
+    one = spent_epsilon(spent, delta)
+    if one > _PRV_LIMIT:
+        return math.inf
+    distributions = _extra("dp_accounting.pld.privacy_loss_distribution")
+    total = None
+    for noise, rate, steps in spent:
+        taken = stats.binom.pmf(np.arange(rows + 1), rows, rate)
+        step = distributions.from_mixture_gaussian_mechanism(
+            noise,
+            [float(count) for count in range(rows + 1)],
+            taken.tolist(),
+            value_discretization_interval=1e-3,
+        ).self_compose(steps)
+        total = step if total is None else total.compose(step)
+    return 0.0 if total is None else max(one, float(total.get_epsilon_for_delta(delta)))
+
+
+def opacus(module: str) -> Any:
+    """A module of Opacus, which is an extra."""
+    return _extra(f"opacus.{module}")
+
+
+def _extra(module: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
+    except ImportError as error:
+        name = {"opacus": "Opacus"}.get(module.partition(".")[0], "dp-accounting")
+        raise ImportError(
+            f'hf_exposure.training.private.trainer needs {name}: pip install "hf-exposure[private]"'
+        ) from error

@@ -1,0 +1,291 @@
+"""Gradients of single rows: taken by Opacus, compared with a loop, clipped, added up, noised."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from hf_exposure.training.private.accounting import opacus
+
+_LABELS = ("labels", "shift_labels", "num_items_in_batch")
+PER_SAMPLE = ("hooks", "functorch", "loop")
+
+# Between per-sample gradients and those of a loop: parts of the norm of the parameter's own
+# gradient, and of the norm of the row's whole gradient, which rounding is as large as.
+TOLERANCE, TOLERANCE_BF16 = (1e-3, 1e-5), (0.1, 0.01)
+_OPACUS_ON_MODULES = ("activations", "max_batch_len", "ft_compute_sample_grad")
+_OPACUS_ON_PARAMETERS = ("summed_grad", "grad_sample", "_forward_counter", "_current_grad_sample")
+
+
+class PerSampleGradients:
+    """Clips each row's gradient and adds them up, then adds the noise.
+
+    Args:
+        model: the model as it is called, and `bare` as it is, without the Trainer's wrapper.
+        optimizer: whose parameters are trained.
+        norm: to what each row's gradient is clipped.
+        method: one of PER_SAMPLE.
+        seed: of the noise.
+    """
+
+    def __init__(
+        self, model: Any, bare: Any, optimizer: Any, norm: float, method: str, seed: int
+    ) -> None:
+        self.network, self.bare, self.seed = model, bare, seed
+        self.names: dict[Any, str] = {p: n for n, p in bare.named_parameters() if p.requires_grad}
+        self._check_optimizer(optimizer)
+        self.private = opacus("optimizers").DPOptimizer(
+            optimizer,
+            noise_multiplier=0.0,  # set at each step
+            max_grad_norm=norm,
+            expected_batch_size=None,
+            loss_reduction="sum",
+            generator=torch.Generator(next(iter(self.names)).device),
+        )
+        self.method = method
+        self.positions = False
+        self.hooks: Any = None
+        self.begin()
+
+    def _check_optimizer(self, optimizer: Any) -> None:
+        given = {p for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+        if given - self.names.keys():
+            raise ValueError(
+                "PrivateTrainer: the optimizer has parameters that are not the model's, so that "
+                "the model would never change; make it after the model has its adapters and is on "
+                "its device, or leave it to args.optim"
+            )
+        left = [self.names[p] for p in self.names if p not in given]
+        if left:
+            raise ValueError(
+                f"PrivateTrainer: the optimizer leaves out {left[0]!r} and {len(left) - 1} more "
+                "parameters that ask for a gradient; freeze them with requires_grad_(False)"
+            )
+        for p, name in self.names.items():
+            if getattr(p, "_post_accumulate_grad_hooks", None):
+                raise ValueError(
+                    f"PrivateTrainer: something steps on the gradient of {name!r} during the "
+                    "backward pass, before it is clipped; use another optimizer"
+                )
+
+    # A step: begin, add as often as needed, finish
+
+    def begin(self) -> None:
+        """Nothing is added up yet."""
+        for p in self.names:
+            p.summed_grad = torch.zeros_like(p)
+            p.grad = None
+
+    def add(self, batch: dict[str, Any]) -> float:
+        """Add the clipped gradients of a batch's rows; returns the sum of their losses, in nats."""
+        size = len(batch["labels"])
+        step = 1 if self.method == "loop" else size
+        total = 0.0
+        for start in range(0, size, step):
+            rows = {n: rows_of(v, slice(start, start + step)) for n, v in batch.items()}
+            total += self._backward(rows)
+            if self.method == "loop":
+                for p in self.names:
+                    grad = torch.zeros_like(p) if p.grad is None else p.grad
+                    p.grad_sample = grad[None]
+            self.private.clip_and_accumulate()
+            for p in self.names:
+                p.grad = p.grad_sample = None
+        return total
+
+    def finish(self, noise_multiplier: float, expected: float, step: int) -> None:
+        """Leave (sum + noise) / expected batch size in each parameter's `grad`."""
+        # Two steps never share their noise: PyTorch's generator for the CPU reads 32 bits of a
+        # seed, so seeds count up from one drawn number instead of being drawn.
+        bits = 32 if self.private.generator.device.type == "cpu" else 63
+        self.private.generator.manual_seed((self.seed + step) % 2**bits)
+        self.private.noise_multiplier = noise_multiplier
+        self.private.add_noise()
+        for p in self.names:
+            p.grad /= expected
+            p.summed_grad = torch.zeros_like(p)
+
+    def _backward(self, batch: dict[str, Any]) -> float:
+        if self.hooks is not None:
+            self.hooks.enable_hooks()
+        try:
+            loss = row_losses(self.network, batch, self.positions).sum()
+            loss.backward()
+        finally:
+            if self.hooks is not None:
+                self.hooks.disable_hooks()
+        return float(loss.detach())
+
+    # Before the first step
+
+    def attach(self, rows: dict[str, Any], tolerance: tuple[float, float]) -> None:
+        """Choose what takes the gradients right, and refuse the model if nothing does.
+
+        Args:
+            rows: a batch of two rows, or of one if there are no more.
+            tolerance: of each parameter's gradient, as a part of its norm, and of the norm of the
+                row's whole gradient; they are added.
+        """
+        with self._without_chance():
+            truth, unchanged = self._looped(rows)
+            if unchanged is not None:
+                raise ValueError(
+                    f"PrivateTrainer: a forward pass in training changes the buffer {unchanged!r} "
+                    f"of {type(self.bare).__name__}, which would tell of rows without noise; "
+                    "replace that layer"
+                )
+            without = [self.names[p] for p in self.names if p not in truth]
+            # A loop can take none for 0: other rows may need an expert that these two did not.
+            if without and not (truth and self.method == "loop"):
+                raise ValueError(
+                    f"PrivateTrainer: {without[0]!r} ({len(without)} of {len(self.names)} "
+                    "parameters) gets no gradient; freeze it with requires_grad_(False)"
+                )
+            if self.method == "loop":
+                return
+            can = "position_ids" in inspect.signature(self.bare.forward).parameters
+            wrong: tuple[str, Exception | None] = "", None
+            # Learned positions are looked up once for all rows, unless each row brings its own.
+            for self.positions in [False, True] if can else [False]:
+                found = self._wrong(rows, truth, tolerance)
+                if found is None:
+                    return
+                wrong = found
+        name, error = wrong
+        raise ValueError(
+            f"PrivateTrainer: Opacus does not take the per-sample gradient of {name!r} in "
+            f"{type(self.bare).__name__} right with per_sample={self.method!r}"
+            + (f" ({type(error).__name__}: {error})" if error else "")
+            + '; use PrivacyArguments(per_sample="loop"), which is slower, or freeze that parameter'
+        ) from error
+
+    def detach(self) -> None:
+        """Leave the model as it was."""
+        if self.hooks is not None:
+            self.hooks.cleanup()
+            self.hooks = None
+        # Opacus may have broken off before there was anything to clean up with.
+        for handle in self.bare.__dict__.pop("autograd_grad_sample_hooks", ()):
+            handle.remove()
+        for module in self.bare.modules():
+            for name in _OPACUS_ON_MODULES:
+                if name in module.__dict__:
+                    delattr(module, name)
+        for p in self.bare.parameters():
+            for name in _OPACUS_ON_PARAMETERS:
+                if hasattr(p, name):
+                    delattr(p, name)
+
+    @contextmanager
+    def _without_chance(self) -> Iterator[None]:
+        """Dropout off, so that two passes agree, while layers with parameters are in training."""
+        was = {module: module.training for module in self.bare.modules()}
+        devices = [p.device for p in self.names if p.device.type == "cuda"][:1]
+        try:
+            for module in was:
+                module.training = any(p in self.names for p in module.parameters(recurse=False))
+            with torch.random.fork_rng(devices):
+                yield
+        finally:
+            for module, training in was.items():
+                module.training = training
+            self.begin()
+
+    def _looped(self, rows: dict[str, Any]) -> tuple[dict[Any, torch.Tensor], str | None]:
+        """Gradients (rows, ...) of a backward pass for each row, and a buffer that changed."""
+        buffers = {name: value.clone() for name, value in self.bare.named_buffers()}
+        size = len(rows["labels"])
+        grads: dict[Any, list[torch.Tensor]] = {}
+        for row in range(size):
+            self.begin()
+            batch = {n: rows_of(v, slice(row, row + 1)) for n, v in rows.items()}
+            row_losses(self.network, batch).sum().backward()
+            for p in self.names:
+                if p.grad is not None:
+                    grads.setdefault(p, []).append(p.grad.detach().clone())
+        changed = (n for n, v in self.bare.named_buffers() if not torch.equal(v, buffers[n]))
+        truth = {p: torch.stack(found) for p, found in grads.items() if len(found) == size}
+        return truth, next(changed, None)
+
+    def _wrong(
+        self, rows: dict[str, Any], truth: dict[Any, torch.Tensor], tolerance: tuple[float, float]
+    ) -> tuple[str, Exception | None] | None:
+        """The parameter whose gradients are most wrong, and why; None if all are right."""
+        self.detach()
+        self.begin()
+        try:
+            self.hooks = opacus("grad_sample").prepare_module(
+                self.bare,
+                grad_sample_mode=self.method,
+                wrap_model=False,
+                loss_reduction="sum",
+                strict=False,
+            )
+            self._backward(rows)
+        except Exception as error:  # whatever a layer raises that Opacus was not made for
+            return self._culprit(error), error
+        whole = torch.stack([g.flatten(1).norm(dim=1) for g in truth.values()]).norm(dim=0)
+        worst, most = "", 1.0
+        for p, expected in truth.items():
+            found = getattr(p, "grad_sample", None)
+            if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
+                return self.names[p], None
+            allowed = tolerance[0] * expected.flatten(1).norm(dim=1) + tolerance[1] * whole
+            off = (found - expected).flatten(1).norm(dim=1) / allowed.clamp(min=1e-30)
+            if not bool((off <= most).all()):  # NaN is wrong too
+                worst, most = self.names[p], float(off.max())
+        for p in self.names:
+            p.grad_sample = None
+        return (worst, None) if worst else None
+
+    def _culprit(self, error: Exception) -> str:
+        """The parameter whose layer Opacus was at work on when it failed."""
+        layers = set(self.bare.modules())
+        found = next(iter(self.names.values()))
+        trace = error.__traceback__
+        while trace is not None:
+            for module in map(trace.tb_frame.f_locals.get, ("module", "layer")):
+                own = module.parameters() if module is not None and module in layers else ()
+                found = next((self.names[p] for p in own if p in self.names), found)
+            trace = trace.tb_next
+        return found
+
+
+def row_losses(network: Any, batch: dict[str, Any], positions: bool = False) -> torch.Tensor:
+    """Each row's mean loss over its own tokens, (rows,) in nats.
+
+    It is computed from the logits: the loss that models return is divided by the tokens of the
+    whole batch, and some add terms to it that depend on several rows, such as the balance of
+    experts.
+
+    Args:
+        network: a causal language model.
+        batch: with `labels` (rows, length), -100 where there is no loss; or `shift_labels`.
+        positions: give each row its own `position_ids`.
+    """
+    inputs = {name: value for name, value in batch.items() if name not in _LABELS}
+    if positions and "position_ids" not in inputs:
+        rows, length = batch["labels"].shape
+        places = torch.arange(length, device=batch["labels"].device)
+        inputs["position_ids"] = places.expand(rows, length)
+    if "use_cache" not in inputs:
+        inputs["use_cache"] = False
+    logits = network(**inputs).logits
+    if "shift_labels" in batch:
+        targets = batch["shift_labels"]
+    else:
+        logits, targets = logits[:, :-1], batch["labels"][:, 1:]
+    losses: torch.Tensor = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2).float(), targets, ignore_index=-100, reduction="none"
+    )  # (rows, length - 1)
+    counts: torch.Tensor = (targets != -100).sum(dim=1).clamp(min=1)
+    return losses.sum(dim=1) / counts
+
+
+def rows_of(value: Any, which: slice) -> Any:
+    """Some rows of one part of a batch; what is no tensor belongs to all."""
+    return value[which] if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,84 @@
+"""What an exploration has met and not visited, as plain arrays: it may be millions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_exposure.tree.frontier import Nodes
+from hf_exposure.tree.walk import POWERS, Explorer
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """Prefixes of which none begins with another one.
+
+    Attributes:
+        paths: (f, depth) their columns, -1 behind the end of each.
+        depths: (f,) how many columns each has.
+        costs: (f,) bits.
+        states: (f,) their states in the tree's automaton.
+        powers: (f, 5) log2 of the powers' probabilities of coming by them.
+    """
+
+    paths: Ints
+    depths: Ints
+    costs: Floats
+    states: Ints
+    powers: Floats
+
+    @classmethod
+    def of(cls, nodes: Nodes, explorer: Explorer) -> Prefixes:
+        """Those of nodes that an explorer has tagged, as they come."""
+        paths = nodes.paths  # put together anew at each look
+        depths = np.full(len(nodes), paths.shape[1])
+        return cls(paths, depths, nodes.costs, nodes.states, explorer.powers(nodes.tags))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Prefixes]) -> Prefixes:
+        """All of them, in the order that their paths have as tuples, whatever theirs was."""
+        if not parts:
+            nothing = np.zeros(0, dtype=np.int64)
+            return cls(nothing[:, None], nothing, np.zeros(0), nothing, np.zeros((0, len(POWERS))))
+        depth = max(part.paths.shape[1] for part in parts)
+        paths = np.full((sum(map(len, parts)), depth), -1, dtype=np.int64)
+        begin = 0
+        for part in parts:
+            paths[begin : begin + len(part), : part.paths.shape[1]] = part.paths
+            begin += len(part)
+        order = np.lexsort(paths.T[::-1])
+        return cls(
+            paths[order],
+            np.concatenate([part.depths for part in parts])[order],
+            np.concatenate([part.costs for part in parts])[order],
+            np.concatenate([part.states for part in parts])[order],
+            np.concatenate([part.powers for part in parts])[order],
+        )
+
+    def __len__(self) -> int:
+        return len(self.costs)
+
+    def path(self, place: int) -> Ints:
+        """(depth,) columns of one."""
+        return self.paths[place, : self.depths[place]]
+
+    def place_of(self, path: Ints) -> int | None:
+        """The place of the one that `path` begins with, if any."""
+        first, last = 0, len(self)
+        for depth, column in enumerate(path[: self.paths.shape[1]]):
+            level = self.paths[first:last, depth]
+            first, last = (
+                first + int(np.searchsorted(level, column, "left")),
+                first + int(np.searchsorted(level, column, "right")),
+            )
+            if first == last:
+                return None
+            if self.depths[first] == depth + 1:
+                return first
+        return None

@@ -1,0 +1,110 @@
+"""Log-perplexities of given secrets: by the token tree and a model at hand, or by any `Scorer`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.models.decoder import Decoder
+from hf_exposure.models.processes import Processes
+from hf_exposure.tree.frontier import DepthFirst
+from hf_exposure.tree.tokens import TokenTree
+from hf_exposure.tree.walk import Sampler, walk
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A model of which nothing is known but log-perplexities, such as one behind an endpoint.
+
+    It is all that the paper's estimators ask of a model: `measure_exposure` takes one in the
+    model's place, with method "sampling" or "skewnorm".
+    """
+
+    @property
+    def forwards(self) -> int:
+        """Token-forwards so far."""
+
+    def log_perplexities(
+        self, fmt: SecretFormat, secrets: Sequence[str], before: str = ""
+    ) -> Floats:
+        """(n,) bits of each secret and the template's text after it, given what stands before.
+
+        A part that is the same for all secrets of a format may be left in or out; left out, the
+        certificate is tighter.
+
+        Args:
+            fmt: the secret format.
+            secrets: strings of its secret space.
+            before: text before the template.
+        """
+
+
+@dataclass
+class ScoredTree:
+    """One token tree under one model, with the forwards that it may spend. A `Scorer`.
+
+    Attributes:
+        max_forwards: token-forwards that all questions together may take, of all processes; the
+            canaries' own log-perplexities and the decoder's probe are always done.
+        progress: called now and then while forwards are made.
+        processes: those that measure together.
+    """
+
+    tree: TokenTree
+    decoder: Decoder
+    max_forwards: float = math.inf
+    progress: Callable[[], None] | None = None
+    processes: Processes = field(default_factory=Processes)
+    _others: int = 0  # forwards of the other processes, as far as they have told
+
+    @property
+    def forwards(self) -> int:
+        """Token-forwards so far, of all processes as of the last time that they met."""
+        return self.decoder.forwards + self._others
+
+    @property
+    def room(self) -> float:
+        """Forwards that are left. The same in all processes right after they have met."""
+        return max(0.0, self.max_forwards - self.forwards)
+
+    def gather(self, value: T) -> list[T]:
+        """What every process has found; see `Processes.gather`."""
+        met = self.processes.gather((self.decoder.forwards, value))
+        self._others = sum(forwards for forwards, _ in met) - self.decoder.forwards
+        return [found for _, found in met]
+
+    def follow(self, paths: list[Ints]) -> Floats:
+        """(n,) log-perplexities in bits of given leaves. Shared prefixes are run once."""
+        order = sorted(range(len(paths)), key=lambda place: tuple(paths[place]))
+        mine = self.processes.part(order)
+        sampler = Sampler([paths[place] for place in mine])
+        if mine:
+            walk(self.decoder, self.tree, sampler, DepthFirst(), progress=self.progress)
+        costs = np.zeros(len(paths))
+        costs[order] = np.concatenate(self.gather(sampler.costs))
+        return costs
+
+    def log_perplexities(
+        self, fmt: SecretFormat, secrets: Sequence[str], before: str = ""
+    ) -> Floats:
+        """(n,) log-perplexities in bits; see `Scorer`.
+
+        Raises:
+            ValueError: they are of another format or context than the tree.
+        """
+        if (fmt, before) != (self.tree.format, self.tree.before):
+            raise ValueError(
+                f"ScoredTree: it scores secrets of {self.tree.format.template!r}, not of "
+                f"{fmt.template!r}; make one for each format"
+            )
+        return self.follow(self.tree.paths(secrets)) if len(secrets) else np.zeros(0)

@@ -1,0 +1,518 @@
+"""The token tree of a secret format under a tokenizer: which tokens may follow a prefix.
+
+A node is a path of tokens from the prompt on, a leaf a whole secret with the text after it. Only
+the canonical path of a string counts, the one that the tokenizer itself gives for the whole text.
+The automaton of the format tells which tokens fit; which of them are canonical is found out in the
+cheapest of four ways that holds for this format and tokenizer:
+
+- `single`: every string has just one path, so it is the canonical one (proved by counting paths);
+- `pairs`: two neighbours may stand together iff encoding their joined text gives them back;
+- `text`: a path may go on iff it begins the encoding of all of its text, as that text stands or
+  with what may follow (tokenizers that look ahead split "  a" otherwise than "  ");
+- `leaves`: only whole strings can be told.
+
+Whatever the way, a leaf is encoded again before it counts, and `false_share` says how often a
+random leaf fails that.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_exposure.canaries.automaton import compile_automaton
+from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.canaries.vocabulary import Encoder, Readings, align, common_length
+from hf_exposure.tree.canonical import PathTests, whole_characters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+_SMALL = 4096  # spaces up to this size are checked string by string
+# More allowed tokens than this are tested for being canonical only when taken. On a model of
+# 135 M, 4,096 gave intervals of the same width in 1.4 times the time, 0 up to a fifth wider ones.
+_EAGER = 512
+_KEPT = 1 << 24  # children that are remembered, all nodes together
+WAYS = ("single", "pairs", "text", "leaves")
+
+
+class TokenTree:
+    """The tree of token prefixes of a secret space.
+
+    Tokens are columns here: positions in `columns`, the tokens that occur in some secret.
+
+    Args:
+        fmt: the secret format.
+        tokenizer: any tokenizer of transformers.
+        before: text before the template, such as the space before a canary within a paragraph.
+        bos: whether special tokens come first; None follows the tokenizer's default.
+
+    Attributes:
+        prompt: the tokens before the first that depends on the secret, special ones included.
+        columns: (C,) the token of each column.
+        way: how canonical paths are told, one of `WAYS`.
+        false_share: the share of random leaves that were not canonical.
+
+    Raises:
+        ValueError: the tokenizer cannot write the template or changes its secrets, or the secret
+            comes first with no token before it.
+    """
+
+    def __init__(
+        self,
+        fmt: SecretFormat,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        before: str = "",
+        bos: bool | None = None,
+    ) -> None:
+        self.format = fmt
+        self.before = before
+        try:
+            self._encoder = Encoder(tokenizer, bos)
+        except ValueError as error:
+            raise ValueError(f"tokenizer: {error}") from None
+        strings, encodings = self._samples()
+        self._find_cut(strings, encodings)
+        self._children: dict[int, tuple[Ints, Ints]] = {}
+        self._kept = 0
+        self.way, self.false_share, self._proved = self._choose_way(strings, encodings)
+
+    # What the walk asks
+
+    @cached_property
+    def leaf(self) -> Bools:
+        """(states,) whether a state is the end of a secret."""
+        out = np.zeros(len(self._automaton.steps), dtype=bool)
+        out[list(self._automaton.accepting)] = True
+        return out
+
+    @cached_property
+    def log2_counts(self) -> NDArray[np.float64]:
+        """(states,) log2 of the number of strings that lead on from a state."""
+        return np.array([math.log2(count) for count in self._automaton.counts])
+
+    def key(self, states: Ints, last: Ints) -> Ints:
+        """One number for each node, equal for nodes that have the same children.
+
+        Args:
+            states: (n,) states, 0 at the root.
+            last: (n,) the last token's column, -1 at the root.
+        """
+        if self.way == "pairs":
+            return states * (len(self.columns) + 1) + last + 1
+        return states
+
+    def children(self, key: int) -> tuple[Ints, Ints]:
+        """Columns and states of a node's children, both (n,). Some may turn out impossible."""
+        if key not in self._children:
+            if self._kept > _KEPT:
+                self._children.clear()
+                self._kept = 0
+            state, last = key, -1
+            if self.way == "pairs":
+                state, last = divmod(key, len(self.columns) + 1)
+                last -= 1
+            columns, states = self._allowed[state]
+            if self.way == "pairs" and (last < 0 or len(columns) <= _EAGER):
+                fine = self._tests.pairs_fit(np.full(len(columns), last), columns)
+                columns, states = columns[fine], states[fine]
+                self._kept += len(columns)
+            self._children[key] = columns, states
+        return self._children[key]
+
+    def possible(self, paths: Ints) -> Bools:
+        """(n,) whether some canonical path may begin like each of the (n, depth) paths.
+
+        Every beginning of a path is taken to have been asked for before.
+        """
+        if self.way == "pairs":
+            first = paths[:, -2] if paths.shape[1] > 1 else np.full(len(paths), -1)
+            return self._tests.pairs_fit(first, paths[:, -1])
+        if self.way == "text":
+            return self._tests.may_go_on(paths)
+        return np.ones(len(paths), dtype=bool)
+
+    def canonical(self, paths: Ints) -> Bools:
+        """(n,) whether each of the (n, depth) paths to leaves is the tokenizer's own."""
+        if self._proved:
+            return np.ones(len(paths), dtype=bool)
+        return self._tests.texts_fit(paths)
+
+    def path(self, secret: str) -> Ints:
+        """(depth,) the canonical path of a secret.
+
+        Raises:
+            ValueError: the path is not in the tree, which the tree's check has not foreseen.
+        """
+        return self.paths([secret])[0]
+
+    def paths(self, secrets: Sequence[str]) -> list[Ints]:
+        """The canonical path of each secret; see `path`."""
+        texts = [self._text(secret) for secret in secrets]
+        out = []
+        for secret, ids in zip(secrets, self._encoder(texts), strict=True):
+            path = self._columns_of(ids)
+            if path is None:
+                raise ValueError(
+                    f"tokenizer: splits {self.format.template!r} otherwise with one of its secrets "
+                    f"({len(secret)} characters) than with all others that were tried; "
+                    "put a space or a line break before the secret"
+                )
+            out.append(path)
+        self._admit(out)
+        return out
+
+    def secret(self, path: Sequence[int] | Ints) -> str:
+        """The secret at the end of a path to a leaf."""
+        data = self._bytes(path)[len(self._tail) :]
+        end = len(data) - len(self.format.suffix.encode())
+        return data[:end].decode("utf-8", "replace")
+
+    def descend(self, tokens: Sequence[int]) -> tuple[Ints, int | None]:
+        """The columns of the first tokens that lead to a leaf or on from the prompt, and the state
+        there; None as the state if a token leads out of the tree before that."""
+        state = 0
+        path: list[int] = []
+        for token in tokens:
+            if self.leaf[state]:
+                break
+            column = self._column_of.get(token, -1)
+            following = self._automaton.token_steps[state].get(column)
+            if following is None:
+                return np.array(path, dtype=np.int64), None
+            path.append(column)
+            state = following
+        return np.array(path, dtype=np.int64), state
+
+    def random_paths(self, n: int, seed: int = 0) -> list[Ints]:
+        """Canonical paths of `n` secrets that are drawn uniformly."""
+        return self.paths(self.format.sample(n, seed))
+
+    # How it is made
+
+    def _text(self, secret: str) -> str:
+        return self.before + self.format.render(secret)
+
+    def _samples(self) -> tuple[list[str], list[list[int]]]:
+        """Secrets that show where the template's tokens end, and the tokens of their texts."""
+        if self.format.size <= _SMALL:
+            strings = list(self.format.enumerate())
+        else:
+            strings = [*_first_characters(self.format), *self.format.sample(1000, seed=1)]
+        encodings = self._encoder([self._text(secret) for secret in strings])
+        unknown = self._encoder.tokenizer.unk_token_id
+        if unknown is not None:
+            # Some tokenizers have one token for "unknown" and for the end of a text.
+            meant = (self.before + self.format.template).count(self._encoder.tokenizer.unk_token)
+            for secret, ids in zip(strings, encodings, strict=True):
+                if ids.count(unknown) > meant:
+                    raise ValueError(
+                        f"tokenizer: cannot encode {self._masked(secret)!r}, a part of it becomes "
+                        f"{self._encoder.tokenizer.unk_token!r}; choose a template and a secret "
+                        "expression from its alphabet"
+                    )
+        return strings, encodings
+
+    def _masked(self, secret: str) -> str:
+        """A text with a random secret is no secret, yet a planted one may be among the samples."""
+        return self._text("•" * len(secret))
+
+    def _find_cut(self, strings: list[str], encodings: list[list[int]]) -> None:
+        """Cut where no secret moves the boundary; what lies behind belongs to the tree."""
+        lengths = [len((secret + self.format.suffix).encode()) for secret in strings]
+        texts = [self._text(secret) for secret in strings]
+        try:
+            readings = self._encoder.readings(zip(texts, encodings, lengths, strict=True))
+        except ValueError as error:
+            raise ValueError(
+                f"tokenizer: with {self.format.template!r} {error}; choose a template and a secret "
+                "expression of characters that it keeps"
+            ) from None
+        head = (self.before + self.format.prefix).encode()
+        common = common_length(min(encodings), max(encodings))
+        starts: list[list[int]] = []
+        for text, ids, length in zip(texts, encodings, lengths, strict=True):
+            found = align(ids, text.encode(), readings, length)
+            assert found is not None  # the readings were chosen so
+            starts.append(found)
+        cut = next(
+            (
+                at
+                for at in range(common, -1, -1)
+                if (tail := _tail_at(at, encodings, starts, lengths)) is not None
+                and _is_text(head, tail)
+            ),
+            None,
+        )
+        if cut is None:
+            raise ValueError(
+                f"tokenizer: no token of {self.format.template!r} ends before its secret; "
+                "put a space or a line break before {secret}"
+            )
+        tail = _tail_at(cut, encodings, starts, lengths)
+        assert tail is not None
+        surface = b" " + head if tail > len(head) else head
+        self._tail = surface[len(surface) - tail :] if tail else b""
+        self._head = surface[: len(surface) - tail]
+        self._padded = tail > len(head)
+        self._core = encodings[0][:cut]
+        self.prompt: list[int] = [*self._encoder.lead, *self._core]
+        if not self.prompt:
+            raise ValueError(
+                f"SecretFormat: in template={self.format.template!r} no token comes before the "
+                "secret, so that its first one has no probability; put more text before it, or "
+                "give bos=True with a tokenizer that has a bos_token"
+            )
+        self._build(readings)
+
+    def _build(self, readings: Readings) -> None:
+        fmt = self.format
+        plain = compile_automaton(
+            fmt.secret, before=self._tail.decode(), after=fmt.suffix, check=fmt.check
+        )
+        alphabet = plain.alphabet
+        words: dict[bytes, list[int]] = {}
+        for number, options in sorted(readings.items()):
+            for data in options:
+                if alphabet.issuperset(data):
+                    words.setdefault(data, []).append(number)
+        whole = compile_automaton(
+            fmt.secret,
+            before=self._tail.decode(),
+            after=fmt.suffix,
+            check=fmt.check,
+            vocabulary=words,
+        )
+        used = sorted({token for steps in whole.token_steps for token in steps})
+        self.columns: Ints = np.array(used, dtype=np.int64)
+        number_of = {token: column for column, token in enumerate(used)}
+        self._column_of = number_of
+        steps = [{number_of[t]: to for t, to in step.items()} for step in whole.token_steps]
+        self._automaton = type(whole)(whole.steps, whole.accepting, steps, whole.counts)
+        self._readings = [readings[token] for token in used]
+        self._tests = PathTests(
+            self._encoder,
+            self._automaton,
+            self.columns,
+            self._readings,
+            self._head,
+            self._padded,
+            self._core,
+        )
+        self._allowed = [_arrays(step) for step in steps]
+        self._refuse_two_meanings()
+
+    def _refuse_two_meanings(self) -> None:
+        """A path has to spell one string: WordPiece writes "a.b" and "a. b" with equal tokens."""
+        for state, step in enumerate(self._automaton.token_steps):
+            for column in step:
+                options = self._readings[column]
+                if len(options) > 1:
+                    fitting = [d for d in options if self._automaton.run(d, state) is not None]
+                    if len(fitting) > 1:
+                        raise ValueError(
+                            f"tokenizer: does not keep the spaces within secrets of "
+                            f"{self.format.template!r}, so that two secrets may have the same "
+                            "tokens; choose an expression that says where spaces are"
+                        )
+
+    def _choose_way(
+        self, strings: list[str], encodings: list[list[int]]
+    ) -> tuple[str, float, bool]:
+        """The cheapest way that misses none of the canonical paths that were tried.
+
+        Returns the way, the share of random leaves that are not canonical under it, and whether
+        every leaf is known to be canonical.
+        """
+        paths = [self._columns_of(ids) for ids in encodings]
+        known = [path for path in paths if path is not None]
+        if len(known) < len(paths):
+            raise ValueError(
+                f"tokenizer: {len(paths) - len(known)} of {len(paths)} secrets of "
+                f"{self.format.template!r} are written with tokens that do not spell them; "
+                "choose a template or an expression that this tokenizer keeps as it is"
+            )
+        if _count_paths(self._automaton.token_steps, self._automaton.accepting) == self.format.size:
+            return "single", 0.0, True
+        small = self.format.size <= _SMALL
+        choice: tuple[str, float, bool] | None = None
+        for way in WAYS[1:]:
+            self.way, self._proved = way, False
+            self._children.clear()
+            self._kept = 0
+            if len(self._missed(known)):
+                continue
+            if small and way != "leaves" and self._count_walkable() == self.format.size:
+                # All canonical paths are in the tree; as many paths as strings means no others.
+                return way, 0.0, True
+            false_share = self._false_share()
+            if choice is None or false_share < choice[1] / 2:
+                choice = way, false_share, False
+            if choice[1] < 0.1:
+                break
+        assert choice is not None  # `leaves` refuses nothing
+        self._children.clear()
+        return choice
+
+    def _missed(self, paths: list[Ints]) -> list[Ints]:
+        """The beginnings of these canonical paths at which the walk would stop."""
+        out: list[Ints] = []
+        for depth in range(1, max(map(len, paths), default=0) + 1):
+            begun = {tuple(path[:depth].tolist()) for path in paths if len(path) >= depth}
+            some = np.array(sorted(begun))
+            out.extend(some[~self.possible(some)])
+        return out
+
+    def _admit(self, paths: list[Ints]) -> None:
+        """Have the walk come along these canonical paths, also where the way would miss one."""
+        if self._proved or self.way not in ("pairs", "text"):
+            return
+        missed = self._missed(paths)
+        for path in missed:
+            self._tests.admit(path[-2:] if self.way == "pairs" else path)
+        if missed:
+            self._children.clear()
+            self._kept = 0
+
+    def _false_share(self, tries: int = 200) -> float:
+        """The share of leaves, reached by random steps, that the tokenizer writes otherwise."""
+        draw = np.random.default_rng(2)
+        leaves = [path for _ in range(tries) if (path := self._random_leaf(draw)) is not None]
+        if not leaves:
+            return 1.0
+        return 1.0 - float(np.mean([self._tests.texts_fit(path[None, :])[0] for path in leaves]))
+
+    def _random_leaf(self, draw: np.random.Generator, steps: int = 300) -> Ints | None:
+        """A leaf reached by random steps, one back from where none leads on; None if not soon."""
+        path: list[int] = []
+        trail = [self._random_steps(0, path, draw)]
+        for _ in range(steps):
+            step = next(trail[-1], None)
+            if step is not None:
+                column, state = step
+                path.append(column)
+                if self.leaf[state]:
+                    return np.array(path)
+                trail.append(self._random_steps(state, path.copy(), draw))
+            elif len(trail) > 1:
+                trail.pop()
+                path.pop()
+            else:
+                break
+        return None
+
+    def _random_steps(
+        self, state: int, path: list[int], draw: np.random.Generator
+    ) -> Iterator[tuple[int, int]]:
+        """The possible children of a node in random order, found as they are asked for."""
+        columns, states = self._allowed[state]
+        order = draw.permutation(len(columns))
+        for begin in range(0, len(order), 16):
+            some = order[begin : begin + 16]
+            paths = np.array([[*path, column] for column in columns[some].tolist()])
+            for place in some[self.possible(paths)].tolist():
+                yield int(columns[place]), int(states[place])
+
+    def _count_walkable(self) -> int | None:
+        """How many leaves the walk would come to, or None if it is long in finding them; only for
+        small spaces."""
+        found, visited = 0, 0
+        states, paths = np.array([0]), np.zeros((1, 0), dtype=np.int64)
+        while len(states):
+            visited += len(states)
+            if visited > 8 * _SMALL:
+                return None
+            last = paths[:, -1] if paths.shape[1] else np.array([-1])
+            children = [self.children(int(key)) for key in self.key(states, last)]
+            row = np.repeat(np.arange(len(states)), [len(columns) for columns, _ in children])
+            columns = np.concatenate([columns for columns, _ in children])
+            states = np.concatenate([following for _, following in children])
+            paths = np.concatenate([paths[row], columns[:, None]], axis=1)
+            fit = self.possible(paths)
+            found += int(self.leaf[states[fit]].sum())
+            inner = fit & ~self.leaf[states]
+            states, paths = states[inner], paths[inner]
+        return found
+
+    # Tokens, columns, texts
+
+    def _columns_of(self, ids: Sequence[int]) -> Ints | None:
+        cut = len(self._core)
+        path, state = self.descend(ids[cut:])
+        whole = list(ids[:cut]) == self._core and cut + len(path) == len(ids)
+        return path if whole and state is not None and self.leaf[state] else None
+
+    def _bytes(self, path: Sequence[int] | Ints) -> bytes:
+        return self._tests.spell(path)[0]
+
+
+def _arrays(step: dict[int, int]) -> tuple[Ints, Ints]:
+    columns = sorted(step)
+    return (
+        np.array(columns, dtype=np.int64),
+        np.array([step[column] for column in columns], dtype=np.int64),
+    )
+
+
+def _first_characters(fmt: SecretFormat, limit: int = _SMALL) -> Iterator[str]:
+    """Secrets with every pair of first bytes, as far as `limit` reaches."""
+    automaton = compile_automaton(fmt.secret, check=fmt.check)
+    draw = random.Random(3)
+    found = 0
+    for byte, state in automaton.steps[0].items():
+        for second, after in automaton.steps[state].items() or [(None, None)]:
+            if found >= limit:
+                return
+            found += 1
+            if second is None or after is None:
+                yield bytes([byte]).decode()
+                continue
+            rest = automaton.unrank(draw.randrange(automaton.counts[after]), after)
+            yield (bytes([byte, second]) + rest).decode()
+
+
+def _tail_at(
+    cut: int, encodings: list[list[int]], starts: list[list[int]], lengths: list[int]
+) -> int | None:
+    """How many bytes of the template's prefix stand behind `cut`; None if secrets disagree."""
+    tails = set()
+    for ids, begin, length in zip(encodings, starts, lengths, strict=True):
+        place = cut - (len(ids) - len(begin))
+        if place < 0 or cut > len(ids):
+            return None
+        tails.add((begin[place] if cut < len(ids) else 0) - length)
+    tail = tails.pop()
+    return tail if not tails and tail >= 0 else None
+
+
+def _is_text(head: bytes, tail: int) -> bool:
+    """Whether the cut stands between characters."""
+    return tail > len(head) or whole_characters(head[len(head) - tail :])
+
+
+def _count_paths(steps: list[dict[int, int]], accepting: frozenset[int]) -> int:
+    """The number of token paths from the start to an accepting state."""
+    # Very many tokens lead to few states.
+    ways = [Counter(step.values()) for step in steps]
+    counts: dict[int, int] = {}
+    stack = [0]
+    while stack:
+        state = stack[-1]
+        todo = [to for to in ways[state] if to not in counts]
+        if todo:
+            stack.extend(todo)
+            continue
+        counts[state] = (state in accepting) + sum(n * counts[to] for to, n in ways[state].items())
+        stack.pop()
+    return counts[0]
