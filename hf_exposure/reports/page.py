@@ -176,7 +176,7 @@ def render_report(
         *_by_other_methods(exposures, others, reveal),
     ]
     environment = Environment(
-        loader=PackageLoader("hf_exposure"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("hf_exposure.reports"), autoescape=True, undefined=StrictUndefined
     )
     return environment.get_template("report.html").render(
         title=title,

@@ -253,11 +253,6 @@ def test_masked_canaries_of_a_group_are_not_taken_for_one_another() -> None:
     assert rows.count("<td>–</td>") == 3  # it cannot be told which one
 
 
-def test_exposures_write_their_own_report(tmp_path: Path) -> None:
-    path = measured().report(tmp_path / "report.html", title="Mine")
-    assert path.read_text(encoding="utf-8") == render_report(exposures=measured(), title="Mine")
-
-
 def test_text_from_outside_is_escaped() -> None:
     fmt = SecretFormat("<script>alert('{secret}')</script>", secret="[0-9]{6}")
     canaries = Canaries.generate(fmt, repetitions=[0, 2], per_repetition=1)
