@@ -34,7 +34,7 @@ from hf_exposure.attacks.pairs import Pair, count_reasons, read_pairs
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Document, Rows, Tabular, from_jsonable, versions
 from hf_exposure.models.decoder import Decoder, undisturbed
-from hf_exposure.utils.checks import check_number
+from hf_exposure.utils.checks import check_count
 from hf_exposure.utils.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def sampling_scheme(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
         TypeError: `top_k` is not whole.
         ValueError: a value out of range.
     """
-    check_number("discoverable_extraction: top_k", top_k, least=0)
+    check_count("discoverable_extraction: top_k", top_k, least=0)
     if not 0 < temperature < math.inf:
         raise ValueError(
             f"discoverable_extraction: temperature={temperature!r} is not a positive number; "
@@ -570,7 +570,7 @@ def discoverable_extraction(
         ("max_forwards", max_forwards, 1),
     ):
         if value is not None:
-            check_number(f"discoverable_extraction: {name}", value, least)
+            check_count(f"discoverable_extraction: {name}", value, least)
     warp = sampling_scheme(temperature, top_k, top_p)
     start = time.perf_counter()
     usable, skipped = read_pairs(

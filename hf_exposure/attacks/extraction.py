@@ -26,7 +26,7 @@ from hf_exposure.models.decoder import Decoder, undisturbed
 from hf_exposure.tree.frontier import Beam, CheapestFirst, Frontier, Nodes
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walk import Explorer, unvisited, walk
-from hf_exposure.utils.checks import check_number
+from hf_exposure.utils.checks import check_count
 from hf_exposure.utils.progress import progress_bar
 from hf_exposure.utils.words import times
 
@@ -252,7 +252,7 @@ def extract_secrets(
         ("batch_size", batch_size),
     ):
         if name == "count" or value is not None:
-            check_number(f"extract_secrets: {name}", value)
+            check_count(f"extract_secrets: {name}", value, least=1)
     if canaries is not None and not isinstance(canaries, Canaries):
         canaries = Canaries(canaries)
     if canaries is not None and not canaries.by_format(fmt):

@@ -33,7 +33,7 @@ from hf_exposure.exposure.planning import Group, check_context, plan_measurement
 from hf_exposure.exposure.results import MaskedCanary, short_label
 from hf_exposure.models.decoder import Decoder, undisturbed
 from hf_exposure.tree.tokens import TokenTree
-from hf_exposure.utils.checks import check_number
+from hf_exposure.utils.checks import check_count
 from hf_exposure.utils.files import write_text
 from hf_exposure.utils.progress import progress_bar
 
@@ -256,9 +256,9 @@ def generate_secrets(
         (71, 100)
     """
     canaries = canaries if isinstance(canaries, Canaries) else Canaries(canaries)
-    check_number("generate_secrets: num_samples", num_samples)
-    check_number("generate_secrets: batch_size", batch_size)
-    check_number("generate_secrets: seed", seed, least=0)
+    check_count("generate_secrets: num_samples", num_samples, least=1)
+    check_count("generate_secrets: batch_size", batch_size, least=1)
+    check_count("generate_secrets: seed", seed, least=0)
     for name, instead in _OWN.items():
         if name in generate_kwargs:
             raise ValueError(f"generate_secrets: {name} cannot be given; {instead}")

@@ -21,6 +21,7 @@ from hf_exposure.exposure.chance import (
 )
 from hf_exposure.exposure.history import History
 from hf_exposure.exposure.results import Exposure, Exposures, most_exposed
+from hf_exposure.utils.words import plural
 
 if TYPE_CHECKING:
     from hf_exposure.attacks.extraction import Extraction
@@ -80,14 +81,14 @@ def _planted(exposures: Exposures) -> Finding:
     inserted = [one for one in exposures if one.canary.inserted]
     control = len(exposures) - len(inserted)
     if not inserted:
-        return Finding(f"None of the {_plural(len(exposures), 'measured canary')} was inserted.")
+        return Finding(f"None of the {plural(len(exposures), 'measured canary')} was inserted.")
     times = sorted({one.canary.repetitions for one in inserted})
-    often = f"{times[0]:,} to {times[-1]:,} times" if len(times) > 1 else _plural(times[0], "time")
+    often = f"{times[0]:,} to {times[-1]:,} times" if len(times) > 1 else plural(times[0], "time")
     each = " each" if len(inserted) > 1 else ""
     names = "canaries" if len(inserted) > 1 else "a canary"
     on_record = exposures.settings.get("planted") is not False
     put = "put" if on_record else "to be put"
-    text = f"{_plural(len(inserted), 'random secret')} ({names}) {_was(len(inserted))} {put} into "
+    text = f"{plural(len(inserted), 'random secret')} ({names}) {_was(len(inserted))} {put} into "
     text += f"the training data, {often}{each}"
     if control:
         text += f"; {control} more {_was(control)} drawn in the same way and never put in"
@@ -121,7 +122,7 @@ def _bounds(exposures: Exposures) -> list[Finding]:
     bounds = sum(map(exposures.is_bound, exposures))
     if not bounds:
         return []
-    lead = f"{bounds} of {_plural(len(exposures), 'exposure')} {_are(bounds)} lower bounds only."
+    lead = f"{bounds} of {plural(len(exposures), 'exposure')} {_are(bounds)} lower bounds only."
     if bounds == len(exposures):
         lead = "The exposures are lower bounds only."
     return [
@@ -207,9 +208,9 @@ def extracted(
         proved = sum(one.proved for one in planted)
         lead = (
             f"Searching for the most likely strings brought out "
-            f"{_plural(len(planted), 'inserted canary')}."
+            f"{plural(len(planted), 'inserted canary')}."
         )
-        detail = f"{_plural(len(extractions), 'string')} came out in all"
+        detail = f"{plural(len(extractions), 'string')} came out in all"
         if planted:
             detail += (
                 f"; of the canaries {proved} of {len(planted)} came with a proof that nothing "
@@ -228,8 +229,8 @@ def extracted(
         out.append(
             Finding(
                 f"Asked {how}, the model wrote {len(came)} of "
-                f"{_plural(len(everyone), 'inserted canary')} by itself.",
-                f"{_plural(generations.attempts, 'text')} {_was(generations.attempts)} generated.",
+                f"{plural(len(everyone), 'inserted canary')} by itself.",
+                f"{plural(generations.attempts, 'text')} {_was(generations.attempts)} generated.",
             )
         )
     return out
@@ -250,7 +251,7 @@ def _rise(exposures: Exposures, groups: Sequence[GroupFinding]) -> list[Finding]
         return [_no_rise(exposures, inserted, level, rule)]
     if above == inserted[len(inserted) - len(above) :]:
         least = above[0]
-        times = _plural(least.repetitions, "repetition")
+        times = plural(least.repetitions, "repetition")
         lead = f"Exposure is above chance from {times} on"
         if len(inserted) == 1:
             lead = f"Exposure is above chance at {times}, the only number that was tried"
@@ -323,14 +324,14 @@ def _controls(groups: Sequence[GroupFinding], exposures: Exposures) -> Finding:
         if any(exposures.is_bound(one) for one in exposures if not one.canary.inserted):
             return Finding(
                 "Whether the control group is at chance was not measured.",
-                f"{_plural(control.count, 'canary')} never inserted: lower bounds of "
+                f"{plural(control.count, 'canary')} never inserted: lower bounds of "
                 f"{control.mean:.2f} bits on average.",
             )
         if control.count < 5:
             why = "With so few controls only gross errors would show."
     p = min(1.0, 2 * min(control.higher, control.lower))
     figures = (
-        f"{_plural(control.count, 'canary')} never inserted: {control.mean:.2f} bits on average, "
+        f"{plural(control.count, 'canary')} never inserted: {control.mean:.2f} bits on average, "
         f"{expected_mean(exposures):.2f} expected (Fisher's test of uniform ranks, p = {_p(p)})."
     )
     return Finding(lead, f"{figures} {why}".rstrip())
@@ -385,7 +386,7 @@ def _skipped(exposures: Exposures) -> list[Finding]:
         return []
     return [
         Finding(
-            f"{_plural(count, 'canary')} could not be scored.",
+            f"{plural(count, 'canary')} could not be scored.",
             "The reasons stand below the table; nothing is known about them.",
         )
     ]
@@ -393,12 +394,6 @@ def _skipped(exposures: Exposures) -> list[Finding]:
 
 def _repetitions(items: Sequence[Exposure]) -> list[int]:
     return [one.canary.repetitions for one in items]
-
-
-def _plural(count: int, word: str) -> str:
-    if count == 1:
-        return f"1 {word}"
-    return f"{count:,} {word[:-1]}ies" if word.endswith("y") else f"{count:,} {word}s"
 
 
 def _of(count: int, total: int) -> str:

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 
-def times(number: int) -> str:
-    """A number of repetitions as text."""
-    return "once" if number == 1 else f"{number} times"
+def times(count: int) -> str:
+    """How often: "once", "16 times"."""
+    return "once" if count == 1 else f"{count:,} times"
+
+
+def plural(count: int, word: str) -> str:
+    """A count with its noun: "1 canary", "2 canaries", "1,024 strings"."""
+    if count == 1:
+        return f"1 {word}"
+    ending = f"{word[:-1]}ies" if word.endswith("y") and word[-2:-1] not in "aeiou" else f"{word}s"
+    return f"{count:,} {ending}"
