@@ -17,19 +17,18 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_exposure.attacks.generation import Generations
 from hf_exposure.canaries.canary import MASK
 from hf_exposure.canaries.vocabulary import Encoder, common_length
 from hf_exposure.exposure.documents import Document, Rows, Tabular, from_jsonable, versions
 from hf_exposure.models.decoder import Decoder, undisturbed
+from hf_exposure.utils.arrays import Floats, Ints
 from hf_exposure.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Floats = NDArray[np.float64]
 
 RANKINGS = ("log_perplexity", "per_token", "reference", "zlib", "lower")
 _SHOWN = 20  # rows of a table
@@ -290,7 +289,7 @@ def _score(
     bos: bool | None,
     batch_size: int | None,
     tick: Any,
-) -> tuple[Floats, NDArray[np.int64], int]:
+) -> tuple[Floats, Ints, int]:
     """(n,) bits of each text given what stands before it, (n,) its tokens, and the forwards."""
     encoder = Encoder(tokenizer, bos)
     lead = list(encoder.lead)
@@ -298,7 +297,7 @@ def _score(
     whole = encoder([first + text for first, text in pairs])
     sequences = [np.array(lead + ids, dtype=np.int64) for ids in whole]
     # Where the prefix's last tokens merge with the text's first ones, those count with the text.
-    shared = [common_length(a, b) for a, b in zip(before, whole, strict=True)]
+    shared = [common_length(pair) for pair in zip(before, whole, strict=True)]
     begins = np.array(shared, dtype=np.int64) + len(lead)
     begins = np.maximum(begins, 1)  # nothing is known of the very first token
     bits = np.zeros(len(pairs))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 from transformers import (
     LogitsProcessorList,
@@ -34,6 +34,7 @@ from hf_exposure.attacks.pairs import Pair, count_reasons, read_pairs
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Document, Rows, Tabular, from_jsonable, versions
 from hf_exposure.models.decoder import Decoder, undisturbed
+from hf_exposure.utils.arrays import Bools, Floats
 from hf_exposure.utils.checks import check_count
 from hf_exposure.utils.progress import progress_bar
 
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 Warp = Callable[[torch.Tensor], torch.Tensor]
 
 _LN2 = math.log(2)
@@ -319,10 +318,10 @@ of at least 0.5; 198 token-forwards in 0.5 s
         cells = [[self.rate(count, target, near) for target in targets] for count in counts]
         return Rates(counts, targets, cells, self.near if near else 0)
 
-    def _come_out(self, n: float, p: float, near: bool) -> NDArray[np.bool_]:
+    def _come_out(self, n: float, p: float, near: bool) -> Bools:
         return log2_extractable(self.log2_p(near), n) >= math.log2(p) - _EQUAL
 
-    def _rate(self, holds: NDArray[np.bool_], confidence: float, undecided: int = 0) -> Rate:
+    def _rate(self, holds: Bools, confidence: float, undecided: int = 0) -> Rate:
         if not len(self):
             raise ValueError("Discoverable: no example was measured")
         if not 0 < confidence < 1:
@@ -664,7 +663,7 @@ def _warn(skipped: Mapping[int, str], usable: int) -> None:
 
 def _costs(
     decoder: Decoder, pairs: Sequence[Pair], tick: Callable[[], None]
-) -> tuple[list[Floats], list[NDArray[np.bool_]]]:
+) -> tuple[list[Floats], list[Bools]]:
     """For each pair the bits of its suffix's tokens, and which of them greedy decoding gets right
     if it has got all before."""
     whole = [np.concatenate([pair.prefix, pair.suffix]) for pair in pairs]
@@ -680,7 +679,7 @@ def _costs(
 def _example(
     pair: Pair,
     costs: Floats,
-    right: NDArray[np.bool_],
+    right: Bools,
     log2_near: float | None,
     near_exact: bool | None,
     tokenizer: PreTrainedTokenizerBase | None,

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -33,6 +32,7 @@ from hf_exposure.exposure.planning import Group, check_context, plan_measurement
 from hf_exposure.exposure.results import MaskedCanary, short_label
 from hf_exposure.models.decoder import Decoder, undisturbed
 from hf_exposure.tree.tokens import TokenTree
+from hf_exposure.utils.arrays import Ints
 from hf_exposure.utils.checks import check_count
 from hf_exposure.utils.files import write_text
 from hf_exposure.utils.progress import progress_bar
@@ -40,7 +40,6 @@ from hf_exposure.utils.progress import progress_bar
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Ints = NDArray[np.int64]
 
 _BEYOND = 8  # tokens that a free text may be longer than the longest canary
 _LONGEST = 4096  # tokens of a text if the model has no limit of its own

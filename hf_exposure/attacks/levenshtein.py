@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from hf_exposure.utils.arrays import Bools, Ints
 
 Row = tuple[int, ...]
 

@@ -6,16 +6,13 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_exposure.attacks.levenshtein import NearTree
 from hf_exposure.attacks.pairs import Pair
 from hf_exposure.models.decoder import Decoder
 from hf_exposure.tree.frontier import CheapestFirst, Nodes
 from hf_exposure.tree.walk import walk
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from hf_exposure.utils.arrays import Floats, Ints
 
 _ENOUGH = math.log2(0.999)  # a search stops when so much is near: the rest cannot matter
 _WORST = 64.0  # bits of a token, at most, in guessing what a path will cost

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_exposure.canaries.vocabulary import Encoder
+from hf_exposure.utils.arrays import Ints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Ints = NDArray[np.int64]
 
 TOO_SHORT = "too short"
 NOT_TEXT = "not text, nor token ids"

@@ -521,7 +521,7 @@ class _Side:
             ValueError: no token comes before the secret.
         """
         encoded = self.encoder([fmt.render(one) for one in (secret, *fmt.sample(_OTHERS))])
-        cut = min(common_length(min(encoded), max(encoded)), len(encoded[0]) - 1)
+        cut = min(common_length(encoded), len(encoded[0]) - 1)
         prompt = [*self.encoder.lead, *encoded[0][:cut]]
         if self.context is not None and len(self.encoder.lead) + len(encoded[0]) > self.context:
             raise _TooLongError

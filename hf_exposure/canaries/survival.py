@@ -16,19 +16,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.token_rows import IGNORED, TokenRows, chunks
-from hf_exposure.canaries.vocabulary import Encoder, Readings
+from hf_exposure.canaries.vocabulary import Encoder, Readings, common_length
+from hf_exposure.utils.arrays import Ints
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
-Ints = NDArray[np.int64]
 
 MASKS = ("assistant_masks", "completion_mask")  # 0 for tokens that training will leave out
 _LINES = 40  # of a report's table
@@ -336,9 +335,9 @@ class _Search:
                 )
         forms = [self._form(ids) for ids in encoded]
         others = [self._form(ids) for ids in encoder([fmt.render(s) for s in fmt.sample(64)])]
-        head = _common_start([*forms, *others])
-        tail = _common_start([form[len(head) :][::-1] for form in [*forms, *others]])
-        return _Group(dict(zip(forms, own, strict=True)), head, len(tail))
+        head = forms[0][: common_length([*forms, *others])]
+        tail = common_length(form[len(head) :][::-1] for form in [*forms, *others])
+        return _Group(dict(zip(forms, own, strict=True)), head, tail)
 
     def _form(self, ids: list[int]) -> bytes:
         """The bytes of a canary: without a space that the tokenizer puts before every text, and
@@ -481,12 +480,6 @@ def _readings(encoder: Encoder, canaries: Canaries) -> Readings:
         f"tokenizer: changes the text of canaries, such as {error!r}, so that they cannot be "
         "found; choose a template and a secret expression from its alphabet"
     )
-
-
-def _common_start(texts: list[bytes]) -> bytes:
-    first, last = min(texts), max(texts)
-    pairs = enumerate(zip(first, last, strict=False))
-    return first[: next((at for at, (one, other) in pairs if one != other), len(first))]
 
 
 def _occurrences(data: bytes, word: bytes) -> Iterator[int]:

@@ -12,12 +12,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from hf_exposure.utils.arrays import Ints
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Ints = NDArray[np.int64]
 
 IGNORED = -100  # the label of tokens that training leaves out
 _LENGTHS = "seq_lengths"  # of the documents that TRL has packed into a row

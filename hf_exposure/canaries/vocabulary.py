@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -175,12 +175,10 @@ def align(ids: Sequence[int], text: bytes, readings: Readings, needed: int) -> l
     return starts[::-1]
 
 
-def common_length(first: Sequence[Any], second: Sequence[Any]) -> int:
-    """How many tokens two texts begin with alike."""
-    for place, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return place
-    return min(len(first), len(second))
+def common_length(sequences: Iterable[Iterable[object]]) -> int:
+    """How many items all sequences begin with alike."""
+    items = zip(*sequences, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda alike: len(set(alike)) == 1, items))
 
 
 def _byte_alphabet() -> dict[str, int]:

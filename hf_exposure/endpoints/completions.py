@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import requests
-from numpy.typing import NDArray
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
@@ -26,8 +25,7 @@ from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.vocabulary import common_length
 from hf_exposure.endpoints.echo import Echo, NotOfferedError, read_echo, read_prompt_logprobs
-
-Floats = NDArray[np.float64]
+from hf_exposure.utils.arrays import Floats
 
 _PROBES = 64  # secrets at even distances, and as many at random, that show which tokens all share
 _BACKOFF = 0.5  # seconds before the first new attempt, twice as many before each further one
@@ -180,9 +178,7 @@ class CompletionsScorer:
 
     def _core(self, fmt: SecretFormat, start: int, echoes: list[Echo]) -> tuple[Hashable, ...]:
         """The leading tokens that are the same for all secrets and end before them."""
-        first, last = echoes[0], len(echoes[0].keys)
-        for echo in echoes:
-            last = min(last, common_length(first.keys, echo.keys))
+        first, last = echoes[0], common_length(echo.keys for echo in echoes)
         self._refuse_shifted(echoes, last)
         silent = max(int(np.argmin(np.isnan([*echo.bits, 0.0]))) for echo in echoes)
         for n in range(last, 0, -1):

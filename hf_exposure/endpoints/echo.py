@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from hf_exposure.utils.arrays import Floats
 
 _LEADING = 3  # special tokens that may come before the text
 _NOTHING = -9999.0  # what servers write for a probability of 0, which JSON has no number for

@@ -19,12 +19,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from hf_exposure.exposure.results import Exposures
-
-Floats = NDArray[np.float64]
+from hf_exposure.utils.arrays import Floats
 
 METHODS = ("one_run", "one_run_fdp", "clopper_pearson")
 _LEAST_GUESSES = 8  # with fewer, all of them right prove little: 1 / 2^8

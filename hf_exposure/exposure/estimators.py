@@ -14,11 +14,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special, stats
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from hf_exposure.utils.arrays import Bools, Floats, Ints
 
 _RESAMPLES = 400
 _NEAR = 10  # costlier strings that show how much one that was not drawn may weigh
@@ -178,7 +176,7 @@ def weighted_rank(
     times = np.ones(len(sample_costs), dtype=np.int64) if draws is None else draws
     group = np.arange(len(sample_costs)) if groups is None else groups
 
-    def weighed(some: NDArray[np.bool_]) -> tuple[Floats, Ints]:
+    def weighed(some: Bools) -> tuple[Floats, Ints]:
         """log2 of what one draw of each group weighs, and how many draws it had."""
         return _by_group(-sample_log2_density[some], times[some], group[some])
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.masking import secrets_masked
@@ -30,6 +29,7 @@ from hf_exposure.exposure.results import BudgetError, Exposure, Exposures
 from hf_exposure.models.decoder import Decoder, undisturbed
 from hf_exposure.models.processes import Processes
 from hf_exposure.tree.scoring import ScoredTree, Scorer
+from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 _PILOT = 120  # draws that estimate how many prefixes an exact rank has to visit
 _FEWEST = 20  # draws; what a budget has left for fewer gives no estimate worth the name
 _MANY = 10**7  # forwards that are worth a warning before they are begun
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 def measure_exposure(

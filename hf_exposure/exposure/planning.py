@@ -9,17 +9,14 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hf_exposure.canaries.masking import mask_secrets
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.tree.tokens import TokenTree
+from hf_exposure.utils.arrays import Ints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Ints = NDArray[np.int64]
 
 # Draws that are made whatever the budget, so that there is an interval. Of 10^4 secrets, with the
 # true ranks 1 to 9,382, they came within 0.7 bits (root mean square) of the exact exposure, and

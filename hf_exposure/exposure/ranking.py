@@ -12,7 +12,6 @@ import random
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
 from hf_exposure.exposure.estimators import RankEstimate, Unexplored, last_rank, weighted_rank
@@ -22,9 +21,8 @@ from hf_exposure.tree.prefixes import Prefixes
 from hf_exposure.tree.scoring import ScoredTree
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walk import POWERS, Explorer, Sampler, unvisited, walk
+from hf_exposure.utils.arrays import Bools, Floats, Ints
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 _Draw = tuple[Ints, int, float, int]  # guide, proposal, position in it, place in the frontier
 
 _MODEL = int(np.flatnonzero(POWERS == 1.0)[0])  # the proposal that is the model's distribution
@@ -374,7 +372,7 @@ def ranks(
     explored: Explored,
     sampled: Sampled | None,
     costs: Floats,
-    controls: NDArray[np.bool_],
+    controls: Bools,
     tie: float,
     confidence: float,
 ) -> list[RankEstimate]:

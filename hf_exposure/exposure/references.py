@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.exposure.estimators import (
@@ -24,8 +23,7 @@ from hf_exposure.exposure.estimators import (
 from hf_exposure.exposure.planning import Settings
 from hf_exposure.exposure.results import Exposure
 from hf_exposure.tree.scoring import Scorer
-
-Floats = NDArray[np.float64]
+from hf_exposure.utils.arrays import Floats
 
 
 @dataclass

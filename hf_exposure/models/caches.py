@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from hf_exposure.utils.arrays import Ints
 
 
 @dataclass

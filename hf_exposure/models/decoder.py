@@ -21,13 +21,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from hf_exposure.models.caches import Joined, bytes_of, can_be_selected, select
 from hf_exposure.models.processes import BrokenForwardError, ProcessFailedError
+from hf_exposure.utils.arrays import Bools, Floats, Ints
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 T = TypeVar("T")
 
 _CACHES = ("past_key_values", "cache_params")
@@ -382,7 +380,7 @@ class Decoder:
             allowed = _TRUSTED.get(dtype, 0.01) + 8 * torch.finfo(dtype).eps * np.abs(truth)
         return bool((np.abs(_difference(costs, truth)) <= allowed).all())
 
-    def _probes(self, paths: Sequence[Ints]) -> tuple[Ints, NDArray[np.bool_]]:
+    def _probes(self, paths: Sequence[Ints]) -> tuple[Ints, Bools]:
         """(B, L) paths and which of their cells are given ones.
 
         At least four of four tokens, as far as the context allows.
@@ -589,7 +587,7 @@ def _difference(costs: Floats, truth: Floats) -> Floats:
         return np.where(costs == truth, 0.0, costs - truth)
 
 
-def _noise(costs: Floats, truth: Floats, real: NDArray[np.bool_]) -> float:
+def _noise(costs: Floats, truth: Floats, real: Bools) -> float:
     """The largest difference between sums along paths, as far as `real` reaches."""
     return float(np.abs(np.cumsum(_difference(costs, truth), axis=1))[real].max())
 

@@ -21,13 +21,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
-from numpy.typing import NDArray
 
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.exposure.chance import CHANCE
 from hf_exposure.exposure.estimators import SkewNormal
 from hf_exposure.exposure.history import History
 from hf_exposure.exposure.results import Exposure, Exposures, mean_bits
+from hf_exposure.utils.arrays import Floats
 
 if TYPE_CHECKING:
     from hf_exposure.attacks.extraction import Extraction
@@ -41,7 +41,6 @@ CONTROL = "#7d848c"  # canaries that were never inserted
 
 _MARKERS = "osD^vPX*<>hp"
 _LOSSES = {"eval_loss": "evaluation loss", "loss": "training loss"}
-Floats = NDArray[np.float64]
 
 
 def group_colours(repetitions: Iterable[int], dark: bool = False) -> dict[int, str]:

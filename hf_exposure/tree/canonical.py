@@ -13,13 +13,10 @@ from dataclasses import dataclass, field
 from unicodedata import category
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_exposure.canaries.automaton import Automaton
 from hf_exposure.canaries.vocabulary import Encoder
-
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from hf_exposure.utils.arrays import Bools, Ints
 
 _NEAR = 32  # characters of the template that are looked at in testing pairs
 _KEPT = 1 << 21  # pairs that are remembered

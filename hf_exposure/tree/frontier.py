@@ -13,12 +13,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_exposure.models.decoder import Branches, together
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from hf_exposure.utils.arrays import Bools, Floats, Ints
 
 
 @dataclass
@@ -44,7 +41,7 @@ class Nodes:
     def __len__(self) -> int:
         return len(self.costs)
 
-    def __getitem__(self, place: Ints | slice | NDArray[np.bool_]) -> Nodes:
+    def __getitem__(self, place: Ints | slice | Bools) -> Nodes:
         return Nodes(
             self.parents,
             self.rows[place],

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_exposure.tree.frontier import Nodes
 from hf_exposure.tree.walk import POWERS, Explorer
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from hf_exposure.utils.arrays import Floats, Ints
 
 
 @dataclass(frozen=True)

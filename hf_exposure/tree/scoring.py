@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.models.decoder import Decoder
@@ -16,9 +15,8 @@ from hf_exposure.models.processes import Processes
 from hf_exposure.tree.frontier import DepthFirst
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walk import Sampler, walk
+from hf_exposure.utils.arrays import Floats, Ints
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 T = TypeVar("T")
 
 

@@ -25,18 +25,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_exposure.canaries.automaton import compile_automaton
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.vocabulary import Encoder, Readings, align, common_length
 from hf_exposure.tree.canonical import PathTests, whole_characters
+from hf_exposure.utils.arrays import Bools, Floats, Ints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 _SMALL = 4096  # spaces up to this size are checked string by string
 # More allowed tokens than this are tested for being canonical only when taken. On a model of
@@ -98,7 +96,7 @@ class TokenTree:
         return out
 
     @cached_property
-    def log2_counts(self) -> NDArray[np.float64]:
+    def log2_counts(self) -> Floats:
         """(states,) log2 of the number of strings that lead on from a state."""
         return np.array([math.log2(count) for count in self._automaton.counts])
 
@@ -240,7 +238,7 @@ class TokenTree:
                 "expression of characters that it keeps"
             ) from None
         head = (self.before + self.format.prefix).encode()
-        common = common_length(min(encodings), max(encodings))
+        common = common_length(encodings)
         starts: list[list[int]] = []
         for text, ids, length in zip(texts, encodings, lengths, strict=True):
             found = align(ids, text.encode(), readings, length)

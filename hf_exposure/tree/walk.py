@@ -15,13 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_exposure.models.decoder import Branches, Decoder
 from hf_exposure.tree.frontier import Frontier, Nodes, by_depth
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from hf_exposure.utils.arrays import Bools, Floats, Ints
 
 # Proposals draw each token with its probability to these powers: after strong memorization the
 # model's own samples are all the same few strings, early in training they are nearly uniform.
@@ -34,7 +31,7 @@ class Tree(Protocol):
     """What a walk asks of a tree of tokens; see `TokenTree`. Its root has state 0."""
 
     @property
-    def leaf(self) -> NDArray[np.bool_]:
+    def leaf(self) -> Bools:
         """(states,) whether a state is the end of a path."""
 
     def key(self, states: Ints, last: Ints) -> Ints:
@@ -43,10 +40,10 @@ class Tree(Protocol):
     def children(self, key: int) -> tuple[Ints, Ints]:
         """Columns, ascending, and states of a node's children, both (n,)."""
 
-    def possible(self, paths: Ints) -> NDArray[np.bool_]:
+    def possible(self, paths: Ints) -> Bools:
         """(n,) whether some path to a leaf may begin like each of the (n, depth) paths."""
 
-    def canonical(self, paths: Ints) -> NDArray[np.bool_]:
+    def canonical(self, paths: Ints) -> Bools:
         """(n,) whether each of the (n, depth) paths to leaves counts."""
 
 
@@ -184,7 +181,7 @@ def _drop_caches(frontier: Frontier, limit: int) -> int:
     return used
 
 
-def powers_of(nodes: Nodes, inside: NDArray[np.bool_]) -> Floats:
+def powers_of(nodes: Nodes, inside: Bools) -> Floats:
     """(n, 5) log2 of each proposal's probability of going from the parent to each child.
 
     A child outside, or of probability 0, has none. Children are row by row.
@@ -195,7 +192,7 @@ def powers_of(nodes: Nodes, inside: NDArray[np.bool_]) -> Floats:
     return _normalized(scores, nodes.rows, inside)
 
 
-def _normalized(scores: Floats, rows: Ints, inside: NDArray[np.bool_]) -> Floats:
+def _normalized(scores: Floats, rows: Ints, inside: Bools) -> Floats:
     """(n, k) log2 of probabilities in proportion to 2^score among the children of each row; none
     for a child outside. Scores inside are finite."""
     out = np.full(scores.shape, -np.inf)
@@ -354,7 +351,7 @@ class Sampler:
         starts: Floats | None = None,
         aims: Callable[[Floats, Ints], Floats] | None = None,
         looks: int = 0,
-        leaf: NDArray[np.bool_] | None = None,
+        leaf: Bools | None = None,
     ) -> None:
         n = len(guides)
         self.bound = bound
@@ -437,7 +434,7 @@ class Sampler:
             np.array(draws, dtype=np.int64),
         )
 
-    def _steps(self, nodes: Nodes, inside: NDArray[np.bool_]) -> Floats:
+    def _steps(self, nodes: Nodes, inside: Bools) -> Floats:
         """(n, k) log2 of each proposal's probability of going from the parent to each child."""
         if (self._power < 0).all():
             return np.zeros((len(nodes), self.log2_powers.shape[1]))
@@ -449,7 +446,7 @@ class Sampler:
         scores[inside] = self._aims(nodes.costs[inside], nodes.states[inside])
         return np.concatenate([steps, _normalized(scores, nodes.rows, inside)], axis=1)
 
-    def _looked_at(self, nodes: Nodes, inside: NDArray[np.bool_], rows: int) -> NDArray[np.bool_]:
+    def _looked_at(self, nodes: Nodes, inside: Bools, rows: int) -> Bools:
         """(n,) which children are leaves that a draw looks at from their parent."""
         if not self._looks or self._leaf is None:
             return np.zeros(len(nodes), dtype=bool)
@@ -464,7 +461,7 @@ class Sampler:
         here = np.flatnonzero(tags[place] == self._at)
         return here, place[here]
 
-    def _guided(self, nodes: Nodes, inside: NDArray[np.bool_], rows: Ints, columns: Ints) -> Ints:
+    def _guided(self, nodes: Nodes, inside: Bools, rows: Ints, columns: Ints) -> Ints:
         """The children that guided draws go to, -1 where there is none within the bound."""
         if not len(rows) or not len(nodes):
             return np.full(len(rows), -1, dtype=np.int64)
