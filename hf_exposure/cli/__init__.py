@@ -3,7 +3,6 @@ module each."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import sys
 import warnings
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_exposure import __version__
 from hf_exposure.cli.audit import audit
 from hf_exposure.cli.demo import demo
 from hf_exposure.cli.discover import discover
@@ -19,7 +19,6 @@ from hf_exposure.cli.inject import inject
 from hf_exposure.cli.measure import measure
 from hf_exposure.cli.report import report
 from hf_exposure.cli.terminal import fail, out, progress
-from hf_exposure.exposure.results import BudgetError
 
 __all__ = ["app", "main", "out", "progress"]
 
@@ -35,7 +34,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        out.print(importlib.metadata.version("hf-exposure"))
+        out.print(__version__)
         raise typer.Exit
 
 
@@ -67,14 +66,16 @@ def main() -> None:
     warnings.formatwarning = _one_line
     try:
         app()
-    except BudgetError as error:
-        fail(str(error).replace(": see .exposures of this error", ":"))
-        out.print(error.exposures.table())
-        sys.exit(1)
     except KeyboardInterrupt:
         fail("interrupted; nothing was written")
         sys.exit(130)
     except Exception as error:
+        from hf_exposure.exposure.results import BudgetError  # brings SciPy, so not at import
+
+        if isinstance(error, BudgetError):
+            fail(str(error).replace(": see .exposures of this error", ":"))
+            out.print(error.exposures.table())
+            sys.exit(1)
         if os.environ.get("HF_EXPOSURE_TRACEBACK"):
             raise
         said = str(error).strip()

@@ -13,12 +13,11 @@ from hf_exposure.cli.options import (
     Reveal,
 )
 from hf_exposure.cli.terminal import out
-from hf_exposure.exposure.documents import plain_table
-from hf_exposure.exposure.results import Exposures, mean_bits
 from hf_exposure.models.loading import quiet
 
 if TYPE_CHECKING:
     from hf_exposure.exposure.history import Measurement
+    from hf_exposure.exposure.results import Exposures
 
 
 def demo(
@@ -90,6 +89,9 @@ def demo(
 
 def _methods_table(exposures: Sequence[Exposures]) -> str:
     """What each method says of each repetition group, side by side."""
+    from hf_exposure.exposure.documents import plain_table
+    from hf_exposure.exposure.results import mean_bits
+
     headings = ["planted", *(f"{one.settings['method']}" for one in exposures)]
     groups = [one.by_repetitions() for one in exposures]
     rows = [
@@ -106,6 +108,8 @@ def _methods_table(exposures: Sequence[Exposures]) -> str:
 
 def _epoch_line(measurement: Measurement, headings: bool) -> str:
     """One row of the table that grows while the demo trains, under its headings if asked for."""
+    from hf_exposure.exposure.results import mean_bits
+
     groups = measurement.exposures.by_repetitions()
     loss = measurement.metrics.get("eval_loss", float("nan"))
     line = f"{measurement.epoch or 0:5.0f}{loss:15.2f}   "

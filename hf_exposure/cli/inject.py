@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from hf_exposure.canaries.sets import Canaries
 from hf_exposure.cli.inputs import check_file, check_folder, check_new, format_of, numbers
 from hf_exposure.cli.options import (
     AsJson,
@@ -73,6 +72,7 @@ def inject(
     from hf_exposure.canaries.insertion import inject_canaries
     from hf_exposure.canaries.loading import load_manifest
     from hf_exposure.canaries.rows import check_output, describe_rows, load_rows, save_rows
+    from hf_exposure.canaries.sets import Canaries
 
     check_output(output)
     if output.resolve() == Path(dataset).resolve():

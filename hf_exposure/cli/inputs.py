@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.canaries.sets import holds_manifest
 from hf_exposure.cli.terminal import progress
-from hf_exposure.exposure.results import Exposures
 
 if TYPE_CHECKING:
     from datasets import Dataset as Rows
+
+    from hf_exposure.canaries.formats import SecretFormat
+    from hf_exposure.exposure.results import Exposures
 
 
 Number = TypeVar("Number", int, float)
@@ -27,6 +27,8 @@ def format_of(template: str | None, secret: str | None, check: str | None) -> Se
             "give both --template and --secret, such as --template 'The random number is {secret}.'"
             " --secret '[0-9]{9}', or --canaries with a manifest"
         )
+    from hf_exposure.canaries.formats import SecretFormat
+
     return SecretFormat(template, secret, check)
 
 
@@ -43,6 +45,8 @@ def check_file(
 ) -> None:
     """Refuse what no file can be written to, or must not be, before anything is measured for it:
     a manifest, which may be the only place of its secrets, and the files in `apart`."""
+    from hf_exposure.canaries.sets import holds_manifest
+
     if path is None:
         return
     if path.is_dir():

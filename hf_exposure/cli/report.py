@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_exposure.canaries.sets import Canaries
 from hf_exposure.cli.inputs import check_file, check_new
 from hf_exposure.cli.options import (
     AsJson,
@@ -15,13 +14,14 @@ from hf_exposure.cli.options import (
     Reveal,
 )
 from hf_exposure.cli.terminal import out, print_json
-from hf_exposure.exposure.history import HISTORY_FILE, History
-from hf_exposure.exposure.results import Exposures
 from hf_exposure.utils.files import load_json
 
 if TYPE_CHECKING:
     from hf_exposure.attacks.extraction import Extractions
     from hf_exposure.attacks.generation import Generations
+    from hf_exposure.canaries.sets import Canaries
+    from hf_exposure.exposure.history import History
+    from hf_exposure.exposure.results import Exposures
 
 
 _WANTED = "what measure --output, ExposureCallback or Exposures.save has written"
@@ -75,6 +75,9 @@ def report(
 
 def _measured(results: Path, canaries: Canaries | None) -> tuple[Exposures | None, History | None]:
     """The exposures and the history in a file, or those in a folder."""
+    from hf_exposure.exposure.history import HISTORY_FILE, History
+    from hf_exposure.exposure.results import Exposures
+
     if results.is_dir():
         files = [results / "exposures.json", results / HISTORY_FILE]
         there = [file for file in files if file.is_file()]
