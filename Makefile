@@ -14,6 +14,7 @@ WORKERS ?= logical
 EXTRAS_base :=
 EXTRAS_dev := [dev]
 EXTRAS_bench := [bench]
+EXTRAS_docs := [docs]
 
 # Of these the tests load one file each, to compare with. They lie in a folder of their own, without
 # what they need themselves (JAX, TensorFlow), and whatever Python they ask for.
@@ -26,7 +27,7 @@ export PIP_NO_INPUT := 1
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
@@ -48,12 +49,16 @@ lint: $(VENV)/.installed-dev ## check format, code, types and the layout
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+docs: $(VENV)/.installed-docs ## build the documentation into site/, with links and docstrings checked
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'Now open site/index.html'
+
 bench: $(VENV)/.installed-bench ## measure the tables of docs/accuracy.md again
 	@$(BIN)/python benchmarks/estimators.py $(ARGS)
 	@$(BIN)/python benchmarks/scoring.py $(ARGS)
 
 clean: ## remove .venv, build files and caches
-	@rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	@rm -rf $(VENV) build dist site .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # First the environment: one that works is kept, whoever made it; one without a usable Python and pip,

@@ -34,7 +34,7 @@ from tests.endpoint import Endpoint
 from tests.tiny import TOKENIZERS, conversations, corpus, llama
 
 ROOT = Path(__file__).parents[1]
-MINUTES = {"demo", "experiment"}  # commands that train for minutes: parsed, not run
+MINUTES = {"demo"}  # trains for minutes: parsed, not run
 # Given where a line does not say: small budgets for a small model.
 SMALL = {
     "measure": {"--samples": "100"},
@@ -156,7 +156,7 @@ def reader(folder: Path) -> dict[str, Any]:
 
 
 def _tokenized(known: dict[str, Any]) -> None:
-    """What a reader does with planted rows: encode them, in the way of the ecosystem."""
+    """What a reader does with rows that hold canaries: encode them, in the way of the ecosystem."""
     if "train" in known and known.get("_encoded") is not known["train"]:
         tokenizer, train = known["tokenizer"], known["train"]
         known["_encoded"] = train
