@@ -2,13 +2,13 @@
 from .attacks.candidates import Candidate as Candidate
 from .attacks.candidates import Candidates as Candidates
 from .attacks.candidates import rank_candidates as rank_candidates
-from .attacks.discoverable import Discoverable as Discoverable
 from .attacks.discoverable import discoverable_extraction as discoverable_extraction
+from .attacks.examples import Discoverable as Discoverable
 from .attacks.extraction import Extraction as Extraction
 from .attacks.extraction import Extractions as Extractions
 from .attacks.extraction import extract_secrets as extract_secrets
-from .attacks.generation import Generations as Generations
 from .attacks.generation import generate_secrets as generate_secrets
+from .attacks.generations import Generations as Generations
 from .attacks.pairs import load_benchmark as load_benchmark
 from .audit.audit import Audit as Audit
 from .audit.audit import AuditEntry as AuditEntry

@@ -13,25 +13,27 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_exposure.attacks.generation import Generations
+from hf_exposure.attacks.generations import Generations
 from hf_exposure.canaries.canary import MASK
 from hf_exposure.canaries.vocabulary import Encoder, common_length
-from hf_exposure.exposure.documents import Document, Rows, Tabular, from_jsonable, versions
+from hf_exposure.exposure.documents import Result, from_jsonable, versions
 from hf_exposure.models.decoder import Decoder, undisturbed
 from hf_exposure.utils.arrays import Floats, Ints
+from hf_exposure.utils.checks import check_choice, check_count, check_type
 from hf_exposure.utils.progress import progress_bar
+from hf_exposure.utils.words import plural
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 RANKINGS = ("log_perplexity", "per_token", "reference", "zlib", "lower")
 _SHOWN = 20  # rows of a table
+_NO_REFERENCE = "rank_candidates: by='reference' needs a reference model; give reference="
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Candidate:
         return float(against / self.log_perplexity) if self.log_perplexity > 0 else math.inf
 
 
-class Candidates(Tabular, Document, Rows[Candidate]):
+class Candidates(Result[Candidate]):
     """Texts that came out by generation, the one that was most likely memorized first.
 
     Attributes:
@@ -85,24 +87,16 @@ class Candidates(Tabular, Document, Rows[Candidate]):
     """
 
     kind = "candidates"
+    entries = "candidates"
     right = frozenset({0, 2, 3, 4, 5, 6})
 
     def __init__(
-        self,
-        items: Iterable[Candidate],
-        *,
-        by: str = "log_perplexity",
-        forwards: int = 0,
-        seconds: float = 0.0,
-        settings: Mapping[str, Any] | None = None,
+        self, items: Iterable[Candidate], *, by: str = "log_perplexity", **took: Any
     ) -> None:
-        self.by = _known(by)
-        self._items = tuple(
-            sorted(items, key=lambda one: _last_if_nan(one.score(by)), reverse=True)
+        self.by = check_choice("rank_candidates: by", by, RANKINGS)
+        super().__init__(
+            sorted(items, key=lambda one: _last_if_nan(one.score(by)), reverse=True), **took
         )
-        self.forwards = forwards
-        self.seconds = seconds
-        self.settings: dict[str, Any] = dict(settings or {})
 
     def ranked(self, by: str) -> Candidates:
         """The same texts in the order of another of `RANKINGS`; nothing is scored again.
@@ -110,10 +104,8 @@ class Candidates(Tabular, Document, Rows[Candidate]):
         Raises:
             ValueError: it is not known, or needs a reference model and there was none.
         """
-        if _known(by) == "reference" and any(one.reference is None for one in self):
-            raise ValueError(
-                "rank_candidates: by='reference' needs a reference model; give reference="
-            )
+        if by == "reference" and any(one.reference is None for one in self):
+            raise ValueError(_NO_REFERENCE)
         return Candidates(
             self, by=by, forwards=self.forwards, seconds=self.seconds, settings=self.settings
         )
@@ -149,35 +141,23 @@ class Candidates(Tabular, Document, Rows[Candidate]):
     def summary(self) -> str:
         """One line about how many there are and what it took."""
         shown = f", the first {_SHOWN} shown" if len(self) > _SHOWN else ""
-        return (
-            f"{len(self):,} different texts by {self.by}{shown}; {self.forwards:,} token-forwards "
-            f"in {self.seconds:.1f} s"
-        )
+        return f"{plural(len(self), 'different text')} by {self.by}{shown}; {self.took}"
+
+    def _entry(self, item: Candidate, reveal: bool) -> dict[str, Any]:
+        return asdict(item if reveal else replace(item, text=MASK * len(item.text)))
 
     def _content(self, reveal: bool) -> dict[str, Any]:
-        def described(one: Candidate) -> dict[str, Any]:
-            entry = asdict(one)
-            if not reveal:
-                entry["text"] = MASK * len(one.text)
-            return entry
-
-        return {
-            "by": self.by,
-            "forwards": self.forwards,
-            "seconds": self.seconds,
-            "settings": self.settings,
-            "candidates": [described(one) for one in self],
-        }
+        return {"by": self.by, **super()._content(reveal)}
 
     @classmethod
     def _from_content(cls, data: dict[str, Any], canaries: Any) -> Candidates:
-        return cls(
-            [Candidate(**from_jsonable(entry)) for entry in data["candidates"]],
-            by=data["by"],
-            forwards=data["forwards"],
-            seconds=data["seconds"],
-            settings=from_jsonable(data["settings"]),
-        )
+        # A text may be "nan": only numbers are read as such.
+        numbers = ("log_perplexity", "reference", "lower", "zlib")
+        entries = [
+            {**entry, **{name: from_jsonable(entry[name]) for name in numbers}}
+            for entry in data["candidates"]
+        ]
+        return cls([Candidate(**entry) for entry in entries], by=data["by"], **cls._read_took(data))
 
 
 def rank_candidates(
@@ -214,11 +194,15 @@ def rank_candidates(
         >>> written = generate_secrets(model, tokenizer, canaries)      # doctest: +SKIP
         >>> rank_candidates(model, tokenizer, written, by="zlib")[0]    # doctest: +SKIP
     """
-    if _known(by) == "reference" and reference is None:
-        raise ValueError("rank_candidates: by='reference' needs a reference model; give reference=")
-    if isinstance(generated, str):
+    if check_choice("rank_candidates: by", by, RANKINGS) == "reference" and reference is None:
+        raise ValueError(_NO_REFERENCE)
+    check_type("rank_candidates: prefix", prefix, str, "a string")
+    if batch_size is not None:
+        check_count("rank_candidates: batch_size", batch_size, least=1)
+    if isinstance(generated, str) or not isinstance(generated, Iterable):
         raise TypeError(
-            "rank_candidates: generated is one string; give a list of texts, such as [text]"
+            f"rank_candidates: generated is one {type(generated).__name__}; give a list of texts, "
+            "such as [text]"
         )
     start = time.perf_counter()
     counts = _counts(generated, prefix)
@@ -270,9 +254,7 @@ def _counts(
                 out[prefix, text] += times
         return out
     constrained = bool(generated.settings.get("constrained", True))
-    formats = {row.canary.format.template: row.canary.format for row in generated}
-    for template, texts in generated.texts.items():
-        fmt = formats[template]
+    for fmt, texts in generated.texts.items():
         for text, times in texts.items():
             # Constrained texts are secrets alone, free ones have the prompt before them.
             whole = fmt.render(text) if constrained else text
@@ -322,14 +304,6 @@ def _score(
             bits[scored[place]] = float(np.sum(costs))
             tick(decoder.forwards)
     return bits, np.maximum(tokens, 0), decoder.forwards
-
-
-def _known(by: str) -> str:
-    if by not in RANKINGS:
-        raise ValueError(
-            f"rank_candidates: by={by!r} is not known; use one of {', '.join(map(repr, RANKINGS))}"
-        )
-    return by
 
 
 def _last_if_nan(value: float) -> float:

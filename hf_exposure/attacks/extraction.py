@@ -10,7 +10,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +19,16 @@ import numpy as np
 from hf_exposure.canaries.canary import MASK, Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.documents import Document, Rows, Tabular, from_jsonable, versions
+from hf_exposure.exposure.documents import Result, versions
 from hf_exposure.exposure.planning import check_context, context_before, first_tokens
 from hf_exposure.exposure.results import MaskedCanary, short_label
 from hf_exposure.models.decoder import Decoder, undisturbed
 from hf_exposure.tree.frontier import Beam, CheapestFirst, Frontier, Nodes
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walk import Explorer, unvisited, walk
-from hf_exposure.utils.checks import check_count
+from hf_exposure.utils.checks import check_count, check_type
 from hf_exposure.utils.progress import progress_bar
-from hf_exposure.utils.words import times
+from hf_exposure.utils.words import plural, times
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +67,7 @@ class Extraction:
         return fmt.render(shown) if fmt is not None else shown
 
 
-class Extractions(Tabular, Document, Rows[Extraction]):
+class Extractions(Result[Extraction]):
     """The secrets that a search brought out, most likely first.
 
     Attributes:
@@ -86,22 +86,12 @@ class Extractions(Tabular, Document, Rows[Extraction]):
     """
 
     kind = "extractions"
+    entries = "extractions"
     right = frozenset({0, 3, 5})
 
-    def __init__(
-        self,
-        items: Iterable[Extraction],
-        *,
-        format: SecretFormat,
-        forwards: int = 0,
-        seconds: float = 0.0,
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._items = tuple(items)
+    def __init__(self, items: Iterable[Extraction], *, format: SecretFormat, **took: Any) -> None:
+        super().__init__(items, **took)
         self.format = format
-        self.forwards = forwards
-        self.seconds = seconds
-        self.settings: dict[str, Any] = dict(settings or {})
 
     # Tables
 
@@ -140,12 +130,9 @@ class Extractions(Tabular, Document, Rows[Extraction]):
 
     def summary(self) -> str:
         """One line about what came out and what it took."""
-        secrets = "1 secret" if len(self) == 1 else f"{len(self)} secrets"
+        secrets = plural(len(self), "secret")
         line = f"{len(self)} of {self._wanted} secrets" if self.cut_short else secrets
-        line += (
-            f" of {self.format.bits:.1f} bits; {self.forwards:,} token-forwards in "
-            f"{self.seconds:.1f} s"
-        )
+        line += f" of {self.format.bits:.1f} bits; {self.took}"
         if self.cut_short:
             line += (
                 f"; max_forwards={self.settings['max_forwards']:,} ran out before the rest "
@@ -156,43 +143,32 @@ class Extractions(Tabular, Document, Rows[Extraction]):
 
     # Files
 
-    def _content(self, reveal: bool) -> dict[str, Any]:
-        def described(one: Extraction) -> dict[str, Any]:
-            out: dict[str, Any] = {
-                "length": len(one.secret),
-                "log_perplexity": one.log_perplexity,
-                "proved": one.proved,
-                "forwards": one.forwards,
-                "canary": None,
-            }
-            if one.canary is not None:
-                out["canary"] = {
-                    "place": one.place,
-                    "repetitions": one.canary.repetitions,
-                    "planned": one.canary.planned,
-                }
-            if reveal and MASK not in one.secret:
-                out["secret"] = one.secret
-            return out
-
-        return {
-            "format": self.format.to_dict(),
-            "forwards": self.forwards,
-            "seconds": self.seconds,
-            "settings": self.settings,
-            "extractions": [described(one) for one in self],
+    def _entry(self, item: Extraction, reveal: bool) -> dict[str, Any]:
+        canary = item.canary
+        out: dict[str, Any] = {
+            "length": len(item.secret),
+            "log_perplexity": item.log_perplexity,
+            "proved": item.proved,
+            "forwards": item.forwards,
+            "canary": canary
+            and {
+                "place": item.place,
+                "repetitions": canary.repetitions,
+                "planned": canary.planned,
+            },
         }
+        if reveal and MASK not in item.secret:
+            out["secret"] = item.secret
+        return out
+
+    def _content(self, reveal: bool) -> dict[str, Any]:
+        return {"format": self.format.to_dict(), **super()._content(reveal)}
 
     @classmethod
     def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> Extractions:
         fmt = SecretFormat.from_dict(data["format"])
-        return cls(
-            [_extraction(entry, fmt, canaries) for entry in data["extractions"]],
-            format=fmt,
-            forwards=data["forwards"],
-            seconds=data["seconds"],
-            settings=from_jsonable(data["settings"]),
-        )
+        entries = [_extraction(entry, fmt, canaries) for entry in data["extractions"]]
+        return cls(entries, format=fmt, **cls._read_took(data))
 
 
 def extract_secrets(
@@ -243,15 +219,11 @@ def extract_secrets(
         >>> found[0].log_perplexity, found[0].proved, found[0].forwards # doctest: +SKIP
         (0.4, True, 163)
     """
-    if not isinstance(fmt, SecretFormat):
-        raise TypeError(f"extract_secrets: fmt must be a SecretFormat, not {type(fmt).__name__}")
-    for name, value in (
-        ("count", count),
-        ("beam_width", beam_width),
-        ("max_forwards", max_forwards),
-        ("batch_size", batch_size),
-    ):
-        if name == "count" or value is not None:
+    check_type("extract_secrets: fmt", fmt, SecretFormat, "a SecretFormat")
+    check_count("extract_secrets: count", count, least=1)
+    limits = {"beam_width": beam_width, "max_forwards": max_forwards, "batch_size": batch_size}
+    for name, value in limits.items():
+        if value is not None:
             check_count(f"extract_secrets: {name}", value, least=1)
     if canaries is not None and not isinstance(canaries, Canaries):
         canaries = Canaries(canaries)
@@ -402,6 +374,3 @@ def _extraction(entry: dict[str, Any], fmt: SecretFormat, canaries: Canaries | N
     return Extraction(
         secret, entry["log_perplexity"], entry["proved"], entry["forwards"], canary, fmt, place
     )
-
-
-# Shared with the other way of extraction

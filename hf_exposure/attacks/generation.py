@@ -9,37 +9,27 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from hf_exposure.attacks.constraint import AtLeaf, Constraint, secret_of
+from hf_exposure.attacks.generations import Generated, Generations
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.sets import Canaries, derived
-from hf_exposure.exposure.documents import Document, Rows, Tabular, from_jsonable, versions
+from hf_exposure.exposure.documents import versions
 from hf_exposure.exposure.planning import Group, check_context, plan_measurement
-from hf_exposure.exposure.results import MaskedCanary, short_label
 from hf_exposure.models.decoder import Decoder, undisturbed
-from hf_exposure.tree.tokens import TokenTree
-from hf_exposure.utils.arrays import Ints
 from hf_exposure.utils.checks import check_count
 from hf_exposure.utils.files import write_text
 from hf_exposure.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
 
 _BEYOND = 8  # tokens that a free text may be longer than the longest canary
 _LONGEST = 4096  # tokens of a text if the model has no limit of its own
@@ -56,147 +46,6 @@ _OWN = {
     "return_dict_in_generate": "only the tokens are used",
     "streamer": "many sequences are generated at a time",
 }
-
-
-@dataclass(frozen=True)
-class Generated:
-    """How often one canary came out by generation.
-
-    Attributes:
-        canary: the canary; a `MaskedCanary` if it was loaded from a file without secrets.
-        times: in how many of the sequences.
-        attempts: how many sequences were generated for its format.
-    """
-
-    canary: Canary | MaskedCanary
-    times: int
-    attempts: int
-
-
-class Generations(Tabular, Document, Rows[Generated]):
-    """What generation brought out, one row for each canary, in the order of the set.
-
-    Attributes:
-        rows: a `Generated` for each canary.
-        attempts: sequences that were generated, all formats together.
-        forwards: token-forwards spent: positions that the model has computed.
-        seconds: how long it took.
-        settings: how it was generated.
-        texts: for each format's template the secrets or, unconstrained, the texts that came out,
-            and how often. They hold secrets, and are not saved unless revealed.
-
-    Example:
-        >>> fmt = SecretFormat("My code is {secret}.", secret=r"[0-9]{4}")
-        >>> print(Generations([Generated(Canary(fmt, "1234", 8), 71, 100)], attempts=100,
-        ...                   forwards=900, seconds=0.5))
-        canary          inserted  came out
-        …code is ••••.         8  71 of 100
-        1 of 1 canary came out; 100 sequences, 900 token-forwards in 0.5 s
-    """
-
-    kind = "generations"
-    right = frozenset({1})
-
-    def __init__(
-        self,
-        rows: Iterable[Generated],
-        *,
-        attempts: int = 0,
-        forwards: int = 0,
-        seconds: float = 0.0,
-        settings: Mapping[str, Any] | None = None,
-        texts: Mapping[str, Counter[str]] | None = None,
-    ) -> None:
-        self._items = tuple(rows)
-        self.attempts = attempts
-        self.forwards = forwards
-        self.seconds = seconds
-        self.settings: dict[str, Any] = dict(settings or {})
-        self.texts: dict[str, Counter[str]] = {
-            key: Counter(value) for key, value in (texts or {}).items()
-        }
-
-    @property
-    def rows(self) -> tuple[Generated, ...]:
-        """A `Generated` for each canary."""
-        return self._items
-
-    @property
-    def extracted(self) -> list[Canary | MaskedCanary]:
-        """The canaries that came out at least once."""
-        return [row.canary for row in self.rows if row.times]
-
-    # Tables
-
-    def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
-        """The table as text: its headings, and a row of them for each canary."""
-        rows = [
-            [
-                short_label(row.canary, reveal),
-                f"{row.canary.repetitions}",
-                f"{row.times:,} of {row.attempts:,}",
-            ]
-            for row in self.rows
-        ]
-        return ["canary", "inserted", "came out"], rows
-
-    def summary(self) -> str:
-        """One line about what came out and what it took."""
-        canaries = "canary" if len(self) == 1 else "canaries"
-        sequences = "1 sequence" if self.attempts == 1 else f"{self.attempts:,} sequences"
-        return (
-            f"{len(self.extracted)} of {len(self)} {canaries} came out; {sequences}, "
-            f"{self.forwards:,} token-forwards in {self.seconds:.1f} s"
-        )
-
-    # Files
-
-    def _content(self, reveal: bool) -> dict[str, Any]:
-        formats = list(dict.fromkeys(row.canary.format for row in self.rows))
-
-        def described(row: Generated) -> dict[str, Any]:
-            canary = row.canary
-            out: dict[str, Any] = {
-                "format": formats.index(canary.format),
-                "length": len(canary.secret),
-                "repetitions": canary.repetitions,
-                "planned": canary.planned,
-                "times": row.times,
-                "attempts": row.attempts,
-            }
-            if reveal and isinstance(canary, Canary):
-                out["secret"] = canary.secret
-            return out
-
-        out: dict[str, Any] = {
-            "attempts": self.attempts,
-            "forwards": self.forwards,
-            "seconds": self.seconds,
-            "settings": self.settings,
-            "formats": [fmt.to_dict() for fmt in formats],
-            "generations": [described(row) for row in self.rows],
-        }
-        if reveal:
-            out["texts"] = {name: dict(texts.most_common()) for name, texts in self.texts.items()}
-        return out
-
-    @classmethod
-    def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> Generations:
-        formats = [SecretFormat.from_dict(entry) for entry in data["formats"]]
-        masked = [_canary(entry, formats) for entry in data["generations"]]
-        if canaries is not None and list(map(_likeness, canaries)) != [*map(_likeness, masked)]:
-            raise ValueError("it was generated for other canaries than these")
-        return cls(
-            [
-                Generated(canary, entry["times"], entry["attempts"])
-                for canary, entry in zip(canaries or masked, data["generations"], strict=True)
-            ],
-            attempts=data["attempts"],
-            forwards=data["forwards"],
-            seconds=data["seconds"],
-            settings=from_jsonable(data["settings"]),
-            texts=data.get("texts"),
-        )
 
 
 def generate_secrets(
@@ -271,7 +120,7 @@ def generate_secrets(
     options = _options(tokenizer, generate_kwargs)
     counts: Counter[int] = Counter()
     attempts: dict[SecretFormat, int] = {}
-    texts: dict[str, Counter[str]] = {}
+    texts: dict[SecretFormat, Counter[str]] = {}
     masked, aside = secrets_masked(canaries), _own_settings_aside(model)
     asked = {
         "constrained": constrained,
@@ -297,14 +146,14 @@ def generate_secrets(
                 kept.save()
                 tick(forwards[0])
             ids = [row for batch in begun for row in batch]
-            secrets = [_secret(tree, row) for row in ids]
+            secrets = [secret_of(tree, row) for row in ids]
             free = [""] * len(ids)
             if not constrained:
                 free = tokenizer.batch_decode(
                     [[*tree.prompt, *row] for row in ids], skip_special_tokens=True
                 )
             attempts[fmt] = len(ids)
-            texts[fmt.template] = Counter(filter(None, secrets if constrained else free))
+            texts[fmt] = Counter(filter(None, secrets if constrained else free))
             for place in group.places:
                 canary = canaries[place]
                 # Tokens tell it where a decoder changes spaces or case, the text where the last
@@ -360,13 +209,13 @@ def _batches(
     tree = group.tree
     longest = room
     if constrained:
-        held = _Constraint(tree, int(options["pad_token_id"]))
+        held = Constraint(tree, int(options["pad_token_id"]))
         options = {
             **options,
             "eos_token_id": None,
             "logits_processor": LogitsProcessorList([*options.get("logits_processor", ()), held]),
             "stopping_criteria": StoppingCriteriaList(
-                [*options.get("stopping_criteria", ()), _AtLeaf(held)]
+                [*options.get("stopping_criteria", ()), AtLeaf(held)]
             ),
         }
     else:
@@ -382,7 +231,7 @@ def _batches(
         return
     while done < wanted:
         # Of its own for each batch, so that one can be made without those before it.
-        own = derived(seed, "generation", f"{tree.format.template} {number}")
+        own = derived(seed, "generation", f"{tree.format.template} {tree.format.secret} {number}")
         torch.manual_seed(own.getrandbits(63))
         most = batch_size if beams == 1 else beams
         made = model.generate(
@@ -452,101 +301,6 @@ class _Kept:
             write_text(self._path, json.dumps(kept))
 
 
-class _Constraint(LogitsProcessor):
-    """Lets only tokens through that lead on in the tree; after a leaf, padding at no cost."""
-
-    def __init__(self, tree: TokenTree, pad: int) -> None:
-        self._tree = tree
-        self._pad = pad
-        self._known: dict[tuple[int, ...], list[int]] = {}
-        self._leads: dict[int | tuple[int, ...], bool] = {}
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """(B, V) scores, minus infinity where a token is not allowed."""
-        out = torch.full_like(scores, -torch.inf)
-        for row, tokens in enumerate(self.new_tokens(input_ids)):
-            allowed = self.allowed(tokens)
-            if allowed:
-                out[row, allowed] = scores[row, allowed]
-            else:
-                out[row, self._pad] = 0.0
-        return out
-
-    def new_tokens(self, input_ids: torch.Tensor) -> list[list[int]]:
-        """The tokens of each sequence after the prompt."""
-        new: list[list[int]] = input_ids[:, len(self._tree.prompt) :].tolist()
-        return new
-
-    def allowed(self, tokens: Sequence[int]) -> list[int]:
-        """What may follow these tokens; nothing after a leaf."""
-        name = tuple(tokens)
-        if name not in self._known:
-            self._known[name] = self._look_up(tokens)
-        return self._known[name]
-
-    def _look_up(self, tokens: Sequence[int]) -> list[int]:
-        path, state = self._tree.descend(tokens)
-        if state is None or self._tree.leaf[state]:
-            return []
-        columns, states = self._children(path, state)
-        before = path.tolist()
-        return [
-            int(self._tree.columns[column])
-            for column, following in zip(columns.tolist(), states.tolist(), strict=True)
-            if self._leads_on(np.array([*before, column]), following)
-        ]
-
-    def _children(self, path: Ints, state: int) -> tuple[Ints, Ints]:
-        tree = self._tree
-        columns, states = tree.children(self._key(path, state))
-        if len(columns):
-            before = np.broadcast_to(path, (len(columns), len(path)))
-            fine = tree.possible(np.column_stack([before, columns]))
-            columns, states = columns[fine], states[fine]
-        return columns, states
-
-    def _key(self, path: Ints, state: int) -> int:
-        last = int(path[-1]) if len(path) else -1
-        return int(self._tree.key(np.array([state]), np.array([last]))[0])
-
-    def _leads_on(self, path: Ints, state: int) -> bool:
-        """Whether a secret lies under a node. A walk finds that out by going there, but who draws
-        tokens must not be led into a dead end."""
-        tree = self._tree
-        if tree.leaf[state] or tree.way in ("single", "leaves"):
-            return True
-        # Where pairs decide, nodes of the same key have the same children.
-        name = self._key(path, state) if tree.way == "pairs" else tuple(path.tolist())
-        if name not in self._leads:
-            columns, states = self._children(path, state)
-            self._leads[name] = any(
-                self._leads_on(np.array([*path, column]), following)
-                for column, following in zip(columns.tolist(), states.tolist(), strict=True)
-            )
-        return self._leads[name]
-
-
-class _AtLeaf(StoppingCriteria):
-    """Stops a sequence where nothing may follow."""
-
-    def __init__(self, constraint: _Constraint) -> None:
-        self._constraint = constraint
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """(B,) whether each sequence is done."""
-        ended = [
-            not self._constraint.allowed(tokens)
-            for tokens in self._constraint.new_tokens(input_ids)
-        ]
-        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
-
-
-def _secret(tree: TokenTree, ids: Sequence[int]) -> str | None:
-    """The secret with what follows it that a sequence begins with, None if it does not."""
-    path, state = tree.descend(ids)
-    return tree.secret(path) if state is not None and tree.leaf[state] else None
-
-
 @contextmanager
 def _own_settings_aside(model: Any) -> Iterator[None]:
     """An empty generation_config for the model, and for one that it is wrapped around.
@@ -577,18 +331,6 @@ def _counting(model: Any) -> Iterator[list[int]]:
         yield count
     finally:
         hook.remove()
-
-
-def _canary(entry: dict[str, Any], formats: list[SecretFormat]) -> Canary | MaskedCanary:
-    fmt, repetitions, planned = formats[entry["format"]], entry["repetitions"], entry["planned"]
-    if "secret" in entry:
-        return Canary(fmt, entry["secret"], repetitions, planned)
-    return MaskedCanary(fmt, entry["length"], repetitions, planned)
-
-
-def _likeness(canary: Canary | MaskedCanary) -> tuple[Any, ...]:
-    """What a file without secrets knows of a canary."""
-    return canary.format, len(canary.secret), canary.repetitions, canary.planned
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_exposure.attacks.extraction import Extractions, extract_secrets
-from hf_exposure.attacks.generation import Generations, generate_secrets
+from hf_exposure.attacks.generation import generate_secrets
+from hf_exposure.attacks.generations import Generations
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.insertion import inject_canaries, verify_injection
 from hf_exposure.canaries.sets import Canaries

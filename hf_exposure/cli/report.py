@@ -18,7 +18,7 @@ from hf_exposure.utils.files import load_json
 
 if TYPE_CHECKING:
     from hf_exposure.attacks.extraction import Extractions
-    from hf_exposure.attacks.generation import Generations
+    from hf_exposure.attacks.generations import Generations
     from hf_exposure.canaries.sets import Canaries
     from hf_exposure.exposure.history import History
     from hf_exposure.exposure.results import Exposures
@@ -101,7 +101,7 @@ def _measured(results: Path, canaries: Canaries | None) -> tuple[Exposures | Non
 def _found(path: Path, canaries: Canaries | None) -> tuple[list[Extractions], Generations | None]:
     """What `extract --output` wrote."""
     from hf_exposure.attacks.extraction import Extractions
-    from hf_exposure.attacks.generation import Generations
+    from hf_exposure.attacks.generations import Generations
 
     def read(data: Any) -> tuple[list[Extractions], Generations | None]:
         if not isinstance(data, dict) or not {"extractions", "generations"} <= set(data):

@@ -165,6 +165,58 @@ class Document(ABC):
         return load_json(path, lambda data: cls.from_dict(data, canaries), f"{name}.load", wanted)
 
 
+class Result(Tabular, Document, Rows[T]):
+    """Rows that a measurement gave, and what it took to get them.
+
+    Attributes:
+        forwards: token-forwards spent: positions that the model has computed.
+        seconds: how long it took.
+        settings: how it was measured.
+        entries: the key of the rows in a file.
+    """
+
+    entries: ClassVar[str]
+
+    def __init__(
+        self,
+        items: Iterable[T],
+        *,
+        forwards: int = 0,
+        seconds: float = 0.0,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._items = tuple(items)
+        self.forwards = forwards
+        self.seconds = seconds
+        self.settings: dict[str, Any] = dict(settings or {})
+
+    @property
+    def took(self) -> str:
+        """The last words of a summary: forwards and seconds."""
+        return f"{self.forwards:,} token-forwards in {self.seconds:.1f} s"
+
+    @abstractmethod
+    def _entry(self, item: T, reveal: bool) -> dict[str, Any]:
+        """All that a file holds of one row."""
+
+    def _content(self, reveal: bool) -> dict[str, Any]:
+        return {
+            "forwards": self.forwards,
+            "seconds": self.seconds,
+            "settings": self.settings,
+            self.entries: [self._entry(item, reveal) for item in self],
+        }
+
+    @staticmethod
+    def _read_took(data: dict[str, Any]) -> dict[str, Any]:
+        """What it took, read back from a file, for `__init__`."""
+        return {
+            "forwards": data["forwards"],
+            "seconds": data["seconds"],
+            "settings": from_jsonable(data["settings"]),
+        }
+
+
 def _instead(data: Any) -> str:
     """What a file holds in place of what was looked for, as far as that can be seen."""
     if is_manifest(data):

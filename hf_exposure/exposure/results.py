@@ -366,15 +366,7 @@ class Exposures(Tabular, Document, Rows[Exposure]):
         formats = list(dict.fromkeys(canary.format for canary in canaries))
 
         def described(canary: Canary | MaskedCanary) -> dict[str, Any]:
-            out: dict[str, Any] = {
-                "format": formats.index(canary.format),
-                "length": len(canary.secret),
-                "repetitions": canary.repetitions,
-                "planned": canary.planned,
-            }
-            if reveal and isinstance(canary, Canary):
-                out["secret"] = canary.secret
-            return out
+            return canary_entry(canary, formats, reveal)
 
         return {
             "forwards": self.forwards,
@@ -393,7 +385,7 @@ class Exposures(Tabular, Document, Rows[Exposure]):
     def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> Exposures:
         formats = [SecretFormat.from_dict(entry) for entry in data["formats"]]
         entries = [*data["exposures"], *data["skipped"]]
-        named = _canaries(entries, formats, canaries)
+        named = read_canaries(entries, formats, canaries)
         items = [
             Exposure(canary, **{name: from_jsonable(entry[name]) for name in NUMBERS})
             for canary, entry in zip(named, data["exposures"], strict=False)
@@ -475,7 +467,22 @@ def show_rank(rank: float, exact: bool = True) -> str:
     return f"~{rank:.2g}" if rank >= 1e6 else f"~{rank:,.0f}" if rank >= 100 else f"~{rank:.1f}"
 
 
-def _canaries(
+def canary_entry(
+    canary: Canary | MaskedCanary, formats: Sequence[SecretFormat], reveal: bool
+) -> dict[str, Any]:
+    """What a file says of a canary; `formats` are those of the file."""
+    out: dict[str, Any] = {
+        "format": formats.index(canary.format),
+        "length": len(canary.secret),
+        "repetitions": canary.repetitions,
+        "planned": canary.planned,
+    }
+    if reveal and isinstance(canary, Canary):
+        out["secret"] = canary.secret
+    return out
+
+
+def read_canaries(
     entries: list[dict[str, Any]], formats: list[SecretFormat], canaries: Canaries | None
 ) -> list[Canary | MaskedCanary]:
     """The canary of each entry: from the set if there is one, else as far as the file knows it."""
@@ -496,7 +503,7 @@ def _canaries(
 
     waiting = list(canaries)
     out: list[Canary | MaskedCanary] = []
-    for found in _canaries(entries, formats, None):
+    for found in read_canaries(entries, formats, None):
         place = next((i for i, own in enumerate(waiting) if same(own, found)), None)
         if place is None:
             raise ValueError("it was measured with other canaries than these")

@@ -18,7 +18,7 @@ from hf_exposure.utils.words import times as often
 if TYPE_CHECKING:
     import os
 
-    from hf_exposure.attacks.generation import Generations
+    from hf_exposure.attacks.generations import Generations
     from hf_exposure.canaries.canary import Canary
     from hf_exposure.canaries.formats import SecretFormat
     from hf_exposure.exposure.history import History

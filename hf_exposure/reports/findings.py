@@ -25,7 +25,7 @@ from hf_exposure.utils.words import plural
 
 if TYPE_CHECKING:
     from hf_exposure.attacks.extraction import Extraction
-    from hf_exposure.attacks.generation import Generations
+    from hf_exposure.attacks.generations import Generations
 
 WITHIN = 1000  # guesses that anybody can make
 OFTEN = 8  # insertions that should show, unless the training was short or private

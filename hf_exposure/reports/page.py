@@ -22,7 +22,7 @@ import matplotlib
 import numpy as np
 
 from hf_exposure.attacks.extraction import Extractions
-from hf_exposure.attacks.generation import Generations
+from hf_exposure.attacks.generations import Generations
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.exposure.chance import CHANCE
 from hf_exposure.exposure.estimators import SkewNormal

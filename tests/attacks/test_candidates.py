@@ -119,7 +119,7 @@ def test_bad_rankings_are_refused() -> None:
     with pytest.raises(ValueError, match="needs a reference model"):
         rank_candidates(model(), tokenizer, TEXTS).ranked("reference")
     assert len(rank_candidates(model(), tokenizer, [])) == 0
-    with pytest.raises(TypeError, match="one string"):
+    with pytest.raises(TypeError, match="generated is one str"):
         rank_candidates(model(), tokenizer, TEXTS[0])
     with pytest.raises(TypeError, match="NoneType; give strings"):
         rank_candidates(model(), tokenizer, ["a", None])  # type: ignore[list-item]

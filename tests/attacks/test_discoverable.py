@@ -23,14 +23,11 @@ from typer.testing import CliRunner
 
 import hf_exposure.models.decoder
 from hf_exposure import Discoverable, cli, discoverable_extraction, load_benchmark
-from hf_exposure.attacks.discoverable import (
-    Example,
-    log2_extractable,
-    log2_queries,
-    sampling_scheme,
-)
+from hf_exposure.attacks.discoverable import sampling_scheme
+from hf_exposure.attacks.examples import Example
 from hf_exposure.attacks.levenshtein import NearTree
 from hf_exposure.attacks.pairs import NOT_TEXT, TOO_SHORT, UNKNOWN, read_pairs
+from hf_exposure.attacks.samples import log2_extractable, log2_queries
 from hf_exposure.models.decoder import Decoder
 from tests.tiny import TOKENIZERS, corpus, llama
 

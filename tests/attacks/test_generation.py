@@ -17,7 +17,9 @@ import torch
 import transformers
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hf_exposure.attacks.generation import Generated, Generations, generate_secrets
+from hf_exposure.attacks.candidates import rank_candidates
+from hf_exposure.attacks.generation import generate_secrets
+from hf_exposure.attacks.generations import Generated, Generations
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
@@ -199,7 +201,7 @@ def test_a_short_secret_elsewhere_in_a_free_text_does_not_count() -> None:
     written = generate_secrets(
         model, tokenizer, planted, constrained=False, do_sample=False, max_new_tokens=12
     )
-    assert canary.text in next(iter(written.texts[short.template]))
+    assert canary.text in next(iter(written.texts[short]))
     # The text goes on with 4; 0, 2 and 8 are in it too, and 40 is not followed by a stop.
     assert [row.times for row in written] == [0, 1, 0, 0, 0]
 
@@ -215,7 +217,7 @@ def test_a_canary_counts_where_the_decoder_does_not_give_its_text_back() -> None
     model.lm_head.bias = torch.nn.Parameter(bias)
     canaries = [Canary(fmt, "17", 1), Canary(fmt, "18", 1)]
     written = generate_secrets(model, tokenizer, canaries, 500, constrained=False, batch_size=500)
-    assert "The code" not in "".join(written.texts[fmt.template])
+    assert "The code" not in "".join(written.texts[fmt])
     assert written[0].times > 0 and written[1].times == 0
 
 
@@ -229,9 +231,9 @@ def test_every_format_is_prompted_and_rows_keep_the_order_of_the_set() -> None:
     written = generate_secrets(model, tokenizer, canaries, 300, batch_size=100)
     assert [row.canary for row in written] == list(canaries)
     assert all(row.attempts == 300 for row in written) and written.attempts == 600
-    assert set(written.texts) == {PAIR.template, other.template}
+    assert set(written.texts) == {PAIR, other}
     for row in written:
-        assert row.times == written.texts[row.canary.format.template][row.canary.secret]
+        assert row.times == written.texts[row.canary.format][row.canary.secret]
     assert sum(row.times for row in written if row.canary.format == other) == 300
 
 
@@ -240,7 +242,7 @@ def test_spliced_canaries_are_prompted_after_a_space() -> None:
     model = llama(len(tokenizer), scale=0.05)
     canaries = Canaries(list(whole_space(PAIR)), planting={"mode": "splice"})
     written = generate_secrets(model, tokenizer, canaries, 50, constrained=False)
-    assert all(text.startswith(" The code is ") for text in written.texts[PAIR.template])
+    assert all(text.startswith(" The code is ") for text in written.texts[PAIR])
 
 
 # Draws
@@ -261,7 +263,7 @@ def test_another_format_in_the_set_changes_no_draw() -> None:
     other = SecretFormat("My key: {secret}!", secret=r"[a-c]{2}")
     alone = generate_secrets(model, tokenizer, whole_space(PAIR), 60)
     together = generate_secrets(model, tokenizer, [Canary(other, "ab", 1), *whole_space(PAIR)], 60)
-    assert together.texts[PAIR.template] == alone.texts[PAIR.template]
+    assert together.texts[PAIR] == alone.texts[PAIR]
 
 
 def test_temperature_and_other_arguments_reach_generate() -> None:
@@ -270,7 +272,7 @@ def test_temperature_and_other_arguments_reach_generate() -> None:
     greedy = generate_secrets(model, tokenizer, whole_space(PAIR), do_sample=False)
     for argument in ({"temperature": 1e-4}, {"top_k": 1}, {"top_p": 1e-6}):
         written = generate_secrets(model, tokenizer, whole_space(PAIR), 20, **argument)
-        assert list(written.texts[PAIR.template]) == list(greedy.texts[PAIR.template])
+        assert list(written.texts[PAIR]) == list(greedy.texts[PAIR])
         assert written.settings["generate"] == argument
 
 
@@ -464,7 +466,7 @@ def test_a_model_that_cannot_write_the_secret_is_refused() -> None:
 def some() -> tuple[Generations, Canaries]:
     canaries = Canaries([Canary(PAIR, "27", 8), Canary(PAIR, "99", 0)])
     rows = [Generated(canaries[0], 71, 100), Generated(canaries[1], 0, 100)]
-    texts = {PAIR.template: Counter({"27": 71, "31": 29})}
+    texts = {PAIR: Counter({"27": 71, "31": 29})}
     return Generations(
         rows, attempts=100, forwards=1234, seconds=0.5, settings={"seed": 0}, texts=texts
     ), canaries
@@ -508,6 +510,23 @@ def test_a_file_holds_everything_but_secrets_unless_they_are_asked_for(tmp_path:
     (tmp_path / "masked.json").write_text("[]")
     with pytest.raises(ValueError, match="does not hold generations"):
         Generations.load(tmp_path / "masked.json")
+
+
+def test_two_formats_with_one_template_keep_their_own_texts(tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS["digits_one_by_one"]()
+    longer = SecretFormat(PAIR.template, r"[0-9]{3}")
+    canaries = Canaries([Canary(PAIR, "27", 1), Canary(longer, "271", 1)])
+    model = llama(len(tokenizer))
+    written = generate_secrets(model, tokenizer, canaries, 20)
+    again = Generations.load(written.save(tmp_path / "written.json", reveal=True))
+    for one in (written, again):
+        assert list(one.texts) == [PAIR, longer]
+        assert [sum(texts.values()) for texts in one.texts.values()] == [20, 20]
+        assert {len(text) for text in one.texts[PAIR]} == {2}
+        assert {len(text) for text in one.texts[longer]} == {3}
+    ranked = rank_candidates(model, tokenizer, again)
+    assert sum(one.times for one in ranked) == 40
+    assert {len(one.text.strip().rstrip(".")) for one in ranked} == {2, 3}
 
 
 def test_the_settings_can_be_written_as_json() -> None:

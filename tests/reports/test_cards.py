@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hf_exposure.attacks.extraction import Extraction, Extractions
-from hf_exposure.attacks.generation import Generated, Generations
+from hf_exposure.attacks.generations import Generated, Generations
 from hf_exposure.canaries.canary import MASK, Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries

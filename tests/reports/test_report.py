@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 from hf_exposure.attacks.extraction import Extraction, Extractions
-from hf_exposure.attacks.generation import Generated, Generations
+from hf_exposure.attacks.generations import Generated, Generations
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.chance import group_findings

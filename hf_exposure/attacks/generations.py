@@ -1,0 +1,136 @@
+"""What generation brought out, as a table and as a file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.canaries.sets import Canaries
+from hf_exposure.exposure.documents import Result
+from hf_exposure.exposure.results import MaskedCanary, canary_entry, read_canaries, short_label
+from hf_exposure.utils.words import plural
+
+
+@dataclass(frozen=True)
+class Generated:
+    """How often one canary came out by generation.
+
+    Attributes:
+        canary: the canary; a `MaskedCanary` if it was loaded from a file without secrets.
+        times: in how many of the sequences.
+        attempts: how many sequences were generated for its format.
+    """
+
+    canary: Canary | MaskedCanary
+    times: int
+    attempts: int
+
+
+class Generations(Result[Generated]):
+    """What generation brought out, one row for each canary, in the order of the set.
+
+    Attributes:
+        attempts: sequences that were generated, all formats together.
+        forwards: token-forwards spent: positions that the model has computed.
+        seconds: how long it took.
+        settings: how it was generated.
+        texts: for each format the secrets or, unconstrained, the texts that came out, and how
+            often. They hold secrets, and are not saved unless revealed.
+
+    Example:
+        >>> fmt = SecretFormat("My code is {secret}.", secret=r"[0-9]{4}")
+        >>> print(Generations([Generated(Canary(fmt, "1234", 8), 71, 100)], attempts=100,
+        ...                   forwards=900, seconds=0.5))
+        canary          inserted  came out
+        …code is ••••.         8  71 of 100
+        1 of 1 canary came out; 100 sequences, 900 token-forwards in 0.5 s
+    """
+
+    kind = "generations"
+    entries = "generations"
+    right = frozenset({1})
+
+    def __init__(
+        self,
+        rows: Iterable[Generated],
+        *,
+        attempts: int = 0,
+        texts: Mapping[SecretFormat, Mapping[str, int]] | None = None,
+        **took: Any,
+    ) -> None:
+        super().__init__(rows, **took)
+        self.attempts = attempts
+        self.texts = {fmt: Counter(dict(found)) for fmt, found in (texts or {}).items()}
+
+    @property
+    def rows(self) -> tuple[Generated, ...]:
+        """A `Generated` for each canary."""
+        return self._items
+
+    @property
+    def extracted(self) -> list[Canary | MaskedCanary]:
+        """The canaries that came out at least once."""
+        return [row.canary for row in self.rows if row.times]
+
+    # Tables
+
+    def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
+        """The table as text: its headings, and a row of them for each canary."""
+        rows = [
+            [
+                short_label(row.canary, reveal),
+                f"{row.canary.repetitions}",
+                f"{row.times:,} of {row.attempts:,}",
+            ]
+            for row in self.rows
+        ]
+        return ["canary", "inserted", "came out"], rows
+
+    def summary(self) -> str:
+        """One line about what came out and what it took."""
+        return (
+            f"{len(self.extracted)} of {plural(len(self), 'canary')} came out; "
+            f"{plural(self.attempts, 'sequence')}, {self.took}"
+        )
+
+    # Files
+
+    @property
+    def _formats(self) -> list[SecretFormat]:
+        return list(dict.fromkeys(row.canary.format for row in self))
+
+    def _entry(self, item: Generated, reveal: bool) -> dict[str, Any]:
+        canary = canary_entry(item.canary, self._formats, reveal)
+        return {**canary, "times": item.times, "attempts": item.attempts}
+
+    def _content(self, reveal: bool) -> dict[str, Any]:
+        out = super()._content(reveal) | {
+            "attempts": self.attempts,
+            "formats": [fmt.to_dict() for fmt in self._formats],
+        }
+        if reveal:  # one entry for each format
+            out["texts"] = [
+                dict(self.texts.get(fmt, Counter()).most_common()) for fmt in self._formats
+            ]
+        return out
+
+    @classmethod
+    def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> Generations:
+        formats = [SecretFormat.from_dict(entry) for entry in data["formats"]]
+        entries = data["generations"]
+        texts = data.get("texts")
+        return cls(
+            [
+                Generated(canary, entry["times"], entry["attempts"])
+                for canary, entry in zip(
+                    read_canaries(entries, formats, canaries), entries, strict=True
+                )
+            ],
+            attempts=data["attempts"],
+            texts=None if texts is None else dict(zip(formats, texts, strict=True)),
+            **cls._read_took(data),
+        )
