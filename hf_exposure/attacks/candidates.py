@@ -21,7 +21,7 @@ import numpy as np
 from hf_exposure.attacks.generations import Generations
 from hf_exposure.canaries.canary import MASK
 from hf_exposure.canaries.vocabulary import Encoder, common_length
-from hf_exposure.exposure.documents import Result, from_jsonable, versions
+from hf_exposure.exposure.documents import Result, versions
 from hf_exposure.models.decoder import Decoder, undisturbed
 from hf_exposure.utils.arrays import Floats, Ints
 from hf_exposure.utils.checks import check_choice, check_count, check_type
@@ -151,13 +151,11 @@ class Candidates(Result[Candidate]):
 
     @classmethod
     def _from_content(cls, data: dict[str, Any], canaries: Any) -> Candidates:
-        # A text may be "nan": only numbers are read as such.
-        numbers = ("log_perplexity", "reference", "lower", "zlib")
-        entries = [
-            {**entry, **{name: from_jsonable(entry[name]) for name in numbers}}
-            for entry in data["candidates"]
-        ]
-        return cls([Candidate(**entry) for entry in entries], by=data["by"], **cls._read_took(data))
+        return cls(
+            [Candidate(**entry) for entry in data["candidates"]],
+            by=data["by"],
+            **cls._read_took(data),
+        )
 
 
 def rank_candidates(

@@ -17,7 +17,7 @@ from scipy import stats
 from hf_exposure.attacks.pairs import count_reasons
 from hf_exposure.attacks.samples import log2_extractable, log2_queries
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.documents import Result, Tabular, from_jsonable
+from hf_exposure.exposure.documents import Result, Tabular
 from hf_exposure.utils.arrays import Bools, Floats
 from hf_exposure.utils.checks import check_number, check_share
 from hf_exposure.utils.words import plural
@@ -288,9 +288,6 @@ of at least 0.5; 198 token-forwards in 0.5 s
     def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> Discoverable:
         def example(entry: dict[str, Any]) -> Example:
             values = dict(entry)
-            for name in ("log2_p", "log2_near"):
-                if name in values:
-                    values[name] = from_jsonable(values[name])
             for name in ("prefix", "suffix"):
                 if values.get(name) is not None:
                     values[name] = tuple(values[name])

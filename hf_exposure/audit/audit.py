@@ -22,7 +22,7 @@ from hf_exposure.canaries.canary import MASK, Canary
 from hf_exposure.canaries.formats import HOLE, SecretFormat
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.vocabulary import Encoder, common_length
-from hf_exposure.exposure.documents import Document, Rows, Tabular, from_jsonable, versions
+from hf_exposure.exposure.documents import Document, Rows, Tabular, versions
 from hf_exposure.exposure.measure import measure_exposure, measure_plan
 from hf_exposure.exposure.planning import Plan, Settings, plan_measurement
 from hf_exposure.exposure.results import NUMBERS, Exposure, MaskedCanary, interval
@@ -310,7 +310,7 @@ class Audit(Tabular, Document, Rows[AuditEntry]):
     @classmethod
     def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> Audit:
         def entry(given: dict[str, Any]) -> AuditEntry:
-            one = from_jsonable(given)
+            one = dict(given)
             template, secret = one.pop("template", None), one.pop("secret", None)
             fmt = None if template is None else SecretFormat(template, one["space"], one["check"])
             masked = _masked(one["space"], one["check"], one["length"], one["occurrences"])
@@ -330,7 +330,7 @@ class Audit(Tabular, Document, Rows[AuditEntry]):
             forwards=data["forwards"],
             seconds=data["seconds"],
             scan_seconds=data["scan_seconds"],
-            settings=from_jsonable(data["settings"]),
+            settings=data["settings"],
         )
 
 

@@ -162,10 +162,7 @@ def dataset_card(
         lines.append("- not planted yet, as far as the manifest knows")
     if reveal:
         lines += ["", "| canary | planted |", "|---|---:|"]
-        lines += [
-            f"| {code_span(one.text).replace('|', chr(92) + '|')} | {one.repetitions} |"
-            for one in canaries
-        ]
+        lines += [f"| {code_span(one.text, cell=True)} | {one.repetitions} |" for one in canaries]
     lines += [
         "",
         "```python",

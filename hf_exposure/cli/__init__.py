@@ -19,6 +19,7 @@ from hf_exposure.cli.inject import inject
 from hf_exposure.cli.measure import measure
 from hf_exposure.cli.report import report
 from hf_exposure.cli.terminal import fail, out, progress
+from hf_exposure.utils.escapes import printable
 
 __all__ = ["app", "main", "out", "progress"]
 
@@ -57,7 +58,7 @@ for command in (demo, inject, measure, extract, audit, discover, report):
 def _one_line(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
     """A warning for somebody who has typed a command: what it says, not where it comes from."""
     if category is UserWarning:
-        return f"Warning: {message}\n"
+        return printable(f"Warning: {message}\n", keep="\n\t")
     return _formatted(message, category, *where, **line)
 
 

@@ -9,18 +9,32 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-out = Console(highlight=False)
-progress = Console(stderr=True, highlight=False)
+from hf_exposure.utils.escapes import printable
+
+
+class _Plain(Console):
+    """Prints strings as they are: no markup, and nothing that the terminal would obey."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(printable(text, keep="\n\t"), **how)
+
+
+out = _Plain(highlight=False, markup=False, emoji=False)
+progress = _Plain(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def fail(message: str) -> None:
     """Say what went wrong."""
-    progress.print(Text("Error: ", style="bold red") + Text(message), soft_wrap=True)
+    progress.print(
+        Text("Error: ", style="bold red") + Text(printable(message, keep="\n\t")), soft_wrap=True
+    )
 
 
 def print_json(data: Any) -> None:
     """For scripts: nothing else goes to standard output."""
-    sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(data, indent=1, ensure_ascii=False)
+    # JSON escapes some control characters itself; the others stand within texts alone.
+    sys.stdout.write(printable(text, keep="\n", escape=json.dumps) + "\n")
 
 
 def shows_progress(as_json: bool) -> bool:

@@ -10,12 +10,14 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
 
 from hf_exposure.canaries.sets import Canaries, is_manifest
+from hf_exposure.utils.escapes import printable
 from hf_exposure.utils.files import load_json, write_text
 
 if TYPE_CHECKING:
@@ -68,16 +70,16 @@ class Tabular(ABC):
         from rich.text import Text
 
         headings, rows = self.cells(reveal)
+        summary = printable(self.summary())
         if not rows:  # headings over nothing say nothing
-            return Group(Text(self.summary()))
+            return Group(Text(summary))
         table = Table(box=None, pad_edge=False)
         for place, heading in enumerate(headings):
-            table.add_column(
-                heading, justify="right" if place in self.right else "left", no_wrap=True
-            )
+            justify: Literal["left", "right"] = "right" if place in self.right else "left"
+            table.add_column(Text(printable(heading)), justify=justify, no_wrap=True)
         for row in rows:
-            table.add_row(*map(Text, row))
-        return Group(table, Text(self.summary()))
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        return Group(table, Text(summary))
 
     def __rich__(self) -> Group:
         return self.table()
@@ -85,10 +87,10 @@ class Tabular(ABC):
     def __str__(self) -> str:
         headings, rows = self.cells()
         shown = plain_table(headings, rows, right=self.right) if rows else ""
-        return shown + self.summary()
+        return shown + printable(self.summary())
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self.summary()}>"
+        return f"<{type(self).__name__}: {printable(self.summary())}>"
 
     def _repr_html_(self) -> str:
         headings, rows = self.cells()
@@ -114,12 +116,15 @@ class Document(ABC):
     @classmethod
     @abstractmethod
     def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> Self:
-        """The inverse of `_content`, numbers still as `to_jsonable` has left them."""
+        """The inverse of `_content`."""
 
     def to_dict(self, reveal: bool = False) -> dict[str, Any]:
         """For JSON; without the secrets unless `reveal`."""
-        head = {"schema_version": self.version, "kind": self.kind}
-        return {**head, **to_jsonable(self._content(reveal))}
+        return dict(to_jsonable(self._whole(reveal)))
+
+    def _whole(self, reveal: bool) -> dict[str, Any]:
+        """All that the file holds, numbers and texts as they are."""
+        return {"schema_version": self.version, "kind": self.kind, **self._content(reveal)}
 
     @classmethod
     def from_dict(cls, data: Any, canaries: Canaries | None = None) -> Self:
@@ -131,6 +136,11 @@ class Document(ABC):
         Raises:
             ValueError: it is something else, of an unknown version, or of another canary set.
         """
+        return cls._from_whole(from_jsonable(data), canaries)
+
+    @classmethod
+    def _from_whole(cls, data: Any, canaries: Canaries | None) -> Self:
+        """The inverse of `_whole`."""
         if not isinstance(data, dict) or data.get("kind") != cls.kind:
             raise ValueError(
                 f"it does not hold {cls.kind}, as {cls.__name__}.save writes them{_instead(data)}"
@@ -213,7 +223,7 @@ class Result(Tabular, Document, Rows[T]):
         return {
             "forwards": data["forwards"],
             "seconds": data["seconds"],
-            "settings": from_jsonable(data["settings"]),
+            "settings": data["settings"],
         }
 
 
@@ -237,7 +247,7 @@ def plain_table(
     from rich.cells import cell_len  # what a terminal shows, for scripts of double width
 
     aligned = set(right)
-    lines = [headings, *rows]
+    lines = [[printable(cell) for cell in line] for line in (headings, *rows)]
     widths = [max(cell_len(line[i]) for line in lines) for i in range(len(headings))]
     out = []
     for line in lines:
@@ -263,12 +273,19 @@ def versions(*names: str) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
+# JSON has neither infinity nor NaN: they are written as these texts. A text that reads like one, or
+# like one that was changed for this, gets a backslash in front, so that it comes back as a text.
+_NUMBERS = re.compile(r"(\\*)(-?inf|nan)")
+
+
 def to_jsonable(value: Any) -> Any:
-    """JSON has neither infinity nor NaN: written as strings, at any depth."""
+    """What JSON can hold, at any depth."""
     if isinstance(value, Mapping):
         return {key: to_jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_jsonable(item) for item in value]
+    if isinstance(value, str) and _NUMBERS.fullmatch(value):
+        return f"\\{value}"
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -278,4 +295,6 @@ def from_jsonable(value: Any) -> Any:
         return {key: from_jsonable(item) for key, item in value.items()}
     if isinstance(value, list):
         return [from_jsonable(item) for item in value]
-    return float(value) if value in ("inf", "-inf", "nan") else value
+    if isinstance(value, str) and (found := _NUMBERS.fullmatch(value)):
+        return value[1:] if found[1] else float(value)
+    return value

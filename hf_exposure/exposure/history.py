@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.documents import Document, from_jsonable
+from hf_exposure.exposure.documents import Document
 from hf_exposure.exposure.results import Exposures
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class History(Document, Sequence[Measurement]):
                     "epoch": item.epoch,
                     "tokens": item.tokens,
                     "metrics": dict(item.metrics),
-                    "exposures": item.exposures.to_dict(reveal),
+                    "exposures": item.exposures._whole(reveal),
                 }
                 for item in self
             ],
@@ -122,8 +122,8 @@ class History(Document, Sequence[Measurement]):
                 step=entry["step"],
                 epoch=entry["epoch"],
                 tokens=entry["tokens"],
-                metrics=from_jsonable(dict(entry["metrics"])),
-                exposures=Exposures.from_dict(entry["exposures"], canaries),
+                metrics=dict(entry["metrics"]),
+                exposures=Exposures._from_whole(entry["exposures"], canaries),
             )
             for entry in data["measurements"]
         )

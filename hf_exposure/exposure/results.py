@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hf_exposure.canaries.canary import MASK, Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.documents import Document, Rows, Tabular, from_jsonable
+from hf_exposure.exposure.documents import Document, Rows, Tabular
 from hf_exposure.exposure.estimators import ExposureEstimate, RankEstimate, exp2
 
 if TYPE_CHECKING:
@@ -387,7 +387,7 @@ class Exposures(Tabular, Document, Rows[Exposure]):
         entries = [*data["exposures"], *data["skipped"]]
         named = read_canaries(entries, formats, canaries)
         items = [
-            Exposure(canary, **{name: from_jsonable(entry[name]) for name in NUMBERS})
+            Exposure(canary, **{name: entry[name] for name in NUMBERS})
             for canary, entry in zip(named, data["exposures"], strict=False)
         ]
         left_out = [
@@ -398,8 +398,8 @@ class Exposures(Tabular, Document, Rows[Exposure]):
             items,
             forwards=data["forwards"],
             seconds=data["seconds"],
-            settings=from_jsonable(data["settings"]),
-            references=from_jsonable(data["references"]),
+            settings=data["settings"],
+            references=data["references"],
             skipped=left_out,
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from hf_exposure.attacks.extraction import Extractions
 from hf_exposure.exposure.results import Exposures, interval, mean_bits, most_exposed, short_label
 from hf_exposure.reports.card_text import DATASET, TASK, change_card
 from hf_exposure.reports.findings import extracted, find
+from hf_exposure.utils.escapes import code_span, markdown, printable
 from hf_exposure.utils.words import times as often
 
 if TYPE_CHECKING:
@@ -116,17 +116,18 @@ def exposure_section(exposures: Exposures, history: History | None = None) -> st
     settings = exposures.settings
     steps = [entry.step for entry in history or () if entry.exposures is exposures]
     at = f" at step {steps[-1]:,} of the training" if steps else ""
+    method = code_span(str(settings.get("method", "auto")))
     return "\n".join(
         [
             "## Memorization",
             "",
-            *(f"- {finding}" for finding in find(exposures, history=history)),
+            *(f"- {markdown(str(finding))}" for finding in find(exposures, history=history)),
             "",
             *_exposure_table(exposures),
             "",
             "Exposure is log2 of the number of possible secrets less log2 of the secret's rank "
             "among them by likelihood, in bits: 1.44 on average for a secret that was never seen. "
-            f"Measured with hf-exposure{at}, method `{settings.get('method', 'auto')}`, "
+            f"Measured with hf-exposure{at}, method {method}, "
             f"{exposures.forwards:,} token-forwards; intervals at {exposures.confidence:.0%}.",
         ]
     )
@@ -143,8 +144,8 @@ def extraction_section(
     for search in searches:
         known = search.settings.get("canaries") is not None
         rows.append(
-            f"| {_searched(search)} | {_cell(_around(search.format))} | {len(search):,} | "
-            f"{sum(one.proved for one in search):,} | "
+            f"| {markdown(_searched(search))} | {markdown(_around(search.format))} | "
+            f"{len(search):,} | {sum(one.proved for one in search):,} | "
             f"{f'{len(_came(search)):,}' if known else '–'} | {search.forwards:,} |"
         )
     if generations is not None:
@@ -156,10 +157,10 @@ def extraction_section(
     every = [one for search in searches for one in search]
     return "\n".join(
         ["## Extraction of planted secrets", ""]
-        + [f"- {finding}" for finding in extracted(every, generations)]
+        + [f"- {markdown(str(finding))}" for finding in extracted(every, generations)]
         + [
-            f"- The search of {_cell(_around(search.format))} ran out of token-forwards: what it "
-            "did not bring out may be there."
+            f"- The search of {markdown(_around(search.format))} ran out of token-forwards: what "
+            "it did not bring out may be there."
             for search in searches
             if search.cut_short
         ]
@@ -189,16 +190,16 @@ def privacy_section(statement: Mapping[str, Any]) -> str:
         [
             "## Differential privacy",
             "",
-            f"{lead} The unit is {statement['unit']}, of {statement['rows']:,}; what stands in "
-            "several rows is protected less, and whatever was chosen by these data beforehand "
-            "(hyperparameters, say) is not counted.",
+            f"{lead} The unit is {markdown(statement['unit'])}, of {statement['rows']:,}; what "
+            "stands in several rows is protected less, and whatever was chosen by these data "
+            "beforehand (hyperparameters, say) is not counted.",
             "",
             "| steps | noise multiplier | sampling rate |",
             "|---:|---:|---:|",
             *rows,
             "",
             f"Rows' gradients are clipped to a norm of {statement['per_sample_max_grad_norm']:g}; "
-            f"accountant `{statement['accountant']}`.",
+            f"accountant {code_span(statement['accountant'])}.",
         ]
     )
 
@@ -216,7 +217,7 @@ def _exposure_table(exposures: Exposures) -> list[str]:
     """One row for each number of repetitions and format."""
     groups: dict[tuple[str, int], list[Any]] = {}
     for one in exposures:
-        label = _cell(short_label(one.canary))
+        label = markdown(short_label(one.canary))
         groups.setdefault((label, one.canary.repetitions), []).append(one)
     out = [
         "| canary | planted | canaries | exposure in bits | largest, with interval | at most |",
@@ -233,18 +234,12 @@ def _exposure_table(exposures: Exposures) -> list[str]:
     return out
 
 
-def _cell(text: str) -> str:
-    """Text that does not end a cell or a line of a Markdown table, nor is read as markup."""
-    escaped = re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", text)
-    return " ".join(escaped.split())
-
-
 def _around(fmt: SecretFormat) -> str:
     """A template as a card names it, without the far ends of a long one."""
     prefix, suffix = fmt.prefix, fmt.suffix
     prefix = prefix if len(prefix) <= _AROUND else "…" + prefix[-_AROUND:]
     suffix = suffix if len(suffix) <= _AROUND else suffix[:_AROUND] + "…"
-    return " ".join(f"{prefix}{{secret}}{suffix}".split())
+    return printable(" ".join(f"{prefix}{{secret}}{suffix}".split()))
 
 
 def _searched(search: Extractions) -> str:
