@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.documents import Document
+from hf_exposure.exposure.documents import Document, to_jsonable
 from hf_exposure.exposure.results import Exposures
+from hf_exposure.utils.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +38,20 @@ class Measurement:
     epoch: float | None = None
     tokens: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def line(self, reveal: bool = False) -> str:
+        """One line of JSON, as a history's file has it; without the secrets unless `reveal`."""
+        content = to_jsonable(self._content(reveal))
+        return json.dumps(content, ensure_ascii=False, allow_nan=False)
+
+    def _content(self, reveal: bool) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "tokens": self.tokens,
+            "metrics": dict(self.metrics),
+            "exposures": self.exposures._whole(reveal),
+        }
 
 
 class History(Document, Sequence[Measurement]):
@@ -101,19 +119,46 @@ class History(Document, Sequence[Measurement]):
             frames.append(frame)
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
+    def save(self, path: str | os.PathLike[str], reveal: bool = False) -> Path:
+        """Write JSON, one measurement a line, whole or not at all.
+
+        Args:
+            reveal: with the secrets.
+
+        Returns:
+            The path.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        return write_text(path, text_of(item.line(reveal) for item in self))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], canaries: Canaries | None = None) -> History:
+        """Read what `save` or a training wrote.
+
+        A last line that was cut off, as when the power failed while it was written, is left out.
+
+        Args:
+            canaries: the set that it is about, whole; gives masked canaries their secrets back.
+
+        Returns:
+            The history.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: it cannot be read; the message names the path.
+        """
+        try:
+            return super().load(path, canaries)
+        except ValueError:
+            text = Path(path).read_text(encoding="utf-8", errors="replace").rstrip(" ")
+            if not text.startswith(HEAD + BEFORE_LINE) or text.endswith(TAIL):
+                raise
+            return from_lines(lines_in(path) or (), canaries)
+
     def _content(self, reveal: bool) -> dict[str, Any]:
-        return {
-            "measurements": [
-                {
-                    "step": item.step,
-                    "epoch": item.epoch,
-                    "tokens": item.tokens,
-                    "metrics": dict(item.metrics),
-                    "exposures": item.exposures._whole(reveal),
-                }
-                for item in self
-            ],
-        }
+        return {"measurements": [item._content(reveal) for item in self]}
 
     @classmethod
     def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> History:
@@ -127,3 +172,37 @@ class History(Document, Sequence[Measurement]):
             )
             for entry in data["measurements"]
         )
+
+
+# A history's file is JSON with one measurement a line, so that a training can add lines to it.
+HEAD = json.dumps({"schema_version": History.version, "kind": History.kind, "measurements": []})[
+    :-2
+]
+BEFORE_LINE, BETWEEN_LINES, TAIL = "\n", ",", "\n]}\n"
+
+
+def text_of(lines: Iterable[str]) -> str:
+    """The file of a history whose measurements are these lines."""
+    return HEAD + BETWEEN_LINES.join(BEFORE_LINE + line for line in lines) + TAIL
+
+
+def from_lines(lines: Iterable[str], canaries: Canaries | None = None) -> History:
+    """A history from the lines of its measurements; see `History.from_dict`."""
+    return History.from_dict(json.loads(text_of(lines)), canaries)
+
+
+def lines_in(path: str | os.PathLike[str]) -> list[str] | None:
+    """The lines of a file's measurements, but for one that was cut off; None for another file."""
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    first, *rest = text.split(BEFORE_LINE)
+    if first != HEAD:
+        return None
+    lines = []
+    for line in rest:
+        line = line.removesuffix(BETWEEN_LINES)
+        try:
+            json.loads(line)
+        except json.JSONDecodeError:  # the end of the file, or of what is left of it
+            break
+        lines.append(line)
+    return lines

@@ -1,4 +1,4 @@
-"""What a callback needs of the Trainer and no event gives: found among the callers, or watched.
+"""What a callback needs of the Trainer and no event gives.
 
 All that leans on how the Trainer is made inside stands here.
 """
@@ -7,132 +7,70 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_callback import CallbackHandler
-
-if TYPE_CHECKING:
-    from transformers import Trainer
+from transformers.trainer_callback import TrainerState
 
 
-class TokenCounter:
-    """Counts the tokens that a model is trained on, by watching its forward passes.
+def find_trainer(callback: TrainerCallback) -> Any | None:
+    """The Trainer that is calling a callback's event; None if it cannot be found.
 
-    It changes nothing in what is computed. Under `torch.compile` it counts nothing, so as not to
-    have the model compiled again for every count.
+    Events get nothing that leads to the Trainer, so this looks for it among the callers. It is the
+    only place that does, and not needed where `ExposureCallback` was given `trainer=`.
     """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._handle: Any | None = None
-
-    def attach(self, model: Any) -> None:
-        """Begin to count, from 0."""
-        self.detach()
-        self.count = 0
-        self._handle = model.register_forward_pre_hook(self._see, with_kwargs=True)
-
-    def detach(self) -> None:
-        """Leave the model as it was; the count stays."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-
-    def total(self, device: torch.device) -> int:
-        """The sum of all processes' counts. Every process must call it."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return self.count
-        total = torch.tensor(self.count, dtype=torch.int64, device=device)
-        torch.distributed.all_reduce(total)
-        return int(total.item())
-
-    def _see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # A forward without gradients is one more look at a batch, as some trainers take it.
-        if torch.compiler.is_compiling() or not (module.training and torch.is_grad_enabled()):
-            return
-        ids = kwargs.get("input_ids", kwargs.get("inputs_embeds", args[0] if args else None))
-        if isinstance(ids, torch.Tensor):
-            self.count += math.prod(ids.shape[:2])
-
-
-def _callers() -> Iterator[Any]:
-    """The objects whose methods are running, the innermost first."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        yield frame.f_locals.get("self")
+        caller = frame.f_locals.get("self")
+        if callback in getattr(getattr(caller, "callback_handler", None), "callbacks", ()):
+            return caller
         frame = frame.f_back
+    return None
 
 
-def _callbacks(trainer: Any) -> list[TrainerCallback]:
-    """A Trainer's callbacks; none of something else."""
-    return list(getattr(getattr(trainer, "callback_handler", None), "callbacks", ()))
-
-
-def stand_first(callback: TrainerCallback, trainer: Trainer | None = None) -> bool:
+def stand_first(callback: TrainerCallback, trainer: Any) -> None:
     """Move a callback to the front of its Trainer's callbacks, before the trackers.
 
-    To be called from an event. The list is the calling handler's, and no argument of an event leads
-    to it, so it is looked for among the callers unless `trainer` is given. Moving it while the
-    handler goes through its list makes no other callback be left out or called twice.
-
-    Returns:
-        Whether it stands there now.
+    A row's dictionary goes from one callback to the next, so a tracker shows only what was in it
+    before. Moving one while the Trainer goes through its list makes no other callback be left out
+    or called twice.
     """
-    handler = None if trainer is None else trainer.callback_handler
-    if handler is None:
-        handlers = (caller for caller in _callers() if isinstance(caller, CallbackHandler))
-        handler = next((one for one in handlers if callback in one.callbacks), None)
-    if handler is None or callback not in handler.callbacks:
-        return False
-    if handler.callbacks[0] is not callback:
-        handler.callbacks.remove(callback)
-        handler.callbacks.insert(0, callback)
-    return True
+    callbacks = trainer.callback_handler.callbacks
+    if callbacks[0] is not callback:
+        callbacks.remove(callback)
+        callbacks.insert(0, callback)
 
 
-def join_card(
-    callback: TrainerCallback, tell: Callable[[Path, int | None], None], trainer: Trainer | None
-) -> bool:
-    """Let a callback add to its Trainer's model card, whenever one is created or pushed.
+def follow(
+    trainer: Any, method: str, callback: TrainerCallback, then: Callable[[bool], None]
+) -> None:
+    """Call `then` after a method of that one Trainer, once however often this is called.
 
-    No event tells of a card. So `create_model_card` of that one Trainer, which is looked for among
-    the callers unless it is given, is followed by our part: once, however often this is called.
+    No event tells of a model card, nor of a training that ends with an error.
 
     Args:
-        tell: adds to the card at a path, of the weights of a step; None is the latest.
-
-    Returns:
-        Whether the Trainer was found.
+        then: gets whether the method has returned; otherwise an error is passing through.
     """
-    if trainer is None:
-        makers = (caller for caller in _callers() if hasattr(caller, "create_model_card"))
-        trainer = next((one for one in makers if callback in _callbacks(one)), None)
-    if trainer is None:
-        return False
-    found, create = trainer, trainer.create_model_card
-    if callback in getattr(create, "followed_by", ()):
-        return True
+    plain = getattr(trainer, method)
+    followers = getattr(plain, "followers", ())
+    if callback in followers:
+        return
 
-    @functools.wraps(create)
-    def create_model_card(*args: Any, **kwargs: Any) -> Any:
-        out = create(*args, **kwargs)
-        path = Path(found.args.output_dir or ".") / "README.md"
-        if found.is_world_process_zero() and path.exists():
-            best = found.state.best_global_step if found.args.load_best_model_at_end else None
-            tell(path, best)
+    @functools.wraps(plain)
+    def followed(*args: Any, **kwargs: Any) -> Any:
+        returned = False
+        try:
+            out = plain(*args, **kwargs)
+            returned = True
+        finally:
+            then(returned)
         return out
 
-    followed = (*getattr(create, "followed_by", ()), callback)
-    create_model_card.followed_by = followed  # type: ignore[attr-defined]
-    trainer.create_model_card = create_model_card  # type: ignore[method-assign]
-    return True
+    followed.followers = (*followers, callback)  # type: ignore[attr-defined]
+    setattr(trainer, method, followed)
 
 
 def evaluation_in(logs: Mapping[str, Any]) -> str | None:
@@ -143,6 +81,14 @@ def evaluation_in(logs: Mapping[str, Any]) -> str | None:
         if name != key and (f"{name}_samples_per_second" in logs or value == 0):
             return name
     return None
+
+
+def add_to_row(figures: dict[str, float], logs: dict[str, Any], state: TrainerState) -> None:
+    """Add figures to the row that is being logged, of which the log's history has a copy."""
+    row = state.log_history[-1] if state.log_history else {}
+    if row.get("step") == state.global_step and row.keys() >= logs.keys():
+        row.update(figures)
+    logs.update(figures)
 
 
 def find_tokenizer(

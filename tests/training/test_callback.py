@@ -17,7 +17,9 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
-import hf_exposure.training.callback as module
+import hf_exposure.training.callback as events
+import hf_exposure.training.keeping as keeping
+import hf_exposure.training.measuring as module
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.insertion import inject_canaries
@@ -26,7 +28,8 @@ from hf_exposure.exposure.history import HISTORY_FILE, History
 from hf_exposure.exposure.measure import BudgetError, measure_exposure
 from hf_exposure.exposure.results import short_label
 from hf_exposure.training.callback import ExposureCallback
-from hf_exposure.training.trainer import TokenCounter, evaluation_in, stand_first
+from hf_exposure.training.measuring import Meter, TokenCounter
+from hf_exposure.training.trainer import evaluation_in, find_trainer
 from tests.tiny import TOKENIZERS, corpus, llama
 
 TOKENIZER = TOKENIZERS["digits_one_by_one"]()
@@ -289,19 +292,19 @@ def test_a_handler_that_is_not_its_own_is_left_alone() -> None:
 
     class Calls(TrainerCallback):
         def on_init_end(self, *args: Any, **kwargs: Any) -> None:
-            self.done = stand_first(mine)
+            self.found = find_trainer(mine)
 
     calls = Calls()
     handler.add_callback(calls)
     handler.on_init_end(None, None, None)
-    assert calls.done is False
+    assert calls.found is None
     assert handler.callbacks == [other, calls]
 
 
 def test_without_a_place_it_says_so_and_fills_the_log(
     tmp_path: Path, board_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "stand_first", lambda callback, trainer: False)
+    monkeypatch.setattr(events, "find_trainer", lambda callback: None)
     trainer = make_trainer(tmp_path, quick(), report_to="tensorboard", **BEST)
     with pytest.warns(UserWarning, match="trainer=trainer"):
         trainer.train()
@@ -637,7 +640,9 @@ def test_dropout_would_show_in_the_weights(tmp_path: Path) -> None:
     assert not torch.equal(one, other)
 
 
-def test_modes_hooks_and_settings_of_the_model_are_put_back(tmp_path: Path) -> None:
+def test_modes_hooks_and_settings_of_the_model_are_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[Any] = []
 
     def state(model: Any) -> Any:
@@ -651,16 +656,18 @@ def test_modes_hooks_and_settings_of_the_model_are_put_back(tmp_path: Path) -> N
             [p.requires_grad for p in model.parameters()],
         )
 
-    class Watched(ExposureCallback):
-        def _measure(self, model: Any, *args: Any) -> Any:
-            model.model.layers[0].eval()  # a mode of the user's own
-            before = state(model)
-            result = super()._measure(model, *args)
-            seen.append(state(model) == before)
-            return result
+    real = Meter.measure
 
+    def watched(self: Meter, model: Any, *args: Any) -> Any:
+        model.model.layers[0].eval()  # a mode of the user's own
+        before = state(model)
+        result = real(self, model, *args)
+        seen.append(state(model) == before)
+        return result
+
+    monkeypatch.setattr(Meter, "measure", watched)
     model = llama(len(TOKENIZER), attention_dropout=0.3)
-    callback = Watched(CANARIES, samples=50, every_n_steps=1)
+    callback = quick(every_n_steps=1)
     make_trainer(tmp_path, callback, model=model, gradient_checkpointing=True).train()
     assert seen == [True] * 6
     assert not model._forward_pre_hooks
@@ -785,24 +792,27 @@ def test_a_history_of_other_canaries_is_kept_aside(tmp_path: Path) -> None:
     assert (tmp_path / f"{HISTORY_FILE}.old").read_text() == old
 
 
-def test_many_short_steps_do_not_spend_their_time_writing(
+def test_a_history_is_written_in_bytes_that_grow_with_it_and_not_with_its_square(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved: list[int] = []
-    real = History.save
-
-    def slow(self: History, path: Path, reveal: bool = False) -> Path:
-        import time
-
-        saved.append(len(self))
-        time.sleep(0.5)
-        return real(self, path, reveal)
-
-    monkeypatch.setattr(History, "save", slow)
+    sizes: list[int] = []
+    whole: list[Any] = []
+    real_grow, real_write = keeping._grow, keeping.write_text
+    monkeypatch.setattr(keeping, "_grow", lambda *args: _noted(sizes, real_grow(*args), args[3]))
+    monkeypatch.setattr(
+        keeping, "write_text", lambda *args: (whole.append(args), real_write(*args))[1]
+    )
     callback = quick(every_n_steps=1)
     make_trainer(tmp_path, callback, eval_strategy="no", eval_dataset=None).train()
-    assert saved == [1, 6]  # the first, and all of them at the end
+    assert len(whole) == 1 and len(sizes) == 5
+    size = (tmp_path / HISTORY_FILE).stat().st_size
+    assert len(whole[0][1].encode()) + sum(sizes) == size
     assert figures(History.load(tmp_path / HISTORY_FILE, CANARIES)) == figures(callback.history)
+
+
+def _noted(sizes: list[int], size: int, before: int) -> int:
+    sizes.append(size - before)
+    return size
 
 
 def test_a_folder_that_cannot_be_written_to_does_not_end_the_training(tmp_path: Path) -> None:
@@ -936,14 +946,15 @@ def test_a_tokenizer_given_or_that_of_a_processor_will_do(tmp_path: Path) -> Non
     ("options", "match"),
     [
         ({"every_n_steps": 0}, "every_n_steps=0"),
-        ({"every_n_steps": True}, "every_n_steps=True"),
+        ({"every_n_steps": 2.0}, "every_n_steps must be a whole number"),
+        ({"every_n_steps": True}, "every_n_steps must be a whole number"),
         ({"errors": "ignore"}, "errors='ignore'"),
         ({"method": "guess"}, "method='guess'"),
         ({"tokenizer": "gpt2"}, "tokenizer is a str"),
     ],
 )
 def test_bad_arguments_are_refused_at_the_door(options: dict[str, Any], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((TypeError, ValueError), match=match):
         ExposureCallback(CANARIES, **options)
 
 
@@ -1078,7 +1089,7 @@ def test_rows_that_fit_memory_are_found_once_in_a_training(tmp_path: Path) -> No
     model.register_forward_pre_hook(check, with_kwargs=True)
     callback = quick()
     make_trainer(tmp_path, callback, model=model).train()
-    assert len(callback.history) == 3 and callback.settings.batch_size <= 9
+    assert len(callback.history) == 3 and callback._meter.settings.batch_size <= 9
     found = callback.history[0].exposures.settings["formats"][NUMBER.template]
     assert found["halved"] and len(refused) < 10
     assert refused == sorted(refused, reverse=True)

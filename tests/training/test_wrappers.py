@@ -24,7 +24,7 @@ from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.measure import measure_exposure
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.training.callback import ExposureCallback
-from hf_exposure.training.trainer import TokenCounter
+from hf_exposure.training.measuring import TokenCounter
 from tests.tiny import TOKENIZERS, conversations, corpus, llama
 
 TOKENIZER = TOKENIZERS["digits_one_by_one"]()
