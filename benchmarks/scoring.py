@@ -267,7 +267,7 @@ def exact_rank(model: Any, tokenizer: Any, canary: Canary, enumerate_too: bool) 
         if not enumeration <= forwards <= enumeration + check:
             raise RuntimeError("the enumeration took another number of forwards than computed")
         own = scores[canary.secret]
-        ties = found.settings["formats"][fmt.template]["tie_bits"]
+        ties = found.formats[fmt].tie_bits
         enumerated = sum(bits <= own + ties for bits in scores.values())
     return Rank(
         fmt.size,

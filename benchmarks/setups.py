@@ -550,7 +550,7 @@ def make_row(name: str, small: bool) -> Row:
     assert measured is not None and without is not None
     found = [Exposures.from_dict(stored, canaries) for stored in measured.exposures]  # type: ignore[arg-type]
     last = found[-1]
-    details = [group for item in found for group in item.settings["formats"].values()]
+    details = [group for item in found for group in item.formats.values()]
     groups = {f"x{k}": [e for e in last if e.canary.repetitions == k] for k in REPETITIONS}
     return Row(
         name,
@@ -566,8 +566,8 @@ def make_row(name: str, small: bool) -> Row:
         [item.seconds for item in found],
         sum(item.forwards for item in found),
         max(item.cost["peak_bytes"] for item in found),
-        max(group["noise_bits"] for group in details),
-        all(group["cached"] for group in details),
+        max(group.noise_bits for group in details),
+        all(bool(group.cached) for group in details),
         measured.weights == without.weights,
         measured.note,
         last.settings["versions"],

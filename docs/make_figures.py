@@ -70,7 +70,7 @@ def draw_log_perplexities(exposures: Exposures, path: Path) -> None:
     ax = plot_log_perplexities(exposures)
     for text in ax.get_legend().get_texts():
         if "references" in text.get_text():  # the whole space, but for what was planted
-            text.set_text(f"all {len(exposures.references[CODE.template]):,} codes never planted")
+            text.set_text(f"all {len(exposures.references[CODE]):,} codes never planted")
     ax.figure.savefig(path, dpi=150)
 
 
@@ -105,7 +105,7 @@ def main() -> None:
     draw_exposures(exposures, options.output_dir / "exposure_by_repetitions.png")
 
     print(exposures)
-    costs = np.array(everything.references[CODE.template])
+    costs = np.array(everything.references[CODE])
     print(f"log-perplexities of all: {np.percentile(costs, [0, 5, 50, 95, 100]).round(1)}")
     for one in everything:
         print(one.canary.repetitions, round(one.log_perplexity, 2), one.rank, round(one.bits, 2))

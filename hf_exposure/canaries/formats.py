@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from hf_exposure.canaries.automaton import Automaton, compile_automaton
 
 HOLE = "{secret}"
 CHECKS = (None, "luhn")
+_SHOWN = 40  # characters of an expression that has to fit a table
 
 
 @dataclass(frozen=True)
@@ -165,3 +167,37 @@ class SecretFormat:
     def __reduce__(self) -> tuple[type[SecretFormat], tuple[str, str, str | None]]:
         # By its arguments: small in a pickle, and the same fingerprint in every process.
         return type(self), (self.template, self.secret, self.check)
+
+
+def format_names(
+    formats: Iterable[SecretFormat], width: int | None = None
+) -> dict[SecretFormat, str]:
+    """Each format as messages and cards name it: its template, and what tells it from others.
+
+    Args:
+        width: characters of the template to show on each side of the secret; None: all.
+    """
+    shown = {fmt: _template(fmt, width) for fmt in formats}
+    apart = distinctions(shown)
+    return {fmt: name + apart[fmt] for fmt, name in shown.items()}
+
+
+def distinctions(formats: Iterable[SecretFormat]) -> dict[SecretFormat, str]:
+    """What to write behind the template: the expression of formats that share one, else nothing."""
+    every = set(formats)
+    uses = Counter(fmt.template for fmt in every)
+    return {fmt: f" ({_expression(fmt)})" if uses[fmt.template] > 1 else "" for fmt in every}
+
+
+def _expression(fmt: SecretFormat) -> str:
+    short = fmt.secret if len(fmt.secret) <= _SHOWN else fmt.secret[: _SHOWN - 1] + "…"
+    return short if fmt.check is None else f"{short}, {fmt.check}"
+
+
+def _template(fmt: SecretFormat, width: int | None) -> str:
+    if width is None:
+        return fmt.template
+    prefix, suffix = fmt.prefix, fmt.suffix
+    prefix = prefix if len(prefix) <= width else "…" + prefix[-width:]
+    suffix = suffix if len(suffix) <= width else suffix[:width] + "…"
+    return " ".join(f"{prefix}{HOLE}{suffix}".split())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from hf_exposure.canaries.canary import Canary
-from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.canaries.formats import SecretFormat, format_names
 from hf_exposure.canaries.sharing import dataset_card, download_manifest, upload_manifest
 from hf_exposure.utils.checks import check_count
 from hf_exposure.utils.files import load_json, write_text
@@ -316,7 +316,7 @@ class Canaries(Sequence[Canary]):
     __hash__ = None  # type: ignore[assignment]  # `planting` changes
 
     def __repr__(self) -> str:
-        templates = " and ".join(dict.fromkeys(repr(fmt.template) for fmt in self.formats))
+        templates = " and ".join(map(repr, format_names(self.formats).values()))
         counts = Counter(canary.repetitions for canary in self._items)
         groups = ", ".join(f"{counts[times]} x {times}" for times in sorted(counts))
         return f"Canaries({len(self)} of {templates}; repetitions: {groups})"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.formats import SecretFormat, format_names
 from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.documents import versions
 from hf_exposure.exposure.planning import (
     Group,
@@ -24,7 +27,7 @@ from hf_exposure.exposure.planning import (
     plan_measurement,
 )
 from hf_exposure.exposure.ranking import Sampled, explore, ranks, sample
-from hf_exposure.exposure.references import Measured, by_references
+from hf_exposure.exposure.references import GroupResult, by_references
 from hf_exposure.exposure.results import BudgetError, Exposure, Exposures
 from hf_exposure.models.decoder import Decoder, undisturbed
 from hf_exposure.models.processes import Processes
@@ -141,8 +144,7 @@ def measure_plan(
     start = time.perf_counter()
     processes = Processes.of(model, split=False) if processes is None else processes
     results: dict[int, Exposure] = {}
-    references: dict[str, list[float]] = {}
-    details: dict[str, Any] = {}
+    formats: dict[SecretFormat, FormatDetails] = {}
     skipped = dict(plan.skipped)
     spent, peak, unfinished = 0, 0, []
     fits = math.inf  # rows of a forward for which memory has sufficed
@@ -157,7 +159,7 @@ def measure_plan(
             left = math.inf
             if settings.max_forwards is not None:
                 left = max(0, settings.max_forwards - spent) // (len(plan.groups) - number)
-            tree, name = group.tree, group.tree.format.template
+            tree = group.tree
             try:
                 decoder = Decoder(
                     model,
@@ -177,22 +179,20 @@ def measure_plan(
             canaries = [plan.canaries[place] for place in group.places]
             measured = _measure_group(scored, group, canaries, settings)
             results.update(zip(group.places, measured.exposures, strict=True))
-            if measured.references is not None:
-                references[name] = measured.references.tolist()
             if measured.unfinished:
                 unfinished.append(measured.unfinished)
             if decoder.halved:  # memory will not suffice for the next format either
                 fits = decoder.batch_size
             peak = max(peak, *scored.gather(decoder.peak_bytes))
             spent += scored.forwards
-            details[name] = measured.details | {"forwards": scored.forwards}
+            formats[tree.format] = replace(measured.details, forwards=scored.forwards)
     exposures = Exposures(
         [results[place] for place in sorted(results)],
         forwards=spent,
         seconds=time.perf_counter() - start,
-        settings=_describe(settings, plan.canaries, details)
+        settings=_describe(settings, plan.canaries)
         | {"processes": processes.count, "peak_bytes": peak},
-        references=references,
+        formats=formats,
         skipped=[(plan.canaries[place], why) for place, why in sorted(skipped.items())],
     )
     _warn_of_no_draws(settings, exposures)
@@ -223,8 +223,7 @@ def measure_scorer(
     start, before_all = time.perf_counter(), scorer.forwards
     before = context_before(canaries, tokenizer)
     results: dict[int, Exposure] = {}
-    references: dict[str, list[float]] = {}
-    details: dict[str, Any] = {}
+    formats: dict[SecretFormat, FormatDetails] = {}
     with secrets_masked(canaries):
         for fmt in canaries.formats:
             places = [place for place, canary in enumerate(canaries) if canary.format == fmt]
@@ -239,20 +238,18 @@ def measure_scorer(
             tie = _tie(noise, costs)
             measured = by_references(scorer, group, costs, tie, settings, before)
             results.update(zip(places, measured.exposures, strict=True))
-            if measured.references is not None:
-                references[fmt.template] = measured.references.tolist()
-            details[fmt.template] = measured.details | {
-                "bits": fmt.bits,
-                "noise_bits": noise,
-                "tie_bits": tie,
-                "forwards": scorer.forwards - forwards,
-            }
+            formats[fmt] = replace(
+                measured.details,
+                forwards=scorer.forwards - forwards,
+                noise_bits=noise,
+                tie_bits=tie,
+            )
     return Exposures(
         [results[place] for place in sorted(results)],
         forwards=scorer.forwards - before_all,
         seconds=time.perf_counter() - start,
-        settings=_describe(settings, canaries, details) | {"scorer": repr(scorer)},
-        references=references,
+        settings=_describe(settings, canaries) | {"scorer": repr(scorer)},
+        formats=formats,
     )
 
 
@@ -264,7 +261,7 @@ def _tie(noise: float, costs: Floats) -> float:
 
 def _measure_group(
     scored: ScoredTree, group: Group, canaries: list[Canary], settings: Settings
-) -> Measured:
+) -> GroupResult:
     decoder, tree = scored.decoder, scored.tree
     # The longest paths show the most rounding; a handful is enough.
     decoder.probe(sorted(group.paths, key=len)[-4:])
@@ -275,19 +272,19 @@ def _measure_group(
         measured = by_references(scored, canaries, costs, tie, settings, tree.before)
     else:
         measured = _by_tree(scored, group, canaries, costs, tie, settings)
-    measured.details |= {
-        "bits": tree.format.bits,
-        "paths": tree.way,
-        "false_share": tree.false_share,
-        "prompt_tokens": len(tree.prompt),
-        "cached": decoder.cached,
-        "noise_bits": noise,
-        "tie_bits": tie,
-        "uniform_bits": math.log2(decoder.vocabulary) * float(np.mean(list(map(len, group.paths)))),
-        "batch_size": decoder.batch_size,
-        "halved": decoder.halved,
-    }
-    return measured
+    details = replace(
+        measured.details,
+        noise_bits=noise,
+        tie_bits=tie,
+        uniform_bits=math.log2(decoder.vocabulary) * float(np.mean(list(map(len, group.paths)))),
+        paths=tree.way,
+        false_share=tree.false_share,
+        prompt_tokens=len(tree.prompt),
+        cached=decoder.cached,
+        batch_size=decoder.batch_size,
+        halved=decoder.halved,
+    )
+    return replace(measured, details=details)
 
 
 def _by_tree(
@@ -297,16 +294,15 @@ def _by_tree(
     costs: Floats,
     tie: float,
     settings: Settings,
-) -> Measured:
+) -> GroupResult:
     """`auto` and `exact`: explore, and sample what is left unless all is certain."""
     bound = float(costs[np.isfinite(costs)].max(initial=-math.inf)) + tie
     depth = float(np.mean([len(path) for path in group.paths]))
     exact, unfinished = settings.method == "exact", ""
-    details: dict[str, Any] = {}
+    needed: float | None = None
     if exact and math.isfinite(bound):
         root = explore(scored, bound, group.paths, max_forwards=1)
         needed = 0.0 if root.complete else sample(scored, root, _PILOT, settings.seed).inner
-        details["exact_forwards_estimate"] = round(needed)
         if needed > 2 * scored.room:
             exact = False
             unfinished = f"it would take about {needed:.2g} token-forwards"
@@ -319,9 +315,9 @@ def _by_tree(
     before = scored.forwards
     budget = scored.room if exact else _share_to_explore(scored, settings, depth)
     explored = explore(scored, bound, group.paths, max_forwards=budget, depth_first=exact)
-    details["explored"] = scored.forwards - before
+    visited = scored.forwards - before
     if exact and not explored.complete:
-        unfinished = f"{scored.forwards - before} prefixes were visited before it ran out"
+        unfinished = f"{visited} prefixes were visited before it ran out"
 
     sampled: Sampled | None = None
     n = settings.samples
@@ -329,20 +325,22 @@ def _by_tree(
         longest = max(len(path) for path in group.paths)
         n = min(n, max(settings.min_samples, int(scored.room / longest)))
         n = n if n >= min(_FEWEST, settings.samples) else 0
-    if not explored.complete:
-        details["samples"] = n
-        if n > 0:
-            sampled = sample(scored, explored, n, settings.seed, costs)
+    if not explored.complete and n > 0:
+        sampled = sample(scored, explored, n, settings.seed, costs)
     controls = np.array([not canary.inserted for canary in canaries])
     estimates = ranks(scored, explored, sampled, costs, controls, tie, settings.confidence)
     method = "exact" if settings.method == "exact" and not unfinished else "auto"
-    return Measured(
+    return GroupResult(
         [
             Exposure.of_rank(canary, float(cost), estimate, method)
             for canary, cost, estimate in zip(canaries, costs, estimates, strict=True)
         ],
-        details,
-        unfinished=unfinished,
+        FormatDetails(
+            explored=visited,
+            exact_forwards_estimate=None if needed is None else round(needed),
+            samples=None if explored.complete else n,
+        ),
+        unfinished,
     )
 
 
@@ -356,14 +354,12 @@ def _share_to_explore(scored: ScoredTree, settings: Settings, depth: float) -> f
 
 def _warn_of_no_draws(settings: Settings, exposures: Exposures) -> None:
     """Bounds where estimates were asked for look like low exposures."""
-    without = dict.fromkeys(
-        one.canary.format.template for one in exposures if exposures.is_bound(one)
-    )
+    without = {one.canary.format for one in exposures if exposures.is_bound(one)}
     if not without or not settings.samples:
         return
     warnings.warn(
         f"measure_exposure: max_forwards={settings.max_forwards} leaves no token-forwards for "
-        f"draws from {', '.join(map(repr, without))}; the exposures there are no estimates but "
+        f"draws from {_named(exposures, without)}; the exposures there are no estimates but "
         "what is proved at the least. Give more (the canaries' own log-perplexities alone take "
         "some for each), or samples=0 if bounds are what you want",
         stacklevel=4,
@@ -375,14 +371,19 @@ def _warn_of_strange_text(exposures: Exposures) -> None:
     strange = exposures.improbable()
     if strange:
         warnings.warn(
-            f"measure_exposure: most canaries of {', '.join(map(repr, strange))} are less likely "
+            f"measure_exposure: most canaries of {_named(exposures, strange)} are less likely "
             "to the model than random tokens, as with a tokenizer that is not the model's or after "
             "a training that diverged; what comes of that says nothing about memorization",
             stacklevel=4,
         )
 
 
-def _describe(settings: Settings, canaries: Canaries, details: dict[str, Any]) -> dict[str, Any]:
+def _named(exposures: Exposures, some: Collection[SecretFormat]) -> str:
+    names = format_names(exposures.formats)
+    return ", ".join(repr(name) for fmt, name in names.items() if fmt in some)
+
+
+def _describe(settings: Settings, canaries: Canaries) -> dict[str, Any]:
     return {
         "planted": bool(canaries.planting),
         "method": settings.method,
@@ -391,7 +392,6 @@ def _describe(settings: Settings, canaries: Canaries, details: dict[str, Any]) -
         "confidence": settings.confidence,
         "seed": settings.seed,
         "bos": settings.bos,
-        "formats": details,
         "versions": versions("torch", "transformers", "numpy", "scipy", "outlines-core"),
     }
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from hf_exposure.canaries.canary import Canary
+from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.estimators import (
     RankEstimate,
     SkewNormal,
@@ -26,20 +26,18 @@ from hf_exposure.tree.scoring import Scorer
 from hf_exposure.utils.arrays import Floats
 
 
-@dataclass
-class Measured:
+@dataclass(frozen=True)
+class GroupResult:
     """What the canaries of one format have given.
 
     Attributes:
         exposures: one for each canary.
-        details: what was found out on the way, for the settings of the result.
-        references: (n,) log-perplexities in bits of uniform references, if any were drawn.
+        details: what was found out on the way.
         unfinished: how far "exact" has come, if not to its end.
     """
 
     exposures: list[Exposure]
-    details: dict[str, Any]
-    references: Floats | None = None
+    details: FormatDetails
     unfinished: str = ""
 
 
@@ -50,7 +48,7 @@ def by_references(
     tie: float,
     settings: Settings,
     before: str = "",
-) -> Measured:
+) -> GroupResult:
     """Exposures by `settings.method`, "sampling" or "skewnorm".
 
     A space no larger than the sample is taken whole, and then "sampling" gives the exact rank; so
@@ -68,13 +66,11 @@ def by_references(
     secrets = list(fmt.enumerate()) if whole else fmt.sample(settings.samples, settings.seed)
     secrets = [secret for secret in secrets if secret not in inserted]
     references = scorer.log_perplexities(fmt, secrets, before) if secrets else np.zeros(0)
-    details: dict[str, Any] = {"references": len(references), "whole_space": whole}
     fit = None
     finite = references[np.isfinite(references)]
     # A space of a handful of strings needs no fit: it is known whole.
     if settings.method == "skewnorm" and not (whole and len(finite) < 10):
         fit = SkewNormal.fit(finite)
-        details["fit"] = {"shape": fit.shape, "loc": fit.loc, "scale": fit.scale, "ks": fit.ks}
     names = np.array(secrets, dtype=object)
     out = []
     for canary, cost in zip(canaries, costs.tolist(), strict=True):
@@ -88,7 +84,7 @@ def by_references(
             estimate = sampling_exposure(cost, others, settings.confidence, tie, log2_size=fmt.bits)
         ties = int(np.sum((others <= cost + tie) & (others >= cost - tie)))
         out.append(Exposure.of_estimate(canary, cost, estimate, ties, settings.method))
-    return Measured(out, details, references)
+    return GroupResult(out, FormatDetails(references=references, whole_space=whole, fit=fit))
 
 
 def _whole_rank(cost: float, others: Floats, tie: float) -> RankEstimate:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from hf_exposure.canaries.canary import MASK, Canary
-from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.canaries.formats import SecretFormat, distinctions
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.exposure.details import Floats, FormatDetails
 from hf_exposure.exposure.documents import Document, Rows, Tabular
 from hf_exposure.exposure.estimators import ExposureEstimate, RankEstimate, exp2
 
@@ -149,9 +150,9 @@ class Exposures(Tabular, Document, Rows[Exposure]):
     Attributes:
         forwards: token-forwards that the measurement took.
         seconds: how long it took.
-        settings: how it was measured: method, samples, confidence, seed, versions, and under
-            "formats" for each template what was found out on the way.
-        references: for each template the log-perplexities in bits of uniform references, where the
+        settings: how it was measured: method, samples, confidence, seed, versions.
+        formats: what was found out about each secret format on the way.
+        references: (n,) log-perplexities in bits of uniform references of each format, where the
             method drew any.
         skipped: canaries that could not be scored, and why.
         cost: all that the measurement took, as a dictionary.
@@ -169,6 +170,7 @@ class Exposures(Tabular, Document, Rows[Exposure]):
     """
 
     kind = "exposures"
+    version = 2
     right = frozenset({0, 2, 6})
 
     def __init__(
@@ -178,15 +180,24 @@ class Exposures(Tabular, Document, Rows[Exposure]):
         forwards: int = 0,
         seconds: float = 0.0,
         settings: Mapping[str, Any] | None = None,
-        references: Mapping[str, Sequence[float]] | None = None,
+        formats: Mapping[SecretFormat, FormatDetails] | None = None,
         skipped: Iterable[tuple[Canary | MaskedCanary, str]] = (),
     ) -> None:
         self._items = tuple(items)
         self.forwards = forwards
         self.seconds = seconds
         self.settings: dict[str, Any] = dict(settings or {})
-        self.references = {key: list(values) for key, values in (references or {}).items()}
+        self.formats: dict[SecretFormat, FormatDetails] = dict(formats or {})
         self.skipped = list(skipped)
+
+    @property
+    def references(self) -> dict[SecretFormat, Floats]:
+        """Log-perplexities in bits of uniform references, for each format that has any."""
+        return {
+            fmt: found.references
+            for fmt, found in self.formats.items()
+            if found.references is not None and len(found.references)
+        }
 
     @property
     def cost(self) -> dict[str, float]:
@@ -208,20 +219,20 @@ class Exposures(Tabular, Document, Rows[Exposure]):
     def is_bound(self, one: Exposure) -> bool:
         """Whether a figure is no estimate but what is proved at the least, since nothing was drawn:
         for want of token-forwards, or because `samples=0` asked for bounds."""
-        found = self.settings.get("formats", {}).get(one.canary.format.template, {})
-        return found.get("samples") == 0 and not one.exact
+        found = self.formats.get(one.canary.format)
+        return found is not None and found.samples == 0 and not one.exact
 
-    def improbable(self) -> list[str]:
-        """The templates of which most canaries are less likely to the model than random tokens.
+    def improbable(self) -> list[SecretFormat]:
+        """The formats of which most canaries are less likely to the model than random tokens.
 
         A tokenizer that is not the model's looks like that, or text that is unlike all it has seen.
         """
         out = []
-        for template, found in self.settings.get("formats", {}).items():
-            costs = [one.log_perplexity for one in self if one.canary.format.template == template]
-            uniform = found.get("uniform_bits", math.inf)
-            if costs and statistics.median(costs) > _IMPROBABLE * uniform:
-                out.append(template)
+        for fmt, found in self.formats.items():
+            bits = [one.log_perplexity for one in self if one.canary.format == fmt]
+            uniform = math.inf if found.uniform_bits is None else found.uniform_bits
+            if bits and statistics.median(bits) > _IMPROBABLE * uniform:
+                out.append(fmt)
         return out
 
     def by_repetitions(self) -> dict[int, list[Exposure]]:
@@ -252,8 +263,8 @@ class Exposures(Tabular, Document, Rows[Exposure]):
         return out
 
     def to_pandas(self, reveal: bool = False) -> pd.DataFrame:
-        """A row for each canary: its text (`canary`, masked unless `reveal`), `repetitions`,
-        `template`, and all figures of `Exposure` under their own names."""
+        """A row for each canary: its text (`canary`, masked unless `reveal`), `repetitions`, its
+        format's `template` and `expression`, and all figures of `Exposure` by name."""
         import pandas as pd
 
         rows = [
@@ -261,11 +272,12 @@ class Exposures(Tabular, Document, Rows[Exposure]):
                 "canary": item.canary.label(reveal),
                 "repetitions": item.canary.repetitions,
                 "template": item.canary.format.template,
+                "expression": item.canary.format.secret,
                 **{name: getattr(item, name) for name in NUMBERS},
             }
             for item in self
         ]
-        columns = ["canary", "repetitions", "template", *NUMBERS]
+        columns = ["canary", "repetitions", "template", "expression", *NUMBERS]
         frame: pd.DataFrame = pd.DataFrame(rows, columns=columns)
         return frame
 
@@ -325,13 +337,14 @@ class Exposures(Tabular, Document, Rows[Exposure]):
             "log-perplexity",
         ]
         rows = []
-        for place, item in enumerate(self):
+        labels = short_labels((item.canary for item in self), reveal)
+        for place, (item, label) in enumerate(zip(self, labels, strict=True)):
             bound = self.is_bound(item)
             exact = item.exact and item.low == item.high
             rows.append(
                 [
                     f"{place}",
-                    short_label(item.canary, reveal),
+                    label,
                     f"{item.canary.repetitions}",
                     f"≥{item.bits:.1f}" if bound else f"{item.bits:.1f}",
                     "exact" if exact else interval(item.low, item.high),
@@ -363,7 +376,7 @@ class Exposures(Tabular, Document, Rows[Exposure]):
 
     def _content(self, reveal: bool) -> dict[str, Any]:
         canaries = [*(item.canary for item in self), *(canary for canary, _ in self.skipped)]
-        formats = list(dict.fromkeys(canary.format for canary in canaries))
+        formats = list(dict.fromkeys([*(canary.format for canary in canaries), *self.formats]))
 
         def described(canary: Canary | MaskedCanary) -> dict[str, Any]:
             return canary_entry(canary, formats, reveal)
@@ -372,12 +385,15 @@ class Exposures(Tabular, Document, Rows[Exposure]):
             "forwards": self.forwards,
             "seconds": self.seconds,
             "settings": self.settings,
-            "formats": [fmt.to_dict() for fmt in formats],
+            "formats": [
+                fmt.to_dict()
+                | ({"details": self.formats[fmt].to_dict()} if fmt in self.formats else {})
+                for fmt in formats
+            ],
             "exposures": [
                 {**described(item.canary), **{name: getattr(item, name) for name in NUMBERS}}
                 for item in self
             ],
-            "references": self.references,
             "skipped": [{**described(canary), "why": why} for canary, why in self.skipped],
         }
 
@@ -399,7 +415,11 @@ class Exposures(Tabular, Document, Rows[Exposure]):
             forwards=data["forwards"],
             seconds=data["seconds"],
             settings=data["settings"],
-            references=data["references"],
+            formats={
+                fmt: FormatDetails.from_dict(entry["details"])
+                for fmt, entry in zip(formats, data["formats"], strict=True)
+                if "details" in entry
+            },
             skipped=left_out,
         )
 
@@ -453,6 +473,13 @@ def short_label(canary: Canary | MaskedCanary, reveal: bool = False) -> str:
     if len(suffix) > _SUFFIX_SHOWN:
         suffix = suffix[:_SUFFIX_SHOWN] + "…"
     return (prefix + secret + suffix).replace("\n", " ")
+
+
+def short_labels(canaries: Iterable[Canary | MaskedCanary], reveal: bool = False) -> list[str]:
+    """`short_label` of each canary, with the expression where formats share a template."""
+    every = list(canaries)
+    apart = distinctions(canary.format for canary in every)
+    return [short_label(canary, reveal) + apart[canary.format] for canary in every]
 
 
 def interval(low: float, high: float) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard
 
 from hf_exposure.attacks.extraction import Extractions
-from hf_exposure.exposure.results import Exposures, interval, mean_bits, most_exposed, short_label
+from hf_exposure.canaries.formats import format_names
+from hf_exposure.exposure.results import Exposures, interval, mean_bits, most_exposed, short_labels
 from hf_exposure.reports.card_text import DATASET, TASK, change_card
 from hf_exposure.reports.findings import extracted, find
 from hf_exposure.utils.escapes import code_span, markdown, printable
@@ -141,10 +142,11 @@ def extraction_section(
         "| method | form | strings | proved | planted secrets among them | token-forwards |",
         "|---|---|---:|---:|---:|---:|",
     ]
+    names = _names(search.format for search in searches)
     for search in searches:
         known = search.settings.get("canaries") is not None
         rows.append(
-            f"| {markdown(_searched(search))} | {markdown(_around(search.format))} | "
+            f"| {markdown(_searched(search))} | {markdown(names[search.format])} | "
             f"{len(search):,} | {sum(one.proved for one in search):,} | "
             f"{f'{len(_came(search)):,}' if known else '–'} | {search.forwards:,} |"
         )
@@ -159,7 +161,7 @@ def extraction_section(
         ["## Extraction of planted secrets", ""]
         + [f"- {markdown(str(finding))}" for finding in extracted(every, generations)]
         + [
-            f"- The search of {markdown(_around(search.format))} ran out of token-forwards: what "
+            f"- The search of {markdown(names[search.format])} ran out of token-forwards: what "
             "it did not bring out may be there."
             for search in searches
             if search.cut_short
@@ -216,9 +218,9 @@ def rounded_up(bound: float) -> str:
 def _exposure_table(exposures: Exposures) -> list[str]:
     """One row for each number of repetitions and format."""
     groups: dict[tuple[str, int], list[Any]] = {}
-    for one in exposures:
-        label = markdown(short_label(one.canary))
-        groups.setdefault((label, one.canary.repetitions), []).append(one)
+    labels = short_labels(one.canary for one in exposures)
+    for one, label in zip(exposures, labels, strict=True):
+        groups.setdefault((markdown(label), one.canary.repetitions), []).append(one)
     out = [
         "| canary | planted | canaries | exposure in bits | largest, with interval | at most |",
         "|---|---:|---:|---:|---:|---:|",
@@ -234,12 +236,9 @@ def _exposure_table(exposures: Exposures) -> list[str]:
     return out
 
 
-def _around(fmt: SecretFormat) -> str:
-    """A template as a card names it, without the far ends of a long one."""
-    prefix, suffix = fmt.prefix, fmt.suffix
-    prefix = prefix if len(prefix) <= _AROUND else "…" + prefix[-_AROUND:]
-    suffix = suffix if len(suffix) <= _AROUND else suffix[:_AROUND] + "…"
-    return printable(" ".join(f"{prefix}{{secret}}{suffix}".split()))
+def _names(formats: Iterable[SecretFormat]) -> dict[SecretFormat, str]:
+    """Formats as a card names them, without the far ends of long templates."""
+    return {fmt: printable(name) for fmt, name in format_names(formats, _AROUND).items()}
 
 
 def _searched(search: Extractions) -> str:
@@ -279,14 +278,14 @@ def results(
     formats: list[SecretFormat] = [one.canary.format for one in exposures or ()]
     formats += [search.format for search in searches]
     formats += [row.canary.format for row in (generations.rows if generations else ())]
-    templates = dict.fromkeys(_around(fmt) for fmt in formats)
+    names = _names(formats)
 
     def result(metric: str, name: str, value: float, args: dict[str, Any]) -> EvalResult:
         return EvalResult(
             task_type="text-generation",
             task_name=TASK,
             dataset_type=DATASET,
-            dataset_name=f"Canaries: {'; '.join(templates)}",
+            dataset_name=f"Canaries: {'; '.join(dict.fromkeys(names.values()))}",
             metric_type=metric,
             metric_name=name,
             metric_value=value,
@@ -331,7 +330,7 @@ def results(
         what, value = "Planted secrets", len(_came(search))
         if planted is None:
             what, value = "Most likely strings", len(search)
-        out.append(result("extracted", f"{what} found ({_around(search.format)})", value, args))
+        out.append(result("extracted", f"{what} found ({names[search.format]})", value, args))
     if generations is not None:
         came = _written(generations)
         args = {

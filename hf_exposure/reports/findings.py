@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hf_exposure.canaries.formats import format_names
 from hf_exposure.exposure.chance import (
     CHANCE,
     GroupFinding,
@@ -103,13 +104,14 @@ def _planted(exposures: Exposures) -> Finding:
 
 def _improbable(exposures: Exposures) -> list[Finding]:
     out = []
-    for template in exposures.improbable():
-        costs = [one.log_perplexity for one in exposures if one.canary.format.template == template]
-        uniform = exposures.settings["formats"][template]["uniform_bits"]
+    names = format_names(exposures.formats)
+    for fmt in exposures.improbable():
+        bits = [one.log_perplexity for one in exposures if one.canary.format == fmt]
+        uniform = exposures.formats[fmt].uniform_bits or 0.0
         out.append(
             Finding(
-                f"The canaries of {template!r} are less likely to the model than random tokens.",
-                f"Half of them have a log-perplexity of {statistics.median(costs):.0f} bits or "
+                f"The canaries of {names[fmt]!r} are less likely to the model than random tokens.",
+                f"Half of them have a log-perplexity of {statistics.median(bits):.0f} bits or "
                 f"more, where random tokens have {uniform:.0f}. A tokenizer that is not the "
                 "model's looks like that, and then their exposures mean nothing; or the model has "
                 "seen no text of that kind.",

@@ -24,10 +24,11 @@ import numpy as np
 from hf_exposure.attacks.extraction import Extractions
 from hf_exposure.attacks.generations import Generations
 from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.formats import format_names
 from hf_exposure.exposure.chance import CHANCE
 from hf_exposure.exposure.estimators import SkewNormal
 from hf_exposure.exposure.history import History
-from hf_exposure.exposure.results import Exposure, Exposures, interval, mean_bits, short_label
+from hf_exposure.exposure.results import Exposure, Exposures, interval, mean_bits, short_labels
 from hf_exposure.reports import plots
 from hf_exposure.reports.findings import find
 from hf_exposure.utils.files import write_text
@@ -282,8 +283,12 @@ def _canaries(exposures: Exposures, reveal: bool) -> _Section:
         )
     if exposures.skipped:
         rows = [
-            [short_label(canary, reveal), why if reveal else why.replace(canary.secret, "…")]
-            for canary, why in exposures.skipped
+            [label, why if reveal else why.replace(canary.secret, "…")]
+            for (canary, why), label in zip(
+                exposures.skipped,
+                short_labels((canary for canary, _ in exposures.skipped), reveal),
+                strict=True,
+            )
         ]
         section.tables.append(_Table(["could not be scored", "why"], rows))
     return section
@@ -291,25 +296,25 @@ def _canaries(exposures: Exposures, reveal: bool) -> _Section:
 
 def _references(measured: Sequence[Exposures], reveal: bool) -> list[_Section]:
     """The paper's figure, for each format whose references were drawn."""
-    source = next((one for one in measured if any(one.references.values())), None)
+    source = next((one for one in measured if one.references), None)
     if source is None:
         return []
     section = _Section("How canaries stand out from random secrets")
-    drawn = {name: values for name, values in source.references.items() if values}
-    for template, values in drawn.items():
-        of = f" in {template!r}" if len(drawn) > 1 else ""
+    names = format_names(source.references)
+    for fmt, values in source.references.items():
+        of = f" in {names[fmt]!r}" if len(names) > 1 else ""
         section.figures.append(
             _figure(
-                plots.plot_log_perplexities(source, template, reveal=reveal),
+                plots.plot_log_perplexities(source, fmt, reveal=reveal),
                 f"Histogram of the log-perplexities of {len(values):,} random secrets of "
-                f"{template!r}, with a fitted skew-normal curve, and a mark for each canary.",
+                f"{names[fmt]!r}, with a fitted skew-normal curve, and a mark for each canary.",
                 f"Log-perplexities of random secrets{of} that were never trained on, the "
                 "skew-normal distribution that the paper fits to them, and the canaries. "
-                + _goodness(np.array(values, dtype=np.float64)),
+                + _goodness(values),
                 {
                     one.canary.repetitions
                     for one in source
-                    if one.canary.format.template == template and math.isfinite(one.log_perplexity)
+                    if one.canary.format == fmt and math.isfinite(one.log_perplexity)
                 },
             )
         )
@@ -337,9 +342,10 @@ def _extraction(
         return []
     section = _Section("What a search brought out")
     found = [one for search in searches for one in search]
+    names = format_names(search.format for search in searches)
     for search in searches:
         section.texts.append(
-            f"The most likely strings of {search.format.template!r}, by search. Trying all of "
+            f"The most likely strings of {names[search.format]!r}, by search. Trying all of "
             f"them would take {_how_many(search.format.size)} sequences. One that is proved is "
             "certain to be the next most likely."
         )
@@ -387,11 +393,12 @@ def _by_other_methods(
     columns = [_matched(exposures, measured) for measured in every]
     names = [str(one.settings.get("method", "?")) for one in every]
     rows = []
+    labels = short_labels((one.canary for one in exposures), reveal)
     for place, (one, cells) in enumerate(zip(exposures, zip(*columns, strict=True), strict=True)):
         rows.append(
             [
                 f"{place}",
-                short_label(one.canary, reveal),
+                labels[place],
                 f"{one.canary.repetitions}",
                 *("–" if cell is None else _figures(cell) for cell in cells),
             ]
@@ -461,13 +468,13 @@ def _facts(exposures: Exposures, history: History | None) -> list[tuple[str, str
                 "padding included",
             )
         )
-    for template, details in settings.get("formats", {}).items():
-        shown = {
-            name: f"{value:.3g}" if isinstance(value, float) else value
-            for name, value in details.items()
-            if not isinstance(value, dict)
-        }
-        out.append((template, ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in shown.items())))
+    names = format_names(exposures.formats)
+    for fmt, details in exposures.formats.items():
+        shown = [
+            f"{name.replace('_', ' ')} {f'{value:.3g}' if isinstance(value, float) else value}"
+            for name, value in details.figures().items()
+        ]
+        out.append((names[fmt], ", ".join(shown)))
     versions = settings.get("versions", {})
     if versions:
         out.append(("versions", ", ".join(f"{name} {v}" for name, v in versions.items())))

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.formats import SecretFormat, format_names
 from hf_exposure.exposure.chance import CHANCE
 from hf_exposure.exposure.estimators import SkewNormal
 from hf_exposure.exposure.history import History
@@ -112,7 +113,7 @@ def plot_exposure_over_training(
 
 def plot_log_perplexities(
     exposures: Exposures,
-    template: str | None = None,
+    fmt: SecretFormat | None = None,
     ax: Axes | None = None,
     reveal: bool = False,
 ) -> Axes:
@@ -123,25 +124,25 @@ def plot_log_perplexities(
 
     Args:
         exposures: measured with `method="skewnorm"` or `"sampling"`, which draw references.
-        template: the format to draw; None takes the first one with references.
+        fmt: the format to draw; None takes the first one with references.
         ax: where to draw; None makes a figure.
         reveal: write the secrets beside their marks.
 
     Raises:
-        ValueError: there are no references, or none for this template.
+        ValueError: there are no references, or none of this format.
     """
-    if template is None:
-        template = next((name for name, found in exposures.references.items() if found), None)
-    if template is None or not exposures.references.get(template):
-        have = ", ".join(map(repr, exposures.references)) or "none at all"
+    if fmt is None:
+        fmt = next(iter(exposures.references), None)
+    if fmt is None or fmt not in exposures.references:
+        have = ", ".join(map(repr, format_names(exposures.references).values())) or "none at all"
         raise ValueError(
-            f"plot_log_perplexities: template={template!r} has no references in these exposures "
-            f"(there are {have}); measure with method='skewnorm' or 'sampling'"
+            f"plot_log_perplexities: fmt={fmt!r} has no references in these exposures (there are "
+            f"{have}); measure with method='skewnorm' or 'sampling'"
         )
     ax = _axes(ax, "log-perplexity of the secret (bits)", "density (per bit)")
-    every = np.array(exposures.references[template], dtype=np.float64)
+    every = exposures.references[fmt]
     references = every[np.isfinite(every)]
-    items = [one for one in exposures if one.canary.format.template == template]
+    items = [one for one in exposures if one.canary.format == fmt]
     shown = [one for one in items if math.isfinite(one.log_perplexity)]
 
     peak = 0.0
@@ -155,7 +156,7 @@ def plot_log_perplexities(
             label=f"{len(references):,} random references",
         )
         peak = float(np.max(heights))
-    fit = _fit(exposures, template, references)
+    fit = exposures.formats[fmt].fit or _fit(references)
     if fit is not None:
         known = [*references.tolist(), *(one.log_perplexity for one in shown)]
         costs = np.linspace(min(known), max(known), 400)
@@ -446,13 +447,8 @@ def _rows(
             )
 
 
-def _fit(exposures: Exposures, template: str, references: Floats) -> SkewNormal | None:
-    """The fit that the measurement used, or one made now; None if there can be none."""
-    used = exposures.settings.get("formats", {}).get(template, {}).get("fit")
-    if used:
-        return SkewNormal(
-            used["shape"], used["loc"], used["scale"], used.get("ks", math.nan), references
-        )
+def _fit(references: Floats) -> SkewNormal | None:
+    """A fit made now; None if there can be none."""
     try:
         return SkewNormal.fit(references)
     except ValueError:

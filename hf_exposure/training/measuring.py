@@ -166,8 +166,8 @@ class Meter:
                 return error.exposures
 
     def _learn(self, plan: Plan, exposures: Exposures) -> None:
-        groups = exposures.settings["formats"].values()
-        sizes = [group["batch_size"] for group in groups if group["halved"]]
+        found = exposures.formats.values()
+        sizes = [one.batch_size for one in found if one.halved and one.batch_size]
         if sizes:  # memory will not suffice the next time either
             self.settings = replace(self.settings, batch_size=min(sizes))
         places = {canary: place for place, canary in enumerate(plan.canaries)}

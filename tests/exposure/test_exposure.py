@@ -75,7 +75,7 @@ def true_ranks(costs: dict[str, float], canaries: Canaries, tie: float) -> list[
 
 
 def tie_of(exposures: Exposures, fmt: SecretFormat = NUMBER) -> float:
-    return float(exposures.settings["formats"][fmt.template]["tie_bits"])
+    return float(exposures.formats[fmt].tie_bits)
 
 
 def figures(item: Exposure) -> tuple[Any, ...]:
@@ -207,13 +207,13 @@ def test_text_less_likely_than_random_tokens_is_warned_of(scale: float, strange:
         warnings.simplefilter("always")
         found = measure_exposure(model_of(KIND, scale), tokenizer, canaries, samples=50)
     tokens = [len(tokenizer(canary.text)["input_ids"]) for canary in canaries]
-    details = found.settings["formats"][NUMBER.template]
-    length = np.mean(tokens) - details["prompt_tokens"]
-    assert details["uniform_bits"] == pytest.approx(length * math.log2(len(tokenizer)))
+    details = found.formats[NUMBER]
+    length = np.mean(tokens) - details.prompt_tokens
+    assert details.uniform_bits == pytest.approx(length * math.log2(len(tokenizer)))
     assert any("than random tokens" in str(one.message) for one in said) == strange
-    assert found.improbable() == ([NUMBER.template] if strange else [])
+    assert found.improbable() == ([NUMBER] if strange else [])
     if not strange:
-        assert found[0].log_perplexity == pytest.approx(details["uniform_bits"], rel=1e-3)
+        assert found[0].log_perplexity == pytest.approx(details.uniform_bits, rel=1e-3)
 
 
 @pytest.mark.parametrize("samples", [0, 50])
@@ -291,8 +291,7 @@ def test_every_position_that_the_model_runs_is_counted() -> None:
             ran.clear()
             found = measure_exposure(model, tokenizer, canaries, method=method, samples=50)
             assert found.forwards == sum(ran)
-            details = found.settings["formats"].values()
-            assert found.forwards == sum(one["forwards"] for one in details)
+            assert found.forwards == sum(one.forwards for one in found.formats.values())
     finally:
         hook.remove()
 
@@ -316,13 +315,14 @@ def test_a_budget_for_a_handful_of_draws_gives_bounds_and_not_estimates() -> Non
             found = measure_exposure(
                 model_of(), TOKENIZERS[KIND](), canaries, max_forwards=budget, samples=200
             )
-        draws = found.settings["formats"][NUMBER.template].get("samples", 200)
+        draws = found.formats[NUMBER].samples
+        draws = 200 if draws is None else draws
         assert draws == 0 or draws >= 20
         assert any("no estimates" in str(one.message) for one in said) == (draws == 0)
         seen.add(draws)
     assert 0 in seen and len(seen) > 2
     few = measure_exposure(model_of(), TOKENIZERS[KIND](), canaries, max_forwards=400, samples=5)
-    assert few.settings["formats"][NUMBER.template]["samples"] == 5  # as asked for
+    assert few.formats[NUMBER].samples == 5  # as asked for
 
 
 def test_exact_with_too_small_a_budget_says_so_and_gives_what_auto_would() -> None:
@@ -333,9 +333,9 @@ def test_exact_with_too_small_a_budget_says_so_and_gives_what_auto_would() -> No
     found = caught.value.exposures
     assert [item.canary for item in found] == list(canaries)
     assert found.forwards <= 250
-    estimate = found.settings["formats"][NUMBER.template]["exact_forwards_estimate"]
+    estimate = found.formats[NUMBER].exact_forwards_estimate
     full = measure_exposure(model_of(), tokenizer, canaries, method="exact")
-    assert estimate == pytest.approx(full.settings["formats"][NUMBER.template]["explored"], rel=0.5)
+    assert estimate == pytest.approx(full.formats[NUMBER].explored, rel=0.5)
     for item, true in zip(found, full, strict=True):
         assert item.method == "auto"
         assert item.certified <= true.high + 1e-9
@@ -400,7 +400,7 @@ def test_sampling_and_skewnorm_use_the_references_that_they_report() -> None:
         found = measure_exposure(
             model_of(), TOKENIZERS[KIND](), canaries, method=method, samples=200
         )
-        references = np.array(found.references[NUMBER.template])
+        references = np.array(found.references[NUMBER])
         drawn = [secret for secret in NUMBER.sample(200, 0) if secret not in inserted]
         apart = references - [costs[secret] for secret in drawn]
         assert np.ptp(apart) < 1e-3
@@ -416,8 +416,8 @@ def test_sampling_and_skewnorm_use_the_references_that_they_report() -> None:
                 assert item.raw_bits == pytest.approx(expected)
                 assert item.bits == pytest.approx(max(0.0, expected))
         else:
-            fit = found.settings["formats"][NUMBER.template]["fit"]
-            assert fit["scale"] > 0
+            fit = found.formats[NUMBER].fit
+            assert fit is not None and fit.scale > 0
             assert all(0 <= item.bits <= NUMBER.bits for item in found)
 
 
@@ -605,7 +605,7 @@ def test_rows_that_fit_are_found_once_and_kept_for_all_formats() -> None:
     with room_for(model_of(), 7) as refused:
         found = measure_exposure(model_of(), TOKENIZERS[KIND](), both, method="exact")
     assert refused == sorted(refused, reverse=True) and 1 <= len(refused) < 10
-    assert all(one["batch_size"] <= 7 for one in found.settings["formats"].values())
+    assert all((one.batch_size or 0) <= 7 for one in found.formats.values())
     assert [one.rank for one in found] == [one.rank for one in whole]
     assert 0 < found.cost["peak_bytes"] < whole.cost["peak_bytes"]
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hf_exposure.canaries.canary import MASK, Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.documents import plain_table
 from hf_exposure.exposure.results import (
     Exposure,
@@ -69,8 +70,8 @@ def make(**given: Any) -> Exposures:
     options: dict[str, Any] = {
         "forwards": 1234,
         "seconds": 1.23456,
-        "settings": {"method": "auto", "confidence": 0.9, "seed": 0, "formats": {"a": [1, 2.5]}},
-        "references": {NUMBER.template: [20.5, 21.0, math.inf]},
+        "settings": {"method": "auto", "confidence": 0.9, "seed": 0, "a": [1, 2.5]},
+        "formats": {NUMBER: FormatDetails(references=np.array([20.5, 21.0, math.inf]))},
         "skipped": [(CANARIES[4], "it is longer than the context")],
     }
     items = [exposure(canary, bits) for canary, bits in zip(list(CANARIES)[:4], BITS, strict=True)]
@@ -83,7 +84,7 @@ def contents(exposures: Exposures) -> Any:
         exposures.forwards,
         exposures.seconds,
         exposures.settings,
-        exposures.references,
+        {fmt: found.to_dict() for fmt, found in exposures.formats.items()},
         exposures.skipped,
     )
 
@@ -179,7 +180,8 @@ def test_secrets_are_shown_where_they_are_asked_for(tmp_path: Path) -> None:
         lambda data: data["exposures"][0].update(repetitions="281265017"),
         lambda data: data.update(exposures=None),
         lambda data: data.update(exposures=[["281265017"]]),
-        lambda data: data.update(references=[1.0]),
+        lambda data: data["formats"][0].update(details=[1.0]),
+        lambda data: data["formats"][0]["details"].update(unknown=1),
         lambda data: data.update(settings=3),
         lambda data: data["skipped"][0].pop("why"),
     ],
@@ -282,7 +284,7 @@ def test_infinities_and_nan_survive_a_file_that_is_valid_json(tmp_path: Path) ->
     exposures = Exposures(
         [extreme],
         settings={"fit": {"loc": math.nan, "range": [math.inf, 1]}},
-        references={"t": [1.0, math.inf]},
+        formats={NUMBER: FormatDetails(references=np.array([1.0, math.inf]), tie_bits=math.nan)},
     )
     path = exposures.save(tmp_path / "exposures.json", reveal=True)
 
@@ -294,7 +296,8 @@ def test_infinities_and_nan_survive_a_file_that_is_valid_json(tmp_path: Path) ->
     assert loaded[0].log_perplexity == math.inf and loaded[0].raw_bits == -math.inf
     assert math.isnan(loaded[0].certified) and math.isnan(loaded.settings["fit"]["loc"])
     assert loaded.settings["fit"]["range"] == [math.inf, 1]
-    assert loaded.references == {"t": [1.0, math.inf]}
+    assert loaded.references[NUMBER].tolist() == [1.0, math.inf]
+    assert math.isnan(loaded.formats[NUMBER].tie_bits)
 
 
 @settings(max_examples=50, deadline=None)
@@ -415,12 +418,11 @@ def test_exact_figures_are_shown_as_such() -> None:
 def test_bounds_are_not_shown_as_estimates() -> None:
     bound = exposure(CANARIES[0], 3.0, rank=1e8)
     sure = replace(bound, exact=True, low=3.0, high=3.0)
-    template = CANARIES[0].format.template
-    shown = Exposures([bound, sure], settings={"formats": {template: {"samples": 0}}})
+    shown = Exposures([bound, sure], formats={NUMBER: FormatDetails(samples=0)})
     assert [row[3] for row in shown.cells()[1]] == ["≥3.0", "3.0"]
     assert [row[5] for row in shown.cells()[1]] == ["≤1e+08", "100,000,000"]
     assert "≥: nothing was drawn" in shown.summary()
-    drawn = Exposures([bound], settings={"formats": {template: {"samples": 20}}})
+    drawn = Exposures([bound], formats={NUMBER: FormatDetails(samples=20)})
     assert drawn.cells()[1][0][3] == "3.0" and "≥" not in str(drawn)
 
 
@@ -479,6 +481,7 @@ def test_the_data_frame_has_every_figure_under_its_own_name() -> None:
     frame = make().to_pandas()
     assert list(frame["bits"]) == BITS
     assert list(frame["repetitions"]) == [8, 1, 0, 8]
+    assert list(frame["expression"]) == ["[0-9]{9}", "[0-9]{9}", "[a-z]{7}", "[0-9]{9}"]
     assert list(frame["template"]) == [c.format.template for c in list(CANARIES)[:4]]
     for name in (
         "low",

@@ -91,8 +91,8 @@ def check_ranks(model: Any, *, told: str = "") -> None:
     messages = [str(one.message) for one in caught if "cache" in str(one.message)]
     assert len(messages) == (1 if told else 0), messages
     assert all(told in message for message in messages)
-    assert found.settings["formats"][FORMAT.template]["cached"] is not bool(told)
-    tie = float(found.settings["formats"][FORMAT.template]["tie_bits"])
+    assert found.formats[FORMAT].cached is not bool(told)
+    tie = float(found.formats[FORMAT].tie_bits)
     assert tie < TOLERANCE
     single = 0
     for item in found:

@@ -27,6 +27,7 @@ from transformers import (
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.measure import measure_exposure
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.models.decoder import Decoder, NotFiniteError, undisturbed
@@ -60,9 +61,8 @@ def exact(model: Any, canaries: Canaries = CANARIES) -> Exposures:
     return measure_exposure(model, TOKENIZER, canaries, method="exact")
 
 
-def details(exposures: Exposures) -> dict[str, Any]:
-    found: dict[str, Any] = exposures.settings["formats"][NUMBER.template]
-    return found
+def details(exposures: Exposures) -> FormatDetails:
+    return exposures.formats[NUMBER]
 
 
 def assert_right(exposures: Exposures, costs: dict[str, float], atol: float) -> None:
@@ -75,7 +75,7 @@ def assert_right(exposures: Exposures, costs: dict[str, float], atol: float) -> 
         others = [c for s, c in costs.items() if s not in inserted | {e.canary.secret}]
         rank = 1 + sum(cost <= own for cost in others)
         assert e.rank_low <= rank <= e.rank_high
-        tie = details(exposures)["tie_bits"]
+        tie = details(exposures).tie_bits
         assert e.rank_high - e.rank_low <= 1 + sum(abs(cost - own) <= 2 * tie for cost in others)
 
 
@@ -89,8 +89,8 @@ def test_figures_are_those_of_the_numbers_that_the_model_gives(
 ) -> None:
     model = llama(len(TOKENIZER), scale=scale).to(dtype)
     exposures = exact(model)
-    assert details(exposures)["cached"]
-    assert details(exposures)["tie_bits"] >= 4 * details(exposures)["noise_bits"]
+    assert details(exposures).cached
+    assert details(exposures).tie_bits >= 4 * details(exposures).noise_bits
     assert_right(exposures, brute_force(model), atol=1e-3 if dtype == torch.float32 else 0.02)
 
 
@@ -305,10 +305,10 @@ def test_weights_of_few_bits_are_measured_with_the_cache_as_brute_force_does(
         warnings.filterwarnings("error", message=".*without a cache")
         exposures = exact(model)
     report = details(exposures)
-    assert report["cached"]
+    assert report.cached
     costs = brute_force(model)
-    rough = report["noise_bits"] > 1e-3 or dtype == torch.bfloat16
-    assert_right(exposures, costs, atol=max(2 * report["tie_bits"], 0.5 if rough else 1e-3))
+    rough = report.noise_bits > 1e-3 or dtype == torch.bfloat16
+    assert_right(exposures, costs, atol=max(2 * report.tie_bits, 0.5 if rough else 1e-3))
     plain = exact(LlamaForCausalLM.from_pretrained(stored))
     assert (
         max(abs(a.log_perplexity - b.log_perplexity) for a, b in zip(plain, exposures, strict=True))

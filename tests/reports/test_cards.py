@@ -19,6 +19,7 @@ from hf_exposure.attacks.generations import Generated, Generations
 from hf_exposure.canaries.canary import MASK, Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.history import History, Measurement
 from hf_exposure.exposure.results import Exposure, Exposures
 from hf_exposure.reports.card_text import DATASET
@@ -123,7 +124,7 @@ def test_a_search_that_ran_out_is_said_to_have_done_so() -> None:
 
 def test_bounds_are_marked_in_the_table_and_in_the_metadata() -> None:
     bounds = measured()
-    bounds.settings["formats"] = {one.template: {"samples": 0} for one in CANARIES.formats}
+    bounds.formats = {fmt: FormatDetails(samples=0) for fmt in CANARIES.formats}
     made = add_exposure_to_card(ModelCard("# m\n"), bounds)
     rows = [line for line in made.text.splitlines() if MASK in line]
     assert rows and all(row.count("≥") == 2 for row in rows)

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from hf_exposure.attacks.extraction import Extraction
+from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.history import History
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.reports import plots
@@ -42,7 +43,7 @@ def test_the_histogram_needs_references_and_says_how_to_get_them() -> None:
 
 def test_the_histogram_is_a_density_of_the_references() -> None:
     values = np.random.default_rng(0).normal(20, 2, 500)
-    ax = plots.plot_log_perplexities(measured(references={FORMAT.template: values.tolist()}))
+    ax = plots.plot_log_perplexities(measured(formats={FORMAT: FormatDetails(references=values)}))
     area = sum(bar.get_width() * bar.get_height() for bar in ax.patches)
     assert area == pytest.approx(1.0)
     curve = max(ax.get_lines(), key=lambda line: len(line.get_xdata()))
@@ -51,8 +52,8 @@ def test_the_histogram_is_a_density_of_the_references() -> None:
 
 
 def test_secrets_are_written_beside_their_marks_only_if_asked_for() -> None:
-    values = np.random.default_rng(0).normal(20, 2, 500).tolist()
-    shown = measured(references={FORMAT.template: values})
+    values = np.random.default_rng(0).normal(20, 2, 500)
+    shown = measured(formats={FORMAT: FormatDetails(references=values)})
     for reveal in (False, True):
         ax = plots.plot_log_perplexities(shown, reveal=reveal)
         written = " ".join(text.get_text() for text in ax.texts)

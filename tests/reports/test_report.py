@@ -19,6 +19,7 @@ from hf_exposure.attacks.generations import Generated, Generations
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.chance import group_findings
+from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.history import History, Measurement
 from hf_exposure.exposure.results import Exposure, Exposures
 from hf_exposure.reports.findings import find
@@ -117,7 +118,7 @@ def odd_history() -> History:
 def everything(**changed: object) -> str:
     references = [14 + 0.01 * place + (place % 7) for place in range(300)]
     arguments = {
-        "exposures": measured(references={FORMAT.template: references}),
+        "exposures": measured(formats={FORMAT: FormatDetails(references=np.array(references))}),
         "history": history(),
         "extractions": extractions(),
         "generations": Generations(
@@ -360,16 +361,16 @@ def test_what_is_open_is_told_beside_what_is_memorized() -> None:
 
 
 def test_bounds_are_no_ground_for_calm() -> None:
-    settings = {"formats": {FORMAT.template: {"samples": 0}}}
+    formats = {FORMAT: FormatDetails(samples=0)}
     low = [exposure(c, 0.0, high=FORMAT.bits) for c in CANARIES]
-    bounds = said(Exposures(low, settings=settings))
+    bounds = said(Exposures(low, formats=formats))
     assert "The exposures are lower bounds only" in bounds
     assert "Whether the control group is at chance was not measured" in bounds
     assert "more exposed than chance was not measured" in bounds
     assert "at chance, as it should be" not in bounds and "unusual" not in bounds
     # What bounds do show is said all the same.
     high = [exposure(c, 15.0 if c.repetitions == 64 else 0.0) for c in CANARIES]
-    assert "above chance from 64 repetitions on" in said(Exposures(high, settings=settings))
+    assert "above chance from 64 repetitions on" in said(Exposures(high, formats=formats))
 
 
 def test_canaries_without_a_record_of_their_planting_are_not_said_to_be_in_the_data() -> None:
@@ -382,8 +383,8 @@ def test_canaries_without_a_record_of_their_planting_are_not_said_to_be_in_the_d
 def test_text_that_is_less_likely_than_random_tokens_is_an_alarm() -> None:
     items = [exposure(c, 1.4, log_perplexity=20.0) for c in CANARIES]
     for uniform, strange in ((15.0, True), (19.5, False)):
-        settings = {"formats": {FORMAT.template: {"uniform_bits": uniform}}}
-        told = said(Exposures(items, settings=settings))
+        formats = {FORMAT: FormatDetails(uniform_bits=uniform)}
+        told = said(Exposures(items, formats=formats))
         assert ("less likely to the model than random tokens" in told) == strange
 
 

@@ -435,8 +435,8 @@ def test_eval_on_start_is_measured_with_the_least(tmp_path: Path) -> None:
     assert list(logged(trainer)) == [0, 2]
     first = callback.history[0]
     assert first.tokens == 0
-    details = first.exposures.settings["formats"][NUMBER.template]
-    assert details["samples"] == 200
+    details = first.exposures.formats[NUMBER]
+    assert details.samples == 200
     assert all(e.low <= e.bits <= e.high and e.low < e.high for e in first.exposures)
 
 
@@ -580,8 +580,8 @@ def test_the_papers_estimators_keep_to_the_budget_too(tmp_path: Path, method: st
     callback = ExposureCallback(CANARIES, method=method, samples=5000)
     trainer = make_trainer(tmp_path, callback, max_steps=2)
     trainer.train()
-    details = callback.history[-1].exposures.settings["formats"][NUMBER.template]
-    assert details["references"] <= 200
+    details = callback.history[-1].exposures.formats[NUMBER]
+    assert details.references is not None and len(details.references) <= 200
     assert {e.method for e in callback.history[-1].exposures} == {method}
 
 
@@ -1090,6 +1090,6 @@ def test_rows_that_fit_memory_are_found_once_in_a_training(tmp_path: Path) -> No
     callback = quick()
     make_trainer(tmp_path, callback, model=model).train()
     assert len(callback.history) == 3 and callback._meter.settings.batch_size <= 9
-    found = callback.history[0].exposures.settings["formats"][NUMBER.template]
-    assert found["halved"] and len(refused) < 10
+    found = callback.history[0].exposures.formats[NUMBER]
+    assert found.halved and len(refused) < 10
     assert refused == sorted(refused, reverse=True)

@@ -69,7 +69,7 @@ def same(one: Exposures, other: Exposures) -> bool:
 
 
 def cached(exposures: Exposures) -> bool:
-    return bool(exposures.settings["formats"][NUMBER.template]["cached"])
+    return bool(exposures.formats[NUMBER].cached)
 
 
 def brute_force(measured: Any) -> list[float]:
