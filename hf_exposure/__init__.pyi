@@ -23,6 +23,7 @@ from .canaries.loading import load_canaries as load_canaries
 from .canaries.rows import load_rows as load_rows
 from .canaries.sets import Canaries as Canaries
 from .endpoints.completions import CompletionsScorer as CompletionsScorer
+from .exposure.details import FormatDetails as FormatDetails
 from .exposure.epsilon import EpsilonBound as EpsilonBound
 from .exposure.epsilon import estimate_epsilon as estimate_epsilon
 from .exposure.history import History as History

@@ -11,7 +11,7 @@ from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Result
-from hf_exposure.exposure.results import MaskedCanary, canary_entry, read_canaries, short_label
+from hf_exposure.exposure.results import MaskedCanary, canary_entry, read_canaries, short_labels
 from hf_exposure.utils.words import plural
 
 
@@ -80,13 +80,14 @@ class Generations(Result[Generated]):
 
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
         """The table as text: its headings, and a row of them for each canary."""
+        labels = short_labels((row.canary for row in self.rows), reveal)
         rows = [
             [
-                short_label(row.canary, reveal),
+                label,
                 f"{row.canary.repetitions}",
                 f"{row.times:,} of {row.attempts:,}",
             ]
-            for row in self.rows
+            for row, label in zip(self.rows, labels, strict=True)
         ]
         return ["canary", "inserted", "came out"], rows
 
@@ -99,23 +100,17 @@ class Generations(Result[Generated]):
 
     # Files
 
-    @property
-    def _formats(self) -> list[SecretFormat]:
-        return list(dict.fromkeys(row.canary.format for row in self))
-
     def _entry(self, item: Generated, reveal: bool) -> dict[str, Any]:
-        canary = canary_entry(item.canary, self._formats, reveal)
-        return {**canary, "times": item.times, "attempts": item.attempts}
+        return {"times": item.times, "attempts": item.attempts}
 
     def _content(self, reveal: bool) -> dict[str, Any]:
-        out = super()._content(reveal) | {
-            "attempts": self.attempts,
-            "formats": [fmt.to_dict() for fmt in self._formats],
-        }
+        formats = list(dict.fromkeys(row.canary.format for row in self))
+        out = super()._content(reveal)
+        for row, entry in zip(self, out[self.entries], strict=True):
+            entry |= canary_entry(row.canary, formats, reveal)
+        out |= {"attempts": self.attempts, "formats": [fmt.to_dict() for fmt in formats]}
         if reveal:  # one entry for each format
-            out["texts"] = [
-                dict(self.texts.get(fmt, Counter()).most_common()) for fmt in self._formats
-            ]
+            out["texts"] = [dict(self.texts.get(fmt, Counter()).most_common()) for fmt in formats]
         return out
 
     @classmethod

@@ -7,11 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_exposure.exposure.estimators import SkewNormal
-
-Floats = NDArray[np.float64]
+from hf_exposure.utils.arrays import Floats
 
 
 @dataclass(frozen=True, eq=False)

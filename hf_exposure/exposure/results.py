@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from hf_exposure.canaries.canary import MASK, Canary
 from hf_exposure.canaries.formats import SecretFormat, distinctions
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.details import Floats, FormatDetails
-from hf_exposure.exposure.documents import Document, Rows, Tabular
+from hf_exposure.exposure.details import FormatDetails
+from hf_exposure.exposure.documents import Result, Tabular
 from hf_exposure.exposure.estimators import ExposureEstimate, RankEstimate, exp2
+from hf_exposure.utils.arrays import Floats
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,7 +145,7 @@ class Exposure:
 NUMBERS = tuple(entry.name for entry in fields(Exposure) if entry.name != "canary")
 
 
-class Exposures(Tabular, Document, Rows[Exposure]):
+class Exposures(Result[Exposure]):
     """The exposures of a canary set, in the set's order.
 
     Attributes:
@@ -170,6 +171,7 @@ class Exposures(Tabular, Document, Rows[Exposure]):
     """
 
     kind = "exposures"
+    entries = "exposures"
     version = 2
     right = frozenset({0, 2, 6})
 
@@ -177,16 +179,11 @@ class Exposures(Tabular, Document, Rows[Exposure]):
         self,
         items: Iterable[Exposure],
         *,
-        forwards: int = 0,
-        seconds: float = 0.0,
-        settings: Mapping[str, Any] | None = None,
         formats: Mapping[SecretFormat, FormatDetails] | None = None,
         skipped: Iterable[tuple[Canary | MaskedCanary, str]] = (),
+        **took: Any,
     ) -> None:
-        self._items = tuple(items)
-        self.forwards = forwards
-        self.seconds = seconds
-        self.settings: dict[str, Any] = dict(settings or {})
+        super().__init__(items, **took)
         self.formats: dict[SecretFormat, FormatDetails] = dict(formats or {})
         self.skipped = list(skipped)
 
@@ -362,7 +359,7 @@ class Exposures(Tabular, Document, Rows[Exposure]):
             line += f", at most {' or '.join(map(str, most))}"
         methods = sorted({item.method for item in self})
         line += f"; method {' and '.join(methods)}, " if methods else "; "
-        line += f"{self.forwards:,} token-forwards in {self.seconds:.1f} s"
+        line += self.took
         if any(map(self.is_bound, self)):
             line += "; ≥: nothing was drawn, so this is what is proved at the least"
         if self.settings.get("planted") is False and any(one.canary.inserted for one in self):
@@ -374,27 +371,25 @@ class Exposures(Tabular, Document, Rows[Exposure]):
 
     # Files
 
+    def _entry(self, item: Exposure, reveal: bool) -> dict[str, Any]:
+        return {name: getattr(item, name) for name in NUMBERS}
+
     def _content(self, reveal: bool) -> dict[str, Any]:
         canaries = [*(item.canary for item in self), *(canary for canary, _ in self.skipped)]
         formats = list(dict.fromkeys([*(canary.format for canary in canaries), *self.formats]))
-
-        def described(canary: Canary | MaskedCanary) -> dict[str, Any]:
-            return canary_entry(canary, formats, reveal)
-
-        return {
-            "forwards": self.forwards,
-            "seconds": self.seconds,
-            "settings": self.settings,
+        out = super()._content(reveal)
+        for item, entry in zip(self, out[self.entries], strict=True):
+            entry |= canary_entry(item.canary, formats, reveal)
+        return out | {
             "formats": [
                 fmt.to_dict()
                 | ({"details": self.formats[fmt].to_dict()} if fmt in self.formats else {})
                 for fmt in formats
             ],
-            "exposures": [
-                {**described(item.canary), **{name: getattr(item, name) for name in NUMBERS}}
-                for item in self
+            "skipped": [
+                {**canary_entry(canary, formats, reveal), "why": why}
+                for canary, why in self.skipped
             ],
-            "skipped": [{**described(canary), "why": why} for canary, why in self.skipped],
         }
 
     @classmethod
@@ -412,9 +407,7 @@ class Exposures(Tabular, Document, Rows[Exposure]):
         ]
         return cls(
             items,
-            forwards=data["forwards"],
-            seconds=data["seconds"],
-            settings=data["settings"],
+            **cls._read_took(data),
             formats={
                 fmt: FormatDetails.from_dict(entry["details"])
                 for fmt, entry in zip(formats, data["formats"], strict=True)

@@ -13,6 +13,7 @@ from hf_exposure import (
     Canaries,
     Canary,
     Exposures,
+    FormatDetails,
     Generations,
     SecretFormat,
     generate_secrets,
@@ -21,7 +22,6 @@ from hf_exposure import (
     write_report,
 )
 from hf_exposure.canaries.formats import format_names
-from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.reports.cards import add_exposure_to_card
 from hf_exposure.reports.plots import plot_log_perplexities
 from tests.tiny import TOKENIZERS, llama
