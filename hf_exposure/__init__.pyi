@@ -25,6 +25,7 @@ from .canaries.sets import Canaries as Canaries
 from .endpoints.completions import CompletionsScorer as CompletionsScorer
 from .exposure.details import FormatDetails as FormatDetails
 from .exposure.epsilon import EpsilonBound as EpsilonBound
+from .exposure.epsilon import canary_scores as canary_scores
 from .exposure.epsilon import estimate_epsilon as estimate_epsilon
 from .exposure.history import History as History
 from .exposure.history import Measurement as Measurement
@@ -36,6 +37,8 @@ from .metrics import metric_path as metric_path
 from .models.loading import load_model as load_model
 from .reports.page import write_report as write_report
 from .training.callback import ExposureCallback as ExposureCallback
+from .training.private.accounting import noise_for_epsilon as noise_for_epsilon
+from .training.private.accounting import spent_epsilon as spent_epsilon
 from .training.private.trainer import PrivacyArguments as PrivacyArguments
 from .training.private.trainer import PrivateTrainer as PrivateTrainer
 from .tree.scoring import Scorer as Scorer
