@@ -35,6 +35,8 @@ from .exposure.results import Exposure as Exposure
 from .exposure.results import Exposures as Exposures
 from .metrics import metric_path as metric_path
 from .models.loading import load_model as load_model
+from .reports.cards import add_exposure_to_card as add_exposure_to_card
+from .reports.hub import push_exposure as push_exposure
 from .reports.page import write_report as write_report
 from .training.callback import ExposureCallback as ExposureCallback
 from .training.private.accounting import noise_for_epsilon as noise_for_epsilon
