@@ -42,9 +42,9 @@ REPETITIONS = (0, 1, 2, 4, 8, 16, 32)
 def train(canaries: Canaries, smoke: bool, folder: Path) -> tuple[object, object]:
     """A Llama of 1.6 million parameters, eight epochs from scratch, and its tokenizer."""
     rows = Dataset.from_dict({"text": paragraphs()[: 300 if smoke else None]})
-    planted = inject_canaries(rows, canaries)
-    tokenizer = train_tokenizer(planted["text"])
-    data = tokenize(planted, tokenizer)
+    inserted = inject_canaries(rows, canaries)
+    tokenizer = train_tokenizer(inserted["text"])
+    data = tokenize(inserted, tokenizer)
     verify_injection(data, tokenizer, canaries).raise_if_lost()
     tiny = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2} if smoke else {}
     model = small_llama(len(tokenizer), **tiny)
@@ -69,8 +69,8 @@ def draw_log_perplexities(exposures: Exposures, path: Path) -> None:
     """All strings of the five-digit space, and where the canaries stand among them."""
     ax = plot_log_perplexities(exposures)
     for text in ax.get_legend().get_texts():
-        if "references" in text.get_text():  # the whole space, but for what was planted
-            text.set_text(f"all {len(exposures.references[CODE]):,} codes never planted")
+        if "references" in text.get_text():  # the whole space, but for what was inserted
+            text.set_text(f"all {len(exposures.references[CODE]):,} codes never inserted")
     ax.figure.savefig(path, dpi=150)
 
 
