@@ -16,12 +16,13 @@ from .audit.audit import audit_dataset as audit_dataset
 from .audit.detectors import find_secrets as find_secrets
 from .canaries.canary import Canary as Canary
 from .canaries.formats import SecretFormat as SecretFormat
-from .canaries.insertion import CanaryInjector as CanaryInjector
-from .canaries.insertion import inject_canaries as inject_canaries
-from .canaries.insertion import verify_injection as verify_injection
+from .canaries.injection import inject_canaries as inject_canaries
+from .canaries.injector import CanaryInjector as CanaryInjector
+from .canaries.insertion import Insertion as Insertion
 from .canaries.loading import load_canaries as load_canaries
 from .canaries.rows import load_rows as load_rows
 from .canaries.sets import Canaries as Canaries
+from .canaries.verification import verify_injection as verify_injection
 from .endpoints.completions import CompletionsScorer as CompletionsScorer
 from .exposure.details import FormatDetails as FormatDetails
 from .exposure.epsilon import EpsilonBound as EpsilonBound

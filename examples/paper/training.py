@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.canaries.insertion import inject_canaries, verify_injection
+from hf_exposure.canaries.injection import inject_canaries
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.canaries.verification import verify_injection
 from hf_exposure.cli.small import paragraphs, small_llama, tokenize, train_tokenizer
 from hf_exposure.exposure.results import Exposures, mean_bits
 from hf_exposure.training.callback import ExposureCallback

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_exposure.canaries.canary import MASK, Canary
+from hf_exposure.canaries.canary import MASK, Canary, MaskedCanary, read_canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Result, versions
 from hf_exposure.exposure.planning import check_context, context_before, first_tokens
-from hf_exposure.exposure.results import MaskedCanary, short_label
+from hf_exposure.exposure.results import short_label
 from hf_exposure.models.decoder import Decoder, undisturbed
 from hf_exposure.tree.frontier import Beam, CheapestFirst, Frontier, Nodes
 from hf_exposure.tree.tokens import TokenTree
@@ -150,12 +150,7 @@ class Extractions(Result[Extraction]):
             "log_perplexity": item.log_perplexity,
             "proved": item.proved,
             "forwards": item.forwards,
-            "canary": canary
-            and {
-                "place": item.place,
-                "repetitions": canary.repetitions,
-                "planned": canary.planned,
-            },
+            "canary": canary and {**canary.to_dict([self.format], reveal), "place": item.place},
         }
         if reveal and MASK not in item.secret:
             out["secret"] = item.secret
@@ -360,17 +355,12 @@ def _extraction(entry: dict[str, Any], fmt: SecretFormat, canaries: Canaries | N
     place = None
     if described is not None:
         place = described["place"]
-        repetitions, planned = described["repetitions"], described["planned"]
+        canary = read_canary(described, [fmt])
         if canaries is not None and place is not None:
-            fits = place < len(canaries) and canaries[place].format == fmt
-            if not fits or len(canaries[place].secret) != entry["length"]:
+            if place >= len(canaries) or canaries[place].masked() != canary.masked():
                 raise ValueError("it was searched with other canaries than these")
             canary = canaries[place]
             secret = canary.secret
-        elif "secret" in entry:
-            canary = Canary(fmt, secret, repetitions, planned)
-        else:
-            canary = MaskedCanary(fmt, entry["length"], repetitions, planned)
     return Extraction(
         secret, entry["log_perplexity"], entry["proved"], entry["forwards"], canary, fmt, place
     )

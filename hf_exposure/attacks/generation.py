@@ -18,9 +18,10 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from hf_exposure.attacks.constraint import AtLeaf, Constraint, secret_of
 from hf_exposure.attacks.generations import Generated, Generations
 from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.drawing import derived
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.masking import secrets_masked
-from hf_exposure.canaries.sets import Canaries, derived
+from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import versions
 from hf_exposure.exposure.planning import Group, check_context, plan_measurement
 from hf_exposure.models.decoder import Decoder, undisturbed

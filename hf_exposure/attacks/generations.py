@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.canary import Canary, MaskedCanary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Result
-from hf_exposure.exposure.results import MaskedCanary, canary_entry, read_canaries, short_labels
+from hf_exposure.exposure.results import read_canaries, short_labels
 from hf_exposure.utils.words import plural
 
 
@@ -107,7 +107,7 @@ class Generations(Result[Generated]):
         formats = list(dict.fromkeys(row.canary.format for row in self))
         out = super()._content(reveal)
         for row, entry in zip(self, out[self.entries], strict=True):
-            entry |= canary_entry(row.canary, formats, reveal)
+            entry |= row.canary.to_dict(formats, reveal)
         out |= {"attempts": self.attempts, "formats": [fmt.to_dict() for fmt in formats]}
         if reveal:  # one entry for each format
             out["texts"] = [dict(self.texts.get(fmt, Counter()).most_common()) for fmt in formats]

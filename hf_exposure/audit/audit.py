@@ -18,14 +18,14 @@ import numpy as np
 
 from hf_exposure.audit.detectors import check_kinds, check_region, libraries
 from hf_exposure.audit.scan import Hit, LeftOut, Skipped, scan, texts_of
-from hf_exposure.canaries.canary import MASK, Canary
+from hf_exposure.canaries.canary import MASK, Canary, MaskedCanary
 from hf_exposure.canaries.formats import HOLE, SecretFormat
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.vocabulary import Encoder, common_length
 from hf_exposure.exposure.documents import Document, Rows, Tabular, versions
 from hf_exposure.exposure.measure import measure_exposure, measure_plan
 from hf_exposure.exposure.planning import Plan, Settings, plan_measurement
-from hf_exposure.exposure.results import NUMBERS, Exposure, MaskedCanary, interval
+from hf_exposure.exposure.results import NUMBERS, Exposure, interval
 from hf_exposure.models.decoder import Decoder, undisturbed
 
 if TYPE_CHECKING:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.utils.checks import check_count
+from hf_exposure.utils.checks import check_count, check_type
 
 MASK = "•"  # shown for each character of a secret
 
 
 @dataclass(frozen=True)
 class Canary:
-    """One secret in its template, and how many times it goes into the training data.
+    """One secret in its template, and how many times it is inserted into the training data.
 
     Attributes:
         format: the secret format that it is a member of.
@@ -40,12 +42,8 @@ class Canary:
     planned: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.format, SecretFormat):
-            kind = type(self.format).__name__
-            raise TypeError(f"Canary: format must be a SecretFormat, not {kind}")
-        if not isinstance(self.secret, str):
-            kind = type(self.secret).__name__
-            raise TypeError(f"Canary: secret must be a string, not {kind}")
+        check_type("Canary: format", self.format, SecretFormat, "a SecretFormat")
+        check_type("Canary: secret", self.secret, str, "a string")
         check_count("Canary: repetitions", self.repetitions)
         if self.planned is not None:
             check_count("Canary: planned", self.planned)
@@ -65,18 +63,96 @@ class Canary:
 
     @property
     def text(self) -> str:
-        """The template with the secret in it, as it goes into the data."""
+        """The template with the secret in it, as it is inserted."""
         return self.format.render(self.secret)
 
     @property
     def inserted(self) -> bool:
-        """Whether it goes into the data at all."""
+        """Whether it is inserted at all."""
         return self.repetitions > 0
 
     def label(self, reveal: bool = False) -> str:
-        """The text to show: the secret as one "•" for each character, unless `reveal`."""
+        """The text to show: the secret as one "•" for each character, unless `reveal`.
+
+        Args:
+            reveal: show the secret.
+        """
         return self.text if reveal else self.format.render(MASK * len(self.secret))
+
+    def masked(self) -> MaskedCanary:
+        """What may be shown of it."""
+        return MaskedCanary(self.format, len(self.secret), self.repetitions, self.planned)
+
+    def to_dict(self, formats: Sequence[SecretFormat], reveal: bool = False) -> dict[str, Any]:
+        """The canary for JSON, without the secret unless `reveal`.
+
+        Args:
+            formats: those of the document; the canary's format is kept as its place among them.
+            reveal: keep the secret too.
+        """
+        out = self.masked().to_dict(formats)
+        return {**out, "secret": self.secret} if reveal else out
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], formats: Sequence[SecretFormat]) -> Canary:
+        """The inverse of `to_dict` with `reveal`.
+
+        Args:
+            data: what `to_dict` gave.
+            formats: those of the document.
+
+        Raises:
+            KeyError: something is missing, such as the secret.
+            IndexError, TypeError, ValueError: a value is not what it should be.
+        """
+        fmt = formats[data["format"]]
+        return cls(fmt, data["secret"], data["repetitions"], data["planned"])
 
     def __repr__(self) -> str:
         planned = f", planned={self.planned}" if self.planned is not None else ""
         return f"Canary({self.label()!r}, repetitions={self.repetitions}{planned})"
+
+
+@dataclass(frozen=True)
+class MaskedCanary:
+    """What is left of a canary in a result that was saved without its secret."""
+
+    format: SecretFormat
+    length: int
+    repetitions: int = 0
+    planned: int | None = None
+
+    @property
+    def secret(self) -> str:
+        """One "•" for each character of the secret, which is not known here."""
+        return MASK * self.length
+
+    @property
+    def inserted(self) -> bool:
+        """Whether it was inserted at all."""
+        return self.repetitions > 0
+
+    def label(self, reveal: bool = False) -> str:
+        """The template with the masked secret; there is nothing to reveal."""
+        return self.format.render(self.secret)
+
+    def masked(self) -> MaskedCanary:
+        """Itself."""
+        return self
+
+    def to_dict(self, formats: Sequence[SecretFormat], reveal: bool = False) -> dict[str, Any]:
+        """For JSON, the format as its place among `formats`; there is nothing to reveal."""
+        return {
+            "format": formats.index(self.format),
+            "length": self.length,
+            "repetitions": self.repetitions,
+            "planned": self.planned,
+        }
+
+
+def read_canary(data: dict[str, Any], formats: Sequence[SecretFormat]) -> Canary | MaskedCanary:
+    """The inverse of both `to_dict`."""
+    if "secret" in data:
+        return Canary.from_dict(data, formats)
+    fmt = formats[data["format"]]
+    return MaskedCanary(fmt, data["length"], data["repetitions"], data["planned"])

@@ -1,9 +1,10 @@
-"""Canary sets by path or Hub id, as the command line gets them."""
+"""Canary sets by path or Hub id, and manifests among other files."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.utils.files import load_json
@@ -42,3 +43,26 @@ def load_manifest(name: str | os.PathLike[str], argument: str = "--canaries") ->
     """
     wanted = "the manifest that `hf-exposure inject` or Canaries.save has written"
     return load_json(name, Canaries.from_dict, argument, wanted)
+
+
+def is_manifest(data: Any) -> bool:
+    """Whether the content of a JSON file looks like a manifest of canaries."""
+    keys = {"schema_version", "inclusion", "canaries"}
+    return isinstance(data, dict) and "kind" not in data and keys <= data.keys()
+
+
+def manifests_in(folder: str | os.PathLike[str]) -> list[Path]:
+    """Manifests that lie in a folder itself, and so would be uploaded with it."""
+    return [path for path in sorted(Path(folder).glob("*.json")) if holds_manifest(path)]
+
+
+def holds_manifest(path: Path) -> bool:
+    """Whether a file can be read as a manifest; most need not be read to the end."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            if '"schema_version"' not in file.read(100):
+                return False
+        Canaries.load(path)
+    except (OSError, ValueError):
+        return False
+    return True

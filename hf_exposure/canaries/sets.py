@@ -1,37 +1,43 @@
-"""Canaries: secrets drawn at random, and how many times each one is planted."""
+"""A set of canaries and its manifest."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.drawing import draw_canaries, flip_coins
 from hf_exposure.canaries.formats import SecretFormat, format_names
+from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.sharing import dataset_card, download_manifest, upload_manifest
-from hf_exposure.utils.checks import check_count
+from hf_exposure.utils.checks import check_choice, check_count, check_type
 from hf_exposure.utils.files import load_json, write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 INCLUSIONS = ("fixed", "coin")
 
 
 class Canaries(Sequence[Canary]):
     """A set of canaries in a fixed order, no two of them alike; at least one.
 
-    Attributes:
-        planting: how the set was planted, filled in by whatever planted it: {} until then.
+    Args:
+        items: the canaries.
         seed: the seed that generated the set; None if it was put together by hand.
         inclusion: "fixed", or "coin" if every canary was left in or out by its own fair coin.
+        insertions: how the set was inserted before, if at all.
+
+    Attributes:
+        seed, inclusion: as given.
+        insertions: how the set was inserted, a tuple of `Insertion`: empty until then.
 
     Raises:
         TypeError: an item is not a Canary.
-        ValueError: there is no canary, or two canaries have the same text.
+        ValueError: there is no canary, two canaries have the same text, or an argument is out of
+            range.
 
     Example:
         >>> fmt = SecretFormat("The random number is {secret}.", secret=r"[0-9]{9}")
@@ -48,28 +54,30 @@ class Canaries(Sequence[Canary]):
         *,
         seed: int | None = None,
         inclusion: str = "fixed",
-        planting: dict[str, Any] | None = None,
+        insertions: Iterable[Insertion] = (),
     ) -> None:
         if isinstance(items, (str, os.PathLike)):
             raise TypeError(
                 f"Canaries: {os.fspath(items)!r} is a path; load it first, with Canaries.load(path)"
             )
+        check_type("Canaries: items", items, Iterable, "a list of Canary objects")
         self._items = tuple(items)
-        self.seed = seed
-        self.inclusion = _check_inclusion("Canaries", inclusion)
-        self.planting: dict[str, Any] = dict(planting or {})
+        self.seed = seed if seed is None else check_count("Canaries: seed", seed)
+        self.inclusion = check_choice("Canaries: inclusion", inclusion, INCLUSIONS)
         if not self._items:
             raise ValueError("Canaries: the set is empty; give it at least one Canary")
         texts: set[str] = set()
         for item in self._items:
-            if not isinstance(item, Canary):
-                raise TypeError(f"Canaries: an item is of type {type(item).__name__}, not Canary")
+            check_type("Canaries: each item", item, Canary, "a Canary")
             if item.text in texts:
                 raise ValueError(
                     f"Canaries: two canaries have the same text, {item.label()!r}; "
                     "give it once, with the sum of the repetitions"
                 )
             texts.add(item.text)
+        self._insertions: tuple[Insertion, ...] = ()
+        for insertion in insertions:
+            self.record(insertion)
 
     @classmethod
     def generate(
@@ -100,27 +108,17 @@ class Canaries(Sequence[Canary]):
                 `repetitions` that number or 0.
 
         Raises:
+            TypeError: an argument has the wrong type.
             ValueError: a secret space has fewer strings than are asked for, a string of `include`
                 belongs to no format, or an argument is out of range.
         """
-        chosen = _check_formats(formats)
-        groups = _check_repetitions(repetitions)
-        check_count("Canaries.generate: per_repetition", per_repetition, least=1)
-        _check_inclusion("Canaries.generate", inclusion)
-        if isinstance(include, (str, Canary)):
-            raise TypeError("Canaries.generate: include must be a list, such as include=[secret]")
-        given = [_included(item, chosen, max(groups)) for item in include]
-        items: list[Canary] = []
-        texts = {canary.text for canary in given}
-        if len(texts) < len(given):
-            raise ValueError("Canaries.generate: include has the same canary twice; give it once")
-        for fmt in dict.fromkeys([*chosen, *(canary.format for canary in given)]):
-            own = [canary for canary in given if canary.format == fmt]
-            drawn = _draw(fmt, own, groups if fmt in chosen else [], per_repetition, seed, texts)
-            texts.update(canary.text for canary in drawn)
-            items += drawn
+        where = "Canaries.generate:"
+        check_count(f"{where} per_repetition", per_repetition, least=1)
+        check_count(f"{where} seed", seed)
+        check_choice(f"{where} inclusion", inclusion, INCLUSIONS)
+        items = draw_canaries(formats, repetitions, per_repetition, seed, include)
         if inclusion == "coin":
-            items = _flip(items, seed)
+            items = flip_coins(items, seed)
         return cls(items, seed=seed, inclusion=inclusion)
 
     @property
@@ -134,13 +132,58 @@ class Canaries(Sequence[Canary]):
 
     @property
     def inserted(self) -> list[Canary]:
-        """Those that go into the data."""
+        """Those that are inserted."""
         return [canary for canary in self._items if canary.inserted]
 
     @property
     def controls(self) -> list[Canary]:
-        """Those that do not: the control group."""
+        """Those that are not: the control group."""
         return [canary for canary in self._items if not canary.inserted]
+
+    @property
+    def insertions(self) -> tuple[Insertion, ...]:
+        """How the set was inserted, each way once; all of them in the same context."""
+        return self._insertions
+
+    @property
+    def insertion(self) -> Insertion | None:
+        """The first of `insertions`, whose context is that of all; None before the first."""
+        return self._insertions[0] if self._insertions else None
+
+    def record(self, insertion: Insertion) -> None:
+        """Put an insertion on record; one that is there already is not added again.
+
+        `inject_canaries` and `CanaryInjector` do it.
+
+        Args:
+            insertion: how the set was inserted.
+
+        Raises:
+            TypeError: it is no Insertion.
+            ValueError: canaries stand in another context there than on record.
+        """
+        self.check_insertion(insertion)
+        if insertion not in self._insertions:
+            self._insertions += (insertion,)
+
+    def check_insertion(self, insertion: Insertion) -> None:
+        """Refuse what `record` would refuse.
+
+        Raises:
+            TypeError, ValueError: see `record`.
+        """
+        check_type("Canaries: insertion", insertion, Insertion, "an Insertion")
+        first = self.insertion
+        if first is not None and first.context != insertion.context:
+            raise ValueError(
+                f"canaries: the set is on record as inserted {first.describe()}, and is measured "
+                f"in that context, so it cannot be inserted {insertion.describe()} too; insert a "
+                "copy, canaries.copy(), and save it as a manifest of its own"
+            )
+
+    def copy(self) -> Canaries:
+        """The same canaries with no insertion on record, to insert them in another way."""
+        return Canaries(self._items, seed=self.seed, inclusion=self.inclusion)
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest, as JSON has it. It holds the secrets."""
@@ -149,17 +192,9 @@ class Canaries(Sequence[Canary]):
             "schema_version": SCHEMA_VERSION,
             "seed": self.seed,
             "inclusion": self.inclusion,
-            "planting": dict(self.planting),
+            "insertions": [insertion.to_dict() for insertion in self._insertions],
             "formats": [fmt.to_dict() for fmt in formats],
-            "canaries": [
-                {
-                    "format": formats.index(canary.format),
-                    "secret": canary.secret,
-                    "repetitions": canary.repetitions,
-                    "planned": canary.planned,
-                }
-                for canary in self._items
-            ],
+            "canaries": [canary.to_dict(formats, reveal=True) for canary in self._items],
         }
 
     @classmethod
@@ -176,31 +211,23 @@ class Canaries(Sequence[Canary]):
                 f"it holds {data['kind']}, not canaries; the manifest is wanted, which "
                 "Canaries.save and `hf-exposure inject` write"
             )
-        version = _value(data, "schema_version")
-        if version != SCHEMA_VERSION:
-            raise ValueError(
-                f"schema_version={version!r} is not known; this version of hf-exposure reads "
-                f"{SCHEMA_VERSION}: update it, or generate the canaries again"
-            )
         try:
-            formats = [SecretFormat.from_dict(entry) for entry in _value(data, "formats")]
-            items = [
-                Canary(
-                    formats[_value(entry, "format")],
-                    _value(entry, "secret"),
-                    _value(entry, "repetitions"),
-                    _value(entry, "planned"),
+            version = data["schema_version"]
+            if version != SCHEMA_VERSION:
+                raise ValueError(
+                    f"schema_version={version!r} is not known; this version of hf-exposure reads "
+                    f"{SCHEMA_VERSION}: generate the canaries with the same arguments, and insert "
+                    "them, again"
                 )
-                for entry in _value(data, "canaries")
-            ]
+            formats = [SecretFormat.from_dict(entry) for entry in data["formats"]]
             return cls(
-                items,
-                seed=_value(data, "seed"),
-                inclusion=_value(data, "inclusion"),
-                planting=_value(data, "planting"),
+                [Canary.from_dict(entry, formats) for entry in data["canaries"]],
+                seed=data["seed"],
+                inclusion=data["inclusion"],
+                insertions=[Insertion.from_dict(entry) for entry in data["insertions"]],
             )
         except KeyError as error:
-            raise ValueError(f"a format lacks the key {error}") from None
+            raise ValueError(f"the manifest lacks the key {error}") from None
         except (AttributeError, IndexError, TypeError) as error:
             raise ValueError(f"a value is not what a manifest has there ({error})") from None
 
@@ -290,7 +317,7 @@ class Canaries(Sequence[Canary]):
             repo_id,
             seed=self.seed,
             inclusion=self.inclusion,
-            planting=self.planting,
+            insertions=self.insertions,
             reveal=reveal,
         )
 
@@ -300,8 +327,10 @@ class Canaries(Sequence[Canary]):
     def __getitem__(self, index: slice) -> Canaries: ...
     def __getitem__(self, index: int | slice) -> Canary | Canaries:
         if isinstance(index, slice):
-            part = self._items[index]  # planted as the whole was
-            return Canaries(part, seed=self.seed, inclusion=self.inclusion, planting=self.planting)
+            part = self._items[index]  # inserted as the whole was
+            return Canaries(
+                part, seed=self.seed, inclusion=self.inclusion, insertions=self.insertions
+            )
         return self._items[index]
 
     def __len__(self) -> int:
@@ -313,145 +342,10 @@ class Canaries(Sequence[Canary]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Canaries) and self.to_dict() == other.to_dict()
 
-    __hash__ = None  # type: ignore[assignment]  # `planting` changes
+    __hash__ = None  # type: ignore[assignment]  # `insertions` changes
 
     def __repr__(self) -> str:
         templates = " and ".join(map(repr, format_names(self.formats).values()))
         counts = Counter(canary.repetitions for canary in self._items)
         groups = ", ".join(f"{counts[times]} x {times}" for times in sorted(counts))
         return f"Canaries({len(self)} of {templates}; repetitions: {groups})"
-
-
-def derived(seed: int, *purpose: str | None) -> random.Random:
-    """A generator for one purpose: the same one on every machine, unrelated to any other."""
-    data = json.dumps([seed, *purpose]).encode()
-    return random.Random(int.from_bytes(hashlib.sha256(data).digest()[:16], "big"))
-
-
-def _draw(
-    fmt: SecretFormat,
-    given: list[Canary],
-    groups: list[int],
-    per_repetition: int,
-    seed: int,
-    taken: set[str],
-) -> list[Canary]:
-    """The canaries of one format, `given` ones first in the group that they belong to."""
-    waiting = list(given)
-    firsts: list[list[Canary]] = []
-    for times in groups:
-        first = [canary for canary in waiting if _planned(canary) == times][:per_repetition]
-        firsts.append(first)
-        waiting = [canary for canary in waiting if canary not in first]
-    wanted = per_repetition * len(groups) - sum(map(len, firsts))
-    # A text that is there already, be it from another format, is not drawn again.
-    exclude = {text[len(fmt.prefix) : len(text) - len(fmt.suffix)] for text in taken}
-    exclude = {secret for secret in exclude if fmt.render(secret) in taken and fmt.contains(secret)}
-    if wanted > fmt.size - len(exclude):
-        others = f", {len(exclude)} of them taken by include or another format" if exclude else ""
-        raise ValueError(
-            f"Canaries.generate: {per_repetition * len(groups)} distinct canaries are asked for, "
-            f'but secret=r"{fmt.secret}" has only {fmt.size} strings{others}; lower '
-            "per_repetition, or use a larger secret space"
-        )
-    source = derived(seed, "secrets", fmt.template, fmt.secret, fmt.check)
-    secrets = iter(fmt.sample_distinct(wanted, seed=source.getrandbits(64), exclude=exclude))
-    out: list[Canary] = []
-    for times, first in zip(groups, firsts, strict=True):
-        rest = per_repetition - len(first)
-        out += [*first, *(Canary(fmt, next(secrets), times) for _ in range(rest))]
-    return out + waiting
-
-
-def _flip(items: list[Canary], seed: int) -> list[Canary]:
-    """Each canary in or out by its own coin; controls, and those flipped before, as they are."""
-    coins = derived(seed, "coins")
-    out = []
-    for canary in items:
-        heads = coins.random() < 0.5
-        if canary.planned is None and canary.inserted:
-            times = canary.repetitions
-            canary = Canary(canary.format, canary.secret, times if heads else 0, planned=times)
-        out.append(canary)
-    return out
-
-
-def _planned(canary: Canary) -> int:
-    return canary.repetitions if canary.planned is None else canary.planned
-
-
-def _included(item: Canary | str, formats: list[SecretFormat], most: int) -> Canary:
-    if isinstance(item, Canary):
-        return item
-    if not isinstance(item, str):
-        kind = type(item).__name__
-        raise TypeError(f"Canaries.generate: include holds Canary objects or strings, not {kind}")
-    for fmt in formats:
-        if fmt.contains(item):
-            return Canary(fmt, item, most)
-    known = ", ".join(f'r"{fmt.secret}"' for fmt in formats)
-    raise ValueError(
-        f"Canaries.generate: include has a string of {len(item)} characters that no format "
-        f"contains; give secrets that match {known}, or Canary objects"
-    )
-
-
-def _check_formats(formats: SecretFormat | Sequence[SecretFormat]) -> list[SecretFormat]:
-    chosen = list(formats) if isinstance(formats, Iterable) else [formats]
-    for fmt in chosen:
-        if not isinstance(fmt, SecretFormat):
-            kind = type(fmt).__name__
-            raise TypeError(f"Canaries.generate: formats must be SecretFormat objects, not {kind}")
-    if not chosen:
-        raise ValueError("Canaries.generate: formats is empty; give at least one SecretFormat")
-    if len(set(chosen)) < len(chosen):
-        raise ValueError("Canaries.generate: formats has the same format twice; give it once")
-    return chosen
-
-
-def _check_repetitions(repetitions: Iterable[int]) -> list[int]:
-    if isinstance(repetitions, str) or not isinstance(repetitions, Iterable):
-        raise TypeError(
-            f"Canaries.generate: repetitions={repetitions!r} must be a list, such as [0, 1, 16]"
-        )
-    groups = list(repetitions)
-    if not groups:
-        raise ValueError("Canaries.generate: repetitions is empty; give a list such as [0, 1, 16]")
-    for times in groups:
-        check_count("Canaries.generate: repetitions", times)
-    return groups
-
-
-def _check_inclusion(where: str, inclusion: str) -> str:
-    if inclusion not in INCLUSIONS:
-        raise ValueError(f"{where}: inclusion={inclusion!r} is not known; use 'fixed' or 'coin'")
-    return inclusion
-
-
-def _value(entry: Any, key: str) -> Any:
-    if not isinstance(entry, dict) or key not in entry:
-        raise ValueError(f"the manifest lacks the key {key!r}")
-    return entry[key]
-
-
-def is_manifest(data: Any) -> bool:
-    """Whether the content of a JSON file looks like a manifest of canaries."""
-    keys = {"schema_version", "inclusion", "canaries"}
-    return isinstance(data, dict) and "kind" not in data and keys <= data.keys()
-
-
-def manifests_in(folder: str | os.PathLike[str]) -> list[Path]:
-    """Manifests that lie in a folder itself, and so would be uploaded with it."""
-    return [path for path in sorted(Path(folder).glob("*.json")) if holds_manifest(path)]
-
-
-def holds_manifest(path: Path) -> bool:
-    """Whether a file can be read as a manifest; most need not be read to the end."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            if '"schema_version"' not in file.read(100):
-                return False
-        Canaries.load(path)
-    except (OSError, ValueError):
-        return False
-    return True

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 
 from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.masking import mask_secrets
 from hf_exposure.utils.escapes import code_span
 from hf_exposure.utils.hub import one_error
@@ -42,18 +42,7 @@ def upload_manifest(
         manifest: its text, secrets too.
         card: gives the README.md for the repository's full name.
         canaries: those of the manifest: masked in errors, and the rows for the data set viewer.
-        private: of a new repository. An existing one stays what it is; if that is public, nothing
-            is uploaded unless this is False.
-        token: a Hub token; None takes the one that is logged in.
-        revision: a branch to commit to, which must be there.
-        reveal: add a file of rows for the data set viewer.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        RuntimeError: the Hub could not be reached or has refused, or the repository is public and
-            `private` is not False; the message says why.
+        private, token, revision, commit_message, reveal: see `Canaries.push_to_hub`.
     """
     api = HfApi(token=token)
     items = list(canaries)
@@ -101,9 +90,6 @@ def download_manifest(
 ) -> Path:
     """The file that `upload_manifest` has uploaded.
 
-    Args:
-        revision: a branch, tag or commit.
-
     Raises:
         RuntimeError: the Hub could not be reached, has refused, or has no such set.
     """
@@ -119,13 +105,13 @@ def dataset_card(
     *,
     seed: int | None,
     inclusion: str,
-    planting: Mapping[str, Any],
+    insertions: Sequence[Insertion],
     reveal: bool = False,
 ) -> str:
     """The README.md of a canary set's repository; it shows no secret unless `reveal`."""
     counts = sorted(Counter(one.repetitions for one in canaries).items())
     groups = [
-        f"{number} never planted" if not times else f"{number} planted {often(times)}"
+        f"{number} never inserted" if not times else f"{number} inserted {often(times)}"
         for times, number in counts
     ]
     metadata = ["---", "tags:", "- canaries", "- memorization", "- hf-exposure"]
@@ -138,9 +124,9 @@ def dataset_card(
         "---",
         f"# {repo_id.split('/')[-1]}",
         "",
-        "Canaries: random secrets, planted in a training corpus to find out how much a model that "
-        "was trained on it has memorized (Carlini et al., *The Secret Sharer*, USENIX Security "
-        "2019). Made with hf-exposure.",
+        "Canaries: random secrets, inserted into a training corpus to find out how much a model "
+        "that was trained on it has memorized (Carlini et al., *The Secret Sharer*, USENIX "
+        "Security 2019). Made with hf-exposure.",
         "",
         "**Keep it private**, this card too: a format and its seed are enough to draw the same "
         "secrets again. Who trains on them makes every later measurement with them worthless.",
@@ -154,14 +140,13 @@ def dataset_card(
         check = f", check {fmt.check}" if fmt.check else ""
         named = f"{code_span(fmt.template)} with {code_span(fmt.secret)}{check}"
         lines.append(f"- format: {named}: {fmt.bits:.1f} bits")
-    known = {name: value for name, value in planting.items() if value is not None}
-    if known:
-        told = ", ".join(f"{name}: {code_span(str(value))}" for name, value in known.items())
-        lines.append(f"- planted: {told}")
-    else:
-        lines.append("- not planted yet, as far as the manifest knows")
+    for one in insertions:
+        told = ", ".join(f"{name}: {code_span(str(value))}" for name, value in vars(one).items())
+        lines.append(f"- inserted: {told}")
+    if not insertions:
+        lines.append("- not inserted yet, as far as the manifest knows")
     if reveal:
-        lines += ["", "| canary | planted |", "|---|---:|"]
+        lines += ["", "| canary | inserted |", "|---|---:|"]
         lines += [f"| {code_span(one.text, cell=True)} | {one.repetitions} |" for one in canaries]
     lines += [
         "",

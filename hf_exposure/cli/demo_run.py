@@ -16,8 +16,9 @@ from hf_exposure.attacks.extraction import Extractions, extract_secrets
 from hf_exposure.attacks.generation import generate_secrets
 from hf_exposure.attacks.generations import Generations
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.canaries.insertion import inject_canaries, verify_injection
+from hf_exposure.canaries.injection import inject_canaries
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.canaries.verification import verify_injection
 from hf_exposure.cli.small import paragraphs, small_llama, tokenize, train_tokenizer
 from hf_exposure.exposure.history import History, Measurement
 from hf_exposure.exposure.measure import measure_exposure

@@ -69,7 +69,7 @@ def inject(
     as_json: AsJson = False,
 ) -> None:
     """Plant canaries in a dataset, and write their manifest."""
-    from hf_exposure.canaries.insertion import inject_canaries
+    from hf_exposure.canaries.injection import inject_canaries
     from hf_exposure.canaries.loading import load_manifest
     from hf_exposure.canaries.rows import check_output, describe_rows, load_rows, save_rows
     from hf_exposure.canaries.sets import Canaries
@@ -114,8 +114,8 @@ def inject(
                 "canaries": str(canaries),
                 "rows_before": len(rows),
                 "rows": len(planted),
-                "planted": sum(canary.repetitions for canary in chosen),
-                "planting": chosen.planting,
+                "inserted": sum(canary.repetitions for canary in chosen),
+                "insertions": [one.to_dict() for one in chosen.insertions],
                 "pushed": pushed,
             }
         )

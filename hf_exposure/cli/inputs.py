@@ -45,7 +45,7 @@ def check_file(
 ) -> None:
     """Refuse what no file can be written to, or must not be, before anything is measured for it:
     a manifest, which may be the only place of its secrets, and the files in `apart`."""
-    from hf_exposure.canaries.sets import holds_manifest
+    from hf_exposure.canaries.loading import holds_manifest
 
     if path is None:
         return

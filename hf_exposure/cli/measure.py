@@ -98,9 +98,9 @@ def measure(
     if base is not None:
         check_model_name(base, "--base")
     check_card(model, push_to_card, create_pr)
-    if planted.inserted and not planted.planting:
+    if planted.inserted and not planted.insertions:
         progress.print(
-            "Warning: these canaries have no record of having been planted; a model that was not "
+            "Warning: these canaries have no record of having been inserted; a model that was not "
             "trained on them looks as if it memorized nothing",
             soft_wrap=True,
         )

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
 
-from hf_exposure.canaries.sets import Canaries, is_manifest
+from hf_exposure.canaries.loading import is_manifest
+from hf_exposure.canaries.sets import Canaries
 from hf_exposure.utils.escapes import printable
 from hf_exposure.utils.files import load_json, write_text
 

@@ -385,7 +385,7 @@ def _named(exposures: Exposures, some: Collection[SecretFormat]) -> str:
 
 def _describe(settings: Settings, canaries: Canaries) -> dict[str, Any]:
     return {
-        "planted": bool(canaries.planting),
+        "inserted": bool(canaries.insertions),
         "method": settings.method,
         "samples": settings.samples,
         "max_forwards": settings.max_forwards,

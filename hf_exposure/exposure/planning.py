@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.masking import mask_secrets
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.tree.tokens import TokenTree
@@ -152,7 +153,7 @@ def within_budget(settings: Settings, plan: Plan, budget: int) -> Settings:
 
 
 def context_before(canaries: Canaries, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """What stands before a canary where it was planted: nothing in a row of its own, a space
+    """What stands before a canary where it was inserted: nothing in a row of its own, a space
     within a paragraph, the rendered beginning of the conversation in a chat.
 
     In a conversation of its own a canary is the whole of the assistant's turn. What the chat
@@ -164,19 +165,19 @@ def context_before(canaries: Canaries, tokenizer: PreTrainedTokenizerBase | None
         ValueError: there is no tokenizer or no chat template, or the template refuses the
             conversation or changes what the canaries say.
     """
-    planting = canaries.planting
-    if not (planting.get("chat") and planting.get("mode") == "rows"):
-        return " " if planting.get("mode") == "splice" else ""
+    insertion = canaries.insertion
+    if insertion is None or not insertion.has_conversations:
+        return " " if insertion is not None and insertion.mode == "splice" else ""
     if tokenizer is None:
         raise ValueError(
-            "measure_exposure: tokenizer=None, but the canaries were planted in conversations, "
+            "measure_exposure: tokenizer=None, but the canaries were inserted as conversations, "
             "which its chat template renders; give the tokenizer"
         )
     mark = "\x00canary\x00"
-    before, found, after = _rendered(tokenizer, planting["request"], mark).partition(mark)
+    before, found, after = _rendered(tokenizer, insertion, mark).partition(mark)
     for fmt in canaries.formats:
         text = fmt.render(fmt.sample(1, seed=1)[0])
-        rendered = _rendered(tokenizer, planting["request"], text)
+        rendered = _rendered(tokenizer, insertion, text)
         if not found or rendered != before + text + after:
             raise ValueError(
                 f"tokenizer: its chat template does not keep {fmt.template!r} as it stands; choose "
@@ -199,26 +200,25 @@ def context_before(canaries: Canaries, tokenizer: PreTrainedTokenizerBase | None
 def first_tokens(canaries: Canaries | None, bos: bool | None) -> bool | None:
     """Whether special tokens are put before `context_before`: a rendered conversation has its
     own, so that none are. None follows the tokenizer's default."""
-    planting = {} if canaries is None else canaries.planting
-    return False if planting.get("chat") and planting.get("mode") == "rows" else bos
+    insertion = None if canaries is None else canaries.insertion
+    return False if insertion is not None and insertion.has_conversations else bos
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, request: str, text: str) -> str:
-    """The conversation that `CanaryInjector` plants, with `text` as the answer."""
-    messages = [{"role": "user", "content": request}, {"role": "assistant", "content": text}]
+def _rendered(tokenizer: PreTrainedTokenizerBase, insertion: Insertion, text: str) -> str:
+    """The conversation that `CanaryInjector` adds, with `text` as the answer."""
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+        return str(tokenizer.apply_chat_template(insertion.conversation(text), tokenize=False))
     except Exception as error:  # templates raise what they like, and may quote the text
         why = str(error).replace(text, "...")
         if getattr(tokenizer, "chat_template", None) is None:
             raise ValueError(
-                "tokenizer: the canaries were planted in conversations, but it has no chat "
+                "tokenizer: the canaries were inserted as conversations, but it has no chat "
                 f"template to render them with ({why})"
             ) from None
         raise ValueError(
-            "tokenizer: its chat template refuses the conversations that the canaries were planted "
-            f"in, a user's turn and an assistant's ({why}); plant them with mode='splice' in "
-            "conversations that it accepts"
+            "tokenizer: its chat template refuses the conversations that the canaries were "
+            f"inserted as, a user's turn and an assistant's ({why}); insert them with "
+            "mode='splice' into conversations that it accepts"
         ) from None
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from hf_exposure.canaries.canary import MASK, Canary
+from hf_exposure.canaries.canary import MASK, Canary, MaskedCanary, read_canary
 from hf_exposure.canaries.formats import SecretFormat, distinctions
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.details import FormatDetails
@@ -25,30 +25,6 @@ if TYPE_CHECKING:
 
 _IMPROBABLE = 1.1  # log-perplexity over that of random tokens; an untrained model has about 1
 _PREFIX_SHOWN, _SUFFIX_SHOWN = 10, 8  # characters of a template that a table has room for
-
-
-@dataclass(frozen=True)
-class MaskedCanary:
-    """What is left of a canary in a result that was saved without its secret."""
-
-    format: SecretFormat
-    length: int
-    repetitions: int = 0
-    planned: int | None = None
-
-    @property
-    def secret(self) -> str:
-        """One "•" for each character of the secret, which is not known here."""
-        return MASK * self.length
-
-    @property
-    def inserted(self) -> bool:
-        """Whether it went into the data at all."""
-        return self.repetitions > 0
-
-    def label(self, reveal: bool = False) -> str:
-        """The template with the masked secret; there is nothing to reveal."""
-        return self.format.render(self.secret)
 
 
 @dataclass(frozen=True)
@@ -362,8 +338,8 @@ class Exposures(Result[Exposure]):
         line += self.took
         if any(map(self.is_bound, self)):
             line += "; ≥: nothing was drawn, so this is what is proved at the least"
-        if self.settings.get("planted") is False and any(one.canary.inserted for one in self):
-            line += "; that these canaries were planted is not on record"
+        if self.settings.get("inserted") is False and any(one.canary.inserted for one in self):
+            line += "; that these canaries were inserted is not on record"
         if self.skipped:
             what = "canary" if len(self.skipped) == 1 else "canaries"
             line += f"; {len(self.skipped)} {what} could not be scored: {self.skipped[0][1]}"
@@ -379,7 +355,7 @@ class Exposures(Result[Exposure]):
         formats = list(dict.fromkeys([*(canary.format for canary in canaries), *self.formats]))
         out = super()._content(reveal)
         for item, entry in zip(self, out[self.entries], strict=True):
-            entry |= canary_entry(item.canary, formats, reveal)
+            entry |= item.canary.to_dict(formats, reveal)
         return out | {
             "formats": [
                 fmt.to_dict()
@@ -387,8 +363,7 @@ class Exposures(Result[Exposure]):
                 for fmt in formats
             ],
             "skipped": [
-                {**canary_entry(canary, formats, reveal), "why": why}
-                for canary, why in self.skipped
+                {**canary.to_dict(formats, reveal), "why": why} for canary, why in self.skipped
             ],
         }
 
@@ -487,47 +462,21 @@ def show_rank(rank: float, exact: bool = True) -> str:
     return f"~{rank:.2g}" if rank >= 1e6 else f"~{rank:,.0f}" if rank >= 100 else f"~{rank:.1f}"
 
 
-def canary_entry(
-    canary: Canary | MaskedCanary, formats: Sequence[SecretFormat], reveal: bool
-) -> dict[str, Any]:
-    """What a file says of a canary; `formats` are those of the file."""
-    out: dict[str, Any] = {
-        "format": formats.index(canary.format),
-        "length": len(canary.secret),
-        "repetitions": canary.repetitions,
-        "planned": canary.planned,
-    }
-    if reveal and isinstance(canary, Canary):
-        out["secret"] = canary.secret
-    return out
-
-
 def read_canaries(
     entries: list[dict[str, Any]], formats: list[SecretFormat], canaries: Canaries | None
 ) -> list[Canary | MaskedCanary]:
     """The canary of each entry: from the set if there is one, else as far as the file knows it."""
+    named = [read_canary(entry, formats) for entry in entries]
     if canaries is None:
-        return [
-            Canary(formats[e["format"]], e["secret"], e["repetitions"], e["planned"])
-            if "secret" in e
-            else MaskedCanary(formats[e["format"]], e["length"], e["repetitions"], e["planned"])
-            for e in entries
-        ]
-
-    def key(canary: Canary | MaskedCanary) -> tuple[Any, ...]:
-        return canary.format, len(canary.secret), canary.repetitions, canary.planned
-
-    def same(own: Canary, found: Canary | MaskedCanary) -> bool:
-        known = isinstance(found, Canary)
-        return key(own) == key(found) and (not known or own.secret == found.secret)
-
+        return named
     waiting = list(canaries)
     out: list[Canary | MaskedCanary] = []
-    for found in read_canaries(entries, formats, None):
-        place = next((i for i, own in enumerate(waiting) if same(own, found)), None)
-        if place is None:
+    for found in named:
+        own = next((one for one in waiting if found in (one, one.masked())), None)
+        if own is None:
             raise ValueError("it was measured with other canaries than these")
-        out.append(waiting.pop(place))
+        waiting.remove(own)
+        out.append(own)
     if waiting:
         raise ValueError(f"{len(waiting)} of these canaries are not in it")
     return out

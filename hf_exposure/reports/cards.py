@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     import os
 
     from hf_exposure.attacks.generations import Generations
-    from hf_exposure.canaries.canary import Canary
+    from hf_exposure.canaries.canary import Canary, MaskedCanary
     from hf_exposure.canaries.formats import SecretFormat
     from hf_exposure.exposure.history import History
-    from hf_exposure.exposure.results import MaskedCanary
 
 _MEANT = 20.0  # above it an epsilon is no protection that anybody could count on
 _AROUND = 40  # characters of a template that a card shows on each side of the secret

@@ -87,7 +87,7 @@ def _planted(exposures: Exposures) -> Finding:
     often = f"{times[0]:,} to {times[-1]:,} times" if len(times) > 1 else plural(times[0], "time")
     each = " each" if len(inserted) > 1 else ""
     names = "canaries" if len(inserted) > 1 else "a canary"
-    on_record = exposures.settings.get("planted") is not False
+    on_record = exposures.settings.get("inserted") is not False
     put = "put" if on_record else "to be put"
     text = f"{plural(len(inserted), 'random secret')} ({names}) {_was(len(inserted))} {put} into "
     text += f"the training data, {often}{each}"

@@ -17,10 +17,10 @@ def advise(
     canaries: Canaries, every_n_steps: int | None, args: TrainingArguments, state: TrainerState
 ) -> None:
     """Warn of each such set-up."""
-    if canaries.inserted and not canaries.planting:
+    if canaries.inserted and not canaries.insertions:
         warnings.warn(
-            "ExposureCallback: the canaries have no record of having been planted, and a model "
-            "that is not trained on them looks as if it memorized nothing; plant them with "
+            "ExposureCallback: the canaries have no record of having been inserted, and a model "
+            "that is not trained on them looks as if it memorized nothing; insert them with "
             "inject_canaries(dataset, canaries)",
             stacklevel=3,
         )

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_exposure.canaries.canary import Canary
-from hf_exposure.canaries.sets import Canaries, manifests_in
+from hf_exposure.canaries.loading import manifests_in
+from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.history import HISTORY_FILE, History, Measurement
 from hf_exposure.exposure.planning import Settings
 from hf_exposure.training.advice import advise

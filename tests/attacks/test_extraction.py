@@ -16,10 +16,10 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_exposure.attacks.extraction import Extraction, Extractions, extract_secrets
-from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.canary import Canary, MaskedCanary
 from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.results import MaskedCanary
 from hf_exposure.models.decoder import NotFiniteError
 from tests.tiny import TOKENIZERS, corpus, llama
 
@@ -309,7 +309,7 @@ def test_it_tells_which_planted_canary_came_out() -> None:
 def test_spliced_canaries_are_looked_for_after_a_space(kind: str) -> None:
     tokenizer = TOKENIZERS[kind]()
     model = llama(len(tokenizer), scale=0.3)
-    canaries = Canaries([Canary(DIGITS, "123", 4)], planting={"mode": "splice"})
+    canaries = Canaries([Canary(DIGITS, "123", 4)], insertions=[Insertion("splice")])
     costs = plain_costs(model, tokenizer, DIGITS, before=" ")
     best = ordered(costs)
     found = extract_secrets(model, tokenizer, DIGITS, canaries=canaries)
@@ -327,8 +327,8 @@ def test_canaries_of_conversations_are_looked_for_after_the_rendered_request() -
     )
     try:
         model = llama(len(tokenizer), scale=0.3)
-        planting = {"mode": "rows", "chat": True, "request": "Say it."}
-        canaries = Canaries([Canary(DIGITS, "123", 4)], planting=planting)
+        insertion = Insertion("rows", chat=True, request="Say it.")
+        canaries = Canaries([Canary(DIGITS, "123", 4)], insertions=[insertion])
         before = "<s>user: Say it.\nassistant: "
         costs = plain_costs(model, tokenizer, DIGITS, before=before, special=False)
         found = extract_secrets(model, tokenizer, DIGITS, canaries=canaries)

@@ -20,10 +20,10 @@ from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizer
 from hf_exposure.attacks.candidates import rank_candidates
 from hf_exposure.attacks.generation import generate_secrets
 from hf_exposure.attacks.generations import Generated, Generations
-from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.canary import Canary, MaskedCanary
 from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.results import MaskedCanary
 from tests.attacks.test_extraction import (
     UNEQUAL,
     encodings,
@@ -240,7 +240,7 @@ def test_every_format_is_prompted_and_rows_keep_the_order_of_the_set() -> None:
 def test_spliced_canaries_are_prompted_after_a_space() -> None:
     tokenizer = TOKENIZERS["digits_one_by_one"]()
     model = llama(len(tokenizer), scale=0.05)
-    canaries = Canaries(list(whole_space(PAIR)), planting={"mode": "splice"})
+    canaries = Canaries(list(whole_space(PAIR)), insertions=[Insertion("splice")])
     written = generate_secrets(model, tokenizer, canaries, 50, constrained=False)
     assert all(text.startswith(" The code is ") for text in written.texts[PAIR])
 

@@ -18,8 +18,10 @@ import pytest
 from scipy import stats
 
 from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.drawing import derived
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.canaries.sets import SCHEMA_VERSION, Canaries, derived
+from hf_exposure.canaries.insertion import Insertion
+from hf_exposure.canaries.sets import SCHEMA_VERSION, Canaries
 from hf_exposure.exposure.results import Exposures
 
 ROOT = Path(__file__).parents[2]
@@ -189,22 +191,49 @@ def test_coins_are_independent_of_the_secrets() -> None:
 
 def test_a_set_reads_like_a_list_and_a_slice_is_a_set() -> None:
     drawn = Canaries.generate([NUMBER, PIN], [0, 1, 2], per_repetition=1, seed=1)
-    drawn.planting = {"mode": "rows"}
+    drawn.record(Insertion())
     part = drawn[1:3]
     assert isinstance(part, Canaries)
     assert list(part) == [drawn[1], drawn[2]]
-    assert (part.planting, part.seed) == ({"mode": "rows"}, 1)
+    assert (part.insertions, part.seed) == ((Insertion(),), 1)
     assert [*drawn.inserted, *drawn.controls] == sorted(drawn, key=lambda c: not c.inserted)
     assert drawn[0] in drawn
     assert copy.deepcopy(drawn) == drawn == pickle.loads(pickle.dumps(drawn))
 
 
-def test_two_sets_do_not_share_how_they_were_planted() -> None:
-    planting = {"mode": "rows"}
-    one = Canaries([Canary(PIN, "1234", 1)], planting=planting)
-    two = Canaries([Canary(PIN, "1234", 1)], planting=planting)
-    one.planting["mode"] = "splice"
-    assert (two.planting["mode"], planting["mode"]) == ("rows", "rows")
+def test_a_record_of_insertions_only_grows_and_only_in_one_context() -> None:
+    one = Canaries([Canary(PIN, "1234", 1)], insertions=[Insertion(seed=1)])
+    two = one.copy()
+    assert (two.insertions, list(two)) == ((), list(one))
+    one.record(Insertion(seed=1))
+    one.record(Insertion(seed=2, num_examples=9))
+    assert one.insertions == (Insertion(seed=1), Insertion(seed=2, num_examples=9))
+    with pytest.raises(ValueError, match=r"as rows of their own.*cannot be .*within the texts"):
+        one.record(Insertion("splice"))
+    with pytest.raises(TypeError, match="must be an Insertion, not dict"):
+        one.record({"mode": "rows"})  # type: ignore[arg-type]
+    assert len(one.insertions) == 2
+    two.record(Insertion("splice"))
+    assert two.insertions == (Insertion("splice"),)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"mode": "row"}, ValueError, "mode='row' is not known; use 'rows' or 'splice'"),
+        ({"column": None}, TypeError, "column must be the name of a column, not None"),
+        ({"seed": -1}, ValueError, "seed=-1 is too small"),
+        ({"num_examples": 0}, ValueError, "num_examples=0 is too small; give at least 1"),
+        ({"num_examples": 2.0}, TypeError, "num_examples must be a whole number, not float"),
+        ({"near_start": "no"}, TypeError, "near_start must be True or False, not str"),
+        ({"chat": None}, TypeError, "chat must be True or False, not None"),
+    ],
+)
+def test_an_insertion_of_wrong_values_is_refused(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Insertion(**arguments)
 
 
 # Masking
@@ -257,7 +286,7 @@ def test_errors_name_no_secret(wrong: Any) -> None:
         ({"per_repetition": 0}, ValueError, "per_repetition=0"),
         ({"per_repetition": 5001, "repetitions": [0, 1]}, ValueError, "only 10000 strings"),
         ({"inclusion": "maybe"}, ValueError, "inclusion='maybe'"),
-        ({"include": [5]}, TypeError, "Canary objects or strings, not int"),
+        ({"include": [5]}, TypeError, "must be a Canary or a string, not int"),
     ],
 )
 def test_arguments_out_of_range_are_refused(
@@ -273,7 +302,7 @@ def test_an_empty_set_is_refused() -> None:
 
 
 def test_what_is_no_canary_is_refused() -> None:
-    with pytest.raises(TypeError, match="type str, not Canary"):
+    with pytest.raises(TypeError, match="must be a Canary, not str"):
         Canaries(["1234"])  # type: ignore[list-item]
 
 
@@ -284,7 +313,7 @@ def mixed_set() -> Canaries:
     drawn = Canaries.generate(
         [PIN, WORD, CARD], [0, 1, 3], per_repetition=2, seed=11, inclusion="coin"
     )
-    drawn.planting = {"mode": "splice", "column": "text", "seed": 0, "chat": False}
+    drawn.record(Insertion("splice", "text", seed=0, num_examples=7))
     return drawn
 
 
@@ -294,7 +323,7 @@ def test_a_manifest_round_trips(tmp_path: Path) -> None:
     loaded = Canaries.load(path)
     assert loaded == drawn
     assert list(loaded) == list(drawn)
-    assert (loaded.seed, loaded.inclusion, loaded.planting) == (11, "coin", drawn.planting)
+    assert (loaded.seed, loaded.inclusion, loaded.insertions) == (11, "coin", drawn.insertions)
     assert json.loads(path.read_text(encoding="utf-8"))["schema_version"] == SCHEMA_VERSION
     assert loaded.save(tmp_path / "again.json").read_bytes() == path.read_bytes()
 
@@ -310,11 +339,11 @@ def without(key: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (changed(schema_version=99), "schema_version=99 is not known.*reads 1"),
+        (changed(schema_version=99), "schema_version=99 is not known.*reads 2"),
         (changed(schema_version="1"), "schema_version='1' is not known"),
         (without("schema_version"), "lacks the key 'schema_version'"),
         (without("canaries"), "lacks the key 'canaries'"),
-        (without("planting"), "lacks the key 'planting'"),
+        (without("insertions"), "lacks the key 'insertions'"),
         (changed(canaries=[]), "the set is empty"),
         (changed(canaries=[{"format": 0}]), "lacks the key 'secret'"),
         (changed(canaries=[{"format": 9, "secret": "1", "repetitions": 1, "planned": None}]), "."),

@@ -1,4 +1,4 @@
-"""Canaries are planted exactly, the same way by every road, and nothing else changes."""
+"""Canaries are inserted exactly, the same way by every road, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ from torch.utils.data import DataLoader
 
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.canaries.insertion import MODES, REQUEST, CanaryInjector, inject_canaries
+from hf_exposure.canaries.injection import inject_canaries
+from hf_exposure.canaries.injector import CanaryInjector
+from hf_exposure.canaries.insertion import MODES, REQUEST, Insertion
 from hf_exposure.canaries.sets import Canaries
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +97,7 @@ def mapped(ds: Any, canaries: Canaries, mode: str, n: int = N, **options: Any) -
     return ds.map(injector, batched=True, with_indices=True, **options)
 
 
-# What is planted
+# What is inserted
 
 
 @pytest.mark.parametrize("inclusion", ["fixed", "coin"])
@@ -152,7 +154,7 @@ def test_every_space_between_words_gets_canaries_about_equally_often() -> None:
     assert counts == [pytest.approx(500, abs=100)] * 3 + [pytest.approx(750, abs=130)] * 2
 
 
-def test_rows_are_planted_everywhere_from_before_the_first_to_after_the_last() -> None:
+def test_rows_are_inserted_everywhere_from_before_the_first_to_after_the_last() -> None:
     canaries = Canaries([Canary(PIN, "1234", 4000)])
     train = inject_canaries(dataset(4), canaries)
     counts = [0]
@@ -181,7 +183,7 @@ def test_near_the_start_of_few_rows_there_are_as_many_as_copies() -> None:
     assert len(rows) > 5
     assert max(rows) < 20
     assert "4321" in train["text"][0]
-    few = inject_canaries(dataset(3), canaries, near_start=True)
+    few = inject_canaries(dataset(3), canaries.copy(), near_start=True)
     assert found(few["text"], canaries) == [20, 1]
 
 
@@ -243,14 +245,14 @@ def test_rows_are_the_same_with_two_processes(mode: str) -> None:
 def test_a_stream_has_the_same_rows(mode: str, shards: int) -> None:
     canaries = canary_set()
     expected = inject_canaries(dataset(), canaries, mode=mode)
-    planting = canaries.planting
+    insertions = canaries.insertions
     stream = dataset().to_iterable_dataset(num_shards=shards)
-    planted = inject_canaries(stream, canaries, mode=mode, num_examples=N)
-    assert isinstance(planted, IterableDataset)
-    assert list(planted) == list(expected) == list(planted)
-    assert planted.features == expected.features
-    assert planted.num_shards == 1
-    assert canaries.planting == planting
+    result = inject_canaries(stream, canaries, mode=mode, num_examples=N)
+    assert isinstance(result, IterableDataset)
+    assert list(result) == list(expected) == list(result)
+    assert result.features == expected.features
+    assert result.num_shards == 1
+    assert canaries.insertions == insertions
 
 
 @settings(max_examples=25, deadline=None)
@@ -275,15 +277,15 @@ def test_all_roads_agree_for_any_number_of_rows(
 def test_splits_other_than_train_are_left_alone() -> None:
     splits = {"train": dataset(), "test": dataset(5)}
     expected = list(inject_canaries(dataset(), canary_set()))
-    planted = inject_canaries(DatasetDict(splits), canary_set())
-    assert isinstance(planted, DatasetDict)
-    assert list(planted["train"]) == expected
-    assert planted["test"] is splits["test"]
+    result = inject_canaries(DatasetDict(splits), canary_set())
+    assert isinstance(result, DatasetDict)
+    assert list(result["train"]) == expected
+    assert result["test"] is splits["test"]
     streams = IterableDatasetDict({name: ds.to_iterable_dataset() for name, ds in splits.items()})
-    planted_streams = inject_canaries(streams, canary_set(), num_examples=N)
-    assert isinstance(planted_streams, IterableDatasetDict)
-    assert list(planted_streams["train"]) == expected
-    assert list(planted_streams["test"]) == list(splits["test"])
+    streamed = inject_canaries(streams, canary_set(), num_examples=N)
+    assert isinstance(streamed, IterableDatasetDict)
+    assert list(streamed["train"]) == expected
+    assert list(streamed["test"]) == list(splits["test"])
 
 
 def identity(rows: list[Any]) -> list[Any]:
@@ -295,32 +297,32 @@ def test_workers_of_a_data_loader_read_each_row_of_a_stream_once(workers: int) -
     canaries = canary_set()
     expected = [row["text"] for row in inject_canaries(dataset(), canaries)]
     stream = dataset().to_iterable_dataset(num_shards=4)
-    planted = inject_canaries(stream, canaries, num_examples=N)
-    loader = DataLoader(planted, batch_size=8, num_workers=workers, collate_fn=identity)
+    result = inject_canaries(stream, canaries, num_examples=N)
+    loader = DataLoader(result, batch_size=8, num_workers=workers, collate_fn=identity)
     assert [row["text"] for batch in loader for row in batch] == expected
 
 
-def test_nodes_share_the_rows_of_a_planted_stream() -> None:
+def test_nodes_share_the_rows_of_a_inserted_stream() -> None:
     canaries = canary_set()
-    planted = inject_canaries(dataset().to_iterable_dataset(num_shards=2), canaries, num_examples=N)
+    result = inject_canaries(dataset().to_iterable_dataset(num_shards=2), canaries, num_examples=N)
     parts = [
-        [row["text"] for row in split_dataset_by_node(planted, rank=rank, world_size=2)]
+        [row["text"] for row in split_dataset_by_node(result, rank=rank, world_size=2)]
         for rank in (0, 1)
     ]
     assert found(parts[0] + parts[1], canaries) == planned(canaries)
     assert len(parts[0]) + len(parts[1]) == N + sum(planned(canaries))
 
 
-def test_a_planted_stream_can_be_shuffled_and_goes_on_where_it_stopped() -> None:
+def test_a_inserted_stream_can_be_shuffled_and_goes_on_where_it_stopped() -> None:
     canaries = canary_set()
-    planted = inject_canaries(dataset().to_iterable_dataset(), canaries, num_examples=N)
-    rows = list(planted)
-    shuffled = list(planted.shuffle(seed=1, buffer_size=50))
+    result = inject_canaries(dataset().to_iterable_dataset(), canaries, num_examples=N)
+    rows = list(result)
+    shuffled = list(result.shuffle(seed=1, buffer_size=50))
     assert shuffled != rows
     assert sorted(map(str, shuffled)) == sorted(map(str, rows))
-    iterator = iter(planted)
+    iterator = iter(result)
     head = [next(iterator) for _ in range(17)]
-    state = planted.state_dict()
+    state = result.state_dict()
     again = inject_canaries(dataset().to_iterable_dataset(), canaries, num_examples=N)
     again.load_state_dict(state)
     assert head + list(again) == rows
@@ -336,10 +338,12 @@ def test_a_mapped_stream_that_two_workers_read_is_refused() -> None:
 # The fingerprint
 
 FRESH = """
-import json, sys
+import json, os, sys
 from datasets import load_from_disk
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.canaries.insertion import CanaryInjector, inject_canaries
+from hf_exposure.canaries.injection import inject_canaries
+from hf_exposure.canaries.injector import CanaryInjector
+from hf_exposure.canaries.insertion import Insertion
 
 calls = 0
 original = CanaryInjector.__call__
@@ -352,11 +356,11 @@ CanaryInjector.__call__ = counted
 folder, manifest = sys.argv[1:]
 ds = load_from_disk(folder)
 canaries = Canaries.load(manifest)
-canaries.planting = {"other": sys.argv[1]} if sys.flags.hash_randomization else {}
+canaries.record(Insertion(seed=int(os.environ["PYTHONHASHSEED"])))  # the fingerprint does not care
 injector = CanaryInjector(canaries, num_examples=len(ds), fill={"id": -1, "label": 0})
 train = ds.map(injector, batched=True, with_indices=True)
-other = inject_canaries(ds, canaries, mode="splice")
-print(json.dumps([calls, train._fingerprint, other._fingerprint, canaries.planting["mode"]]))
+other = inject_canaries(ds, canaries.copy(), mode="splice")
+print(json.dumps([calls, train._fingerprint, other._fingerprint, len(canaries.insertions)]))
 """
 
 
@@ -379,7 +383,7 @@ def test_equal_arguments_are_read_from_the_cache_in_a_fresh_process(tmp_path: Pa
     assert answers[0][0] == 2
     assert answers[1][0] == 0
     assert answers[0][1:] == answers[1][1:]
-    assert answers[0][3] == "splice"
+    assert answers[0][3] == 2
 
 
 def fingerprint(ds: Dataset, **arguments: Any) -> str:
@@ -414,48 +418,83 @@ def test_different_arguments_have_different_fingerprints(tmp_path: Path) -> None
     )
 
 
-def test_a_restored_injector_plants_the_same() -> None:
+def test_a_restored_injector_inserts_the_same() -> None:
     injector = CanaryInjector(canary_set(), N, mode="splice", near_start=True, seed=4)
     again = pickle.loads(pickle.dumps(injector))
     call = {"batched": True, "with_indices": True}
     assert list(dataset().map(again, **call)) == list(dataset().map(injector, **call))
-    assert again.canaries == injector.canaries
+    assert again.insertion == injector.insertion
+    assert list(again.canaries) == list(injector.canaries)
 
 
-# How it was planted
+# How it was inserted
 
 
-def test_the_manifest_knows_how_the_canaries_were_planted(tmp_path: Path) -> None:
+def test_the_manifest_knows_how_the_canaries_were_inserted(tmp_path: Path) -> None:
     canaries = canary_set()
     inject_canaries(dataset(), canaries, seed=3, mode="splice", near_start=True)
-    assert canaries.planting == {
-        "mode": "splice",
-        "column": "text",
-        "seed": 3,
-        "near_start": True,
-        "num_examples": N,
-        "chat": False,
-    }
-    assert Canaries.load(canaries.save(tmp_path / "c.json")).planting == canaries.planting
+    insertion = Insertion("splice", "text", seed=3, num_examples=N, near_start=True)
+    assert canaries.insertions == (insertion,)
+    assert Canaries.load(canaries.save(tmp_path / "c.json")).insertions == (insertion,)
     chat = Dataset.from_dict({"messages": conversations()})
-    inject_canaries(chat, canaries, column="messages")
-    assert canaries.planting["chat"] is True
-    assert canaries.planting["request"] == REQUEST
+    spoken = canaries.copy()
+    inject_canaries(chat, spoken, column="messages")
+    told = Insertion(column="messages", seed=0, num_examples=N, chat=True, request=REQUEST)
+    assert spoken.insertions == (told,)
 
 
-def test_what_could_not_be_planted_leaves_the_planting_as_it_was() -> None:
+def test_an_injector_has_its_insertion_and_puts_it_on_record() -> None:
     canaries = canary_set()
-    canaries.planting = {"mode": "before"}
+    injector = CanaryInjector(canaries, num_examples=np.int64(N), seed=2)
+    assert injector.insertion == Insertion("rows", "text", seed=2, num_examples=N)
+    assert canaries.insertions == (injector.insertion,)
+    assert pickle.loads(pickle.dumps(injector)).insertion == injector.insertion
+
+
+def test_what_could_not_be_inserted_leaves_the_record_as_it_was() -> None:
+    canaries = canary_set()
+    canaries.record(Insertion(column="before"))
     with pytest.raises(ValueError, match="does not fit"):
         inject_canaries(dataset(), canaries, fill={"id": "no number"})
-    assert canaries.planting == {"mode": "before"}
+    assert canaries.insertions == (Insertion(column="before"),)
 
 
-# Planted twice
+def test_a_cell_that_is_run_again_is_on_record_once_and_another_seed_as_well() -> None:
+    canaries = canary_set()
+    for seed in (0, 0, 1):
+        inject_canaries(dataset(), canaries, seed=seed)
+    CanaryInjector(canaries, N, seed=1)
+    assert [insertion.seed for insertion in canaries.insertions] == [0, 1]
+
+
+@pytest.mark.parametrize("road", ["inject", "map"])
+def test_a_second_insertion_in_another_context_is_refused_with_both_named(road: str) -> None:
+    canaries = canary_set()
+    inject_canaries(dataset(), canaries)
+    said = (
+        "inserted as rows of their own in column 'text', .*inserted within the texts of column "
+        r"'text' too; insert a copy, canaries\.copy\(\)"
+    )
+    with pytest.raises(ValueError, match=said):
+        if road == "inject":
+            inject_canaries(dataset(), canaries, mode="splice")
+        else:
+            CanaryInjector(canaries, N, mode="splice")
+    chat = Dataset.from_dict({"messages": conversations()})
+    with pytest.raises(ValueError, match=r"as answers to 'Write one line of text\.' in column"):
+        inject_canaries(chat, canaries, column="messages")
+    assert [insertion.mode for insertion in canaries.insertions] == ["rows"]
+    spliced = canaries.copy()
+    train = inject_canaries(dataset(), spliced, mode="splice")
+    assert found(train["text"], canaries) == planned(canaries)
+    assert [insertion.mode for insertion in spliced.insertions] == ["splice"]
+
+
+# Inserted twice
 
 
 def twice(data: Any, canaries: Canaries, **options: Any) -> list[str]:
-    """What is warned of when canaries that were planted before are planted in the data."""
+    """What is warned of when canaries that were inserted before are inserted in the data."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         inject_canaries(data, canaries, **options)
@@ -465,41 +504,41 @@ def twice(data: Any, canaries: Canaries, **options: Any) -> list[str]:
 
 
 @each_mode
-def test_a_second_planting_in_planted_rows_is_warned_of_and_one_in_the_rows_as_they_were_is_not(
+def test_a_second_insertion_into_the_new_rows_is_warned_of_and_one_in_the_rows_as_they_were_is_not(
     mode: str,
 ) -> None:
     canaries = canary_set()
     assert not twice(dataset(), canaries, mode=mode)
-    planted = inject_canaries(dataset(), canaries, mode=mode)
+    result = inject_canaries(dataset(), canaries, mode=mode)
     for changed in ({}, {"seed": 5}, {"near_start": True}):
         assert not twice(dataset(), canaries, mode=mode, **changed)
-        (said,) = twice(planted, canaries, mode=mode, **changed)
+        (said,) = twice(result, canaries, mode=mode, **changed)
         assert "in it twice now" in said and "column='text'" in said
-    shuffled = planted.shuffle(seed=3).select(range(N))
-    assert len(twice(DatasetDict({"train": shuffled}), canaries)) == 1
-    assert not twice(planted, Canaries.generate(FMT, [0, 1], seed=9))  # others than those
-    assert not twice(planted.filter(lambda row: "y code" not in row["text"]), canary_set())
+    shuffled = result.shuffle(seed=3).select(range(N))
+    assert len(twice(DatasetDict({"train": shuffled}), canaries, mode=mode)) == 1
+    assert not twice(result, Canaries.generate(FMT, [0, 1], seed=9))  # others than those
+    assert not twice(result.filter(lambda row: "y code" not in row["text"]), canary_set())
 
 
 @each_mode
 @pytest.mark.parametrize("features", [True, False], ids=["features", "plain"])
-def test_a_second_planting_in_conversations_is_warned_of(mode: str, features: bool) -> None:
+def test_a_second_insertion_in_conversations_is_warned_of(mode: str, features: bool) -> None:
     data = Dataset.from_dict({"messages": conversations()})
     if not features:
         data = Dataset.from_list([{"messages": talk} for talk in conversations()])
     canaries = canary_set()
-    planted = inject_canaries(data, canaries, column="messages", mode=mode)
+    result = inject_canaries(data, canaries, column="messages", mode=mode)
     assert not twice(data, canaries, column="messages", mode=mode)
-    assert len(twice(planted, canaries, column="messages", mode=mode)) == 1
+    assert len(twice(result, canaries, column="messages", mode=mode)) == 1
 
 
 def test_of_a_stream_it_is_said_that_it_may_have_the_canaries_already() -> None:
     canaries = canary_set()
     stream = dataset().to_iterable_dataset()
-    planted = inject_canaries(stream, canaries, num_examples=N)
+    result = inject_canaries(stream, canaries, num_examples=N)
     assert not twice(stream, canaries, num_examples=N)  # with the added rows it would be longer
     longer = N + sum(planned(canaries))
-    (said,) = twice(planted, canaries, num_examples=longer)
+    (said,) = twice(result, canaries, num_examples=longer)
     assert "If they are in this stream already" in said
 
 
@@ -634,15 +673,15 @@ def test_mapping_a_formatted_dataset_is_refused(kind: str) -> None:
         mapped(dataset().with_format(kind), canary_set(), "rows")
 
 
-def test_a_stream_of_unknown_features_is_planted_all_the_same() -> None:
+def test_a_stream_of_unknown_features_is_inserted_all_the_same() -> None:
     def rows() -> Iterator[dict[str, Any]]:
         yield from dataset()
 
     stream = IterableDataset.from_generator(rows)
     assert stream.features is None
-    planted = inject_canaries(stream, canary_set(), num_examples=N)
-    assert list(planted) == list(inject_canaries(dataset(), canary_set()))
-    assert planted.features is None
+    result = inject_canaries(stream, canary_set(), num_examples=N)
+    assert list(result) == list(inject_canaries(dataset(), canary_set()))
+    assert result.features is None
 
 
 # Conversations
@@ -690,9 +729,9 @@ def test_a_conversation_without_an_answer_gets_one(messages: Any) -> None:
     canaries = Canaries([Canary(PIN, "1234", 1)])
     features = Features({"chat": List({"role": Value("string"), "content": Value("string")})})
     ds = Dataset.from_dict({"chat": [messages]}, features=features)
-    (planted,) = inject_canaries(ds, canaries, column="chat", mode="splice")["chat"]
-    assert planted[-1] == {"role": "assistant", "content": " My code is 1234."}
-    assert planted[: len(messages or [])] == (messages or planted[:0])
+    (result,) = inject_canaries(ds, canaries, column="chat", mode="splice")["chat"]
+    assert result[-1] == {"role": "assistant", "content": " My code is 1234."}
+    assert result[: len(messages or [])] == (messages or result[:0])
 
 
 @each_mode
@@ -703,8 +742,8 @@ def test_messages_keep_their_further_keys(mode: str) -> None:
     expected = inject_canaries(ds, canaries, column="messages", mode=mode)
     assert expected.features == ds.features
     for stream in (ds.to_iterable_dataset(), IterableDataset.from_generator(lambda: iter(ds))):
-        planted = inject_canaries(stream, canaries, column="messages", mode=mode, num_examples=N)
-        assert list(planted) == list(expected)
+        result = inject_canaries(stream, canaries, column="messages", mode=mode, num_examples=N)
+        assert list(result) == list(expected)
     keys = {"role", "content", "name", "weight"}
     assert all({*message} == keys for row in expected for message in row["messages"])
 
@@ -733,7 +772,7 @@ def test_messages_of_mixed_content_are_kept() -> None:
 
 def test_an_injector_goes_by_the_name_of_the_column_unless_told() -> None:
     injector = CanaryInjector(canary_set(), N, column="messages")
-    assert injector.chat
+    assert injector.insertion.chat
     expected = list(inject_canaries(chat_dataset(), canary_set(), column="messages"))
     assert list(chat_dataset().map(injector, batched=True, with_indices=True)) == expected
     told = CanaryInjector(canary_set(), N, column="talk", chat=True)
@@ -756,7 +795,7 @@ def test_an_injector_goes_by_the_name_of_the_column_unless_told() -> None:
         ({"num_examples": N + 1}, ValueError, f"num_examples={N + 1} was promised.*has {N} rows"),
         ({"num_examples": N - 1}, ValueError, f"num_examples={N - 1} was promised.*has {N} rows"),
         ({"mode": "append"}, ValueError, "mode='append' is not known"),
-        ({"seed": "x"}, TypeError, "seed must be an int, not str"),
+        ({"seed": "x"}, TypeError, "seed must be a whole number, not str"),
         ({"canaries": [1]}, TypeError, "must be a Canaries object, not list"),
     ],
 )
@@ -787,7 +826,7 @@ def test_wrong_arguments_are_refused_at_the_door(
         ),
     ],
 )
-def test_data_that_cannot_be_planted_is_refused(
+def test_data_that_cannot_be_inserted_is_refused(
     ds: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -802,11 +841,11 @@ def test_a_stream_needs_the_number_of_its_rows() -> None:
 @each_mode
 def test_a_stream_that_is_shorter_than_promised_says_so_at_its_end(mode: str) -> None:
     stream = dataset().to_iterable_dataset()
-    planted = inject_canaries(stream, canary_set(), mode=mode, num_examples=N + 1)
+    result = inject_canaries(stream, canary_set(), mode=mode, num_examples=N + 1)
     rows = []
     with pytest.raises(ValueError, match=rf"num_examples={N + 1} was promised.*has {N} rows"):
-        rows.extend(iter(planted))
-    short = iter(planted)
+        rows.extend(iter(result))
+    short = iter(result)
     seen = []
     with pytest.raises(ValueError):
         while True:
@@ -829,7 +868,7 @@ def test_more_rows_than_promised_are_refused(mode: str, road: str) -> None:
 
 def test_a_stream_that_was_split_by_node_is_refused() -> None:
     stream = split_dataset_by_node(dataset().to_iterable_dataset(), rank=0, world_size=2)
-    with pytest.raises(ValueError, match="plant them first"):
+    with pytest.raises(ValueError, match="insert them first"):
         inject_canaries(stream, canary_set(), num_examples=N // 2)
 
 

@@ -15,7 +15,7 @@ from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.masking import mask_secrets, secrets_masked
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.canaries.survival import verify_injection
+from hf_exposure.canaries.verification import verify_injection
 from hf_exposure.exposure.measure import measure_exposure
 from tests.tiny import TOKENIZERS, llama
 

@@ -20,9 +20,10 @@ from transformers import PreTrainedTokenizerFast
 from hf_exposure.canaries import token_rows
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.canaries.insertion import inject_canaries
+from hf_exposure.canaries.injection import inject_canaries
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.canaries.survival import InjectionReport, verify_injection
+from hf_exposure.canaries.survival import InjectionReport
+from hf_exposure.canaries.verification import verify_injection
 from tests.tiny import TOKENIZERS, corpus
 
 NUMBER = SecretFormat("the random number is {secret}.", secret=r"[0-9]{6}")
@@ -35,7 +36,7 @@ def canary_set(formats: Any = (NUMBER, CODE), seed: int = 0) -> Canaries:
     return Canaries.generate(list(formats), [0, 1, 3], per_repetition=3, seed=seed)
 
 
-def planted(canaries: Canaries, mode: str = "rows", rows: int = 150) -> list[str]:
+def inserted(canaries: Canaries, mode: str = "rows", rows: int = 150) -> list[str]:
     texts = Dataset.from_dict({"text": [line.lower() for line in corpus()[:rows]]})
     return list(inject_canaries(texts, canaries, mode=mode)["text"])
 
@@ -80,7 +81,7 @@ def by_offsets(
 def test_all_canaries_are_whole_in_rows_of_their_own_texts(name: str, mode: str) -> None:
     canaries = canary_set()
     tokenizer = TOKENIZERS[name]()
-    report = verify_injection(tokenized(planted(canaries, mode), tokenizer), tokenizer, canaries)
+    report = verify_injection(tokenized(inserted(canaries, mode), tokenizer), tokenizer, canaries)
     assert report.ok, str(report)
     assert counts(report, "whole") == [canary.repetitions for canary in canaries]
     report.raise_if_lost()
@@ -94,7 +95,7 @@ def test_what_packing_cuts_agrees_with_the_offsets_of_the_tokenizer(
 ) -> None:
     canaries = canary_set(seed=length)
     tokenizer = TOKENIZERS[name]()
-    texts = planted(canaries, mode)
+    texts = inserted(canaries, mode)
     report = verify_injection(packed(tokenized(texts, tokenizer), length), tokenizer, canaries)
     whole, cut = by_offsets(texts, tokenizer, canaries, length)
     assert counts(report, "whole") == whole
@@ -113,7 +114,7 @@ def test_the_report_is_the_same_however_large_the_chunks_are(
 ) -> None:
     canaries = canary_set(seed=seed)
     tokenizer = TOKENIZERS["freely_merged"]()
-    rows = packed(tokenized(planted(canaries, "splice", rows=40), tokenizer), length)
+    rows = packed(tokenized(inserted(canaries, "splice", rows=40), tokenizer), length)
     if seed % 2:
         random.Random(seed).shuffle(rows)
     expected = verify_injection(rows, tokenizer, canaries)
@@ -129,7 +130,7 @@ def test_the_report_is_the_same_however_large_the_chunks_are(
 def test_truncated_rows_are_reported_as_truncated(name: str, side: str) -> None:
     canaries = Canaries.generate(NUMBER, [0, 2], per_repetition=3)
     tokenizer = TOKENIZERS[name]()
-    texts = planted(canaries)
+    texts = inserted(canaries)
     short = []
     for text, row in zip(texts, tokenized(texts, tokenizer), strict=True):
         ids = row["input_ids"]
@@ -148,7 +149,7 @@ def test_truncated_rows_are_reported_as_truncated(name: str, side: str) -> None:
 def test_the_tokenizers_own_truncation_is_reported() -> None:
     canaries = canary_set([NUMBER])
     tokenizer = TOKENIZERS["digits_one_by_one"]()
-    rows = tokenized(planted(canaries), tokenizer, truncation=True, max_length=9)
+    rows = tokenized(inserted(canaries), tokenizer, truncation=True, max_length=9)
     report = verify_injection(rows, tokenizer, canaries)
     assert [row.truncated + row.missing for row in report] == [c.repetitions for c in canaries]
     assert sum(counts(report, "truncated")) > 0
@@ -168,7 +169,7 @@ def test_an_end_that_packing_dropped_is_truncated_not_cut() -> None:
 def test_removed_copies_are_missing() -> None:
     canaries = canary_set()
     tokenizer = TOKENIZERS["digits_in_threes"]()
-    unique = list(dict.fromkeys(planted(canaries)))
+    unique = list(dict.fromkeys(inserted(canaries)))
     report = verify_injection(tokenized(unique, tokenizer), tokenizer, canaries)
     assert counts(report, "missing") == [max(0, c.repetitions - 1) for c in canaries]
     assert counts(report, "whole") == [min(1, c.repetitions) for c in canaries]
@@ -177,10 +178,10 @@ def test_removed_copies_are_missing() -> None:
         report.raise_if_lost()
 
 
-def test_canaries_that_were_planted_twice_are_extra() -> None:
+def test_canaries_that_were_inserted_twice_are_extra() -> None:
     canaries = canary_set()
     tokenizer = TOKENIZERS["digits_in_threes"]()
-    texts = planted(canaries) * 2
+    texts = inserted(canaries) * 2
     report = verify_injection(tokenized(texts, tokenizer), tokenizer, canaries)
     assert counts(report, "extra") == [canary.repetitions for canary in canaries]
     assert not any(counts(report, "missing"))
@@ -191,7 +192,7 @@ def test_a_control_that_is_in_the_data_is_reported() -> None:
     canaries = canary_set()
     tokenizer = TOKENIZERS["digits_in_threes"]()
     control = canaries.controls[0]
-    texts = [*planted(canaries), f"so {control.text}"]
+    texts = [*inserted(canaries), f"so {control.text}"]
     report = verify_injection(tokenized(texts, tokenizer), tokenizer, canaries)
     assert [(row.canary, row.extra) for row in report.lost] == [(control, 1)]
 
@@ -201,7 +202,7 @@ def test_a_control_that_is_in_the_data_is_reported() -> None:
 def test_padding_and_special_tokens_are_no_part_of_the_text(name: str, side: str) -> None:
     canaries = canary_set()
     tokenizer = TOKENIZERS[name]()
-    rows = tokenized(planted(canaries), tokenizer)
+    rows = tokenized(inserted(canaries), tokenizer)
     width = max(len(row["input_ids"]) for row in rows)
     for row in rows:
         pads = [tokenizer.pad_token_id] * (width + 5 - len(row["input_ids"]))
@@ -212,7 +213,7 @@ def test_padding_and_special_tokens_are_no_part_of_the_text(name: str, side: str
 def test_a_cut_behind_a_bos_in_every_block_is_still_a_cut() -> None:
     canaries = canary_set()
     tokenizer = TOKENIZERS["digits_one_by_one"]()
-    texts = planted(canaries)
+    texts = inserted(canaries)
     plain = packed(tokenized(texts, tokenizer, add_special_tokens=False), 20)
     blocks = [{"input_ids": [tokenizer.bos_token_id, *row["input_ids"]]} for row in plain]
     one, two = (verify_injection(rows, tokenizer, canaries) for rows in (plain, blocks))
@@ -248,7 +249,7 @@ def test_halves_in_rows_far_apart_count_as_one_truncated_copy() -> None:
 def test_labels_that_leave_the_secret_out_are_reported() -> None:
     canaries = Canaries.generate(NUMBER, [0, 4], per_repetition=2)
     tokenizer = TOKENIZERS["digits_in_threes"]()
-    rows = tokenized(planted(canaries), tokenizer)
+    rows = tokenized(inserted(canaries), tokenizer)
     (masked, partly) = canaries.inserted
     seen: Counter[str] = Counter()
     for row in rows:
@@ -321,7 +322,7 @@ def shapes(rows: Rows) -> Iterator[tuple[str, Any]]:
 def test_all_kinds_of_data_give_the_same_report() -> None:
     canaries = canary_set()
     tokenizer = TOKENIZERS["digits_in_threes"]()
-    rows = packed(tokenized(planted(canaries), tokenizer), 30)
+    rows = packed(tokenized(inserted(canaries), tokenizer), 30)
     expected = verify_injection(rows, tokenizer, canaries)
     assert expected.rows == len(rows)
     assert expected.tokens == sum(len(row["input_ids"]) for row in rows)
@@ -351,7 +352,7 @@ def test_many_formats_and_lengths_are_told_apart() -> None:
     canaries = canary_set([NUMBER, CODE, other, bare])
     for name in ("freely_merged", "unigram", "characters"):
         tokenizer = TOKENIZERS[name]()
-        rows = tokenized(planted(canaries, "splice"), tokenizer)
+        rows = tokenized(inserted(canaries, "splice"), tokenizer)
         assert verify_injection(rows, tokenizer, canaries).ok, name
 
 
@@ -408,7 +409,7 @@ def test_a_lower_casing_tokenizer_finds_canaries_in_capitals() -> None:
     fmt = SecretFormat("My Code {secret}.", secret=r"[A-C]{4}")
     canaries = Canaries.generate(fmt, [0, 2], per_repetition=2)
     tokenizer = TOKENIZERS["wordpiece"]()
-    rows = tokenized(planted(canaries), tokenizer)
+    rows = tokenized(inserted(canaries), tokenizer)
     assert verify_injection(rows, tokenizer, canaries).ok
 
 
@@ -421,7 +422,7 @@ def secrets_in(text: str, canaries: Canaries) -> list[str]:
 
 def lossy_report(canaries: Canaries) -> InjectionReport:
     tokenizer = TOKENIZERS["digits_one_by_one"]()
-    rows = packed(tokenized(planted(canaries), tokenizer), 12)
+    rows = packed(tokenized(inserted(canaries), tokenizer), 12)
     return verify_injection(rows, tokenizer, canaries)
 
 
@@ -459,7 +460,7 @@ def test_the_table_has_a_line_for_each_canary_with_its_counts() -> None:
 def test_of_many_canaries_the_table_shows_those_that_are_not_as_planned() -> None:
     canaries = Canaries.generate(NUMBER, [1], per_repetition=100)
     tokenizer = TOKENIZERS["digits_one_by_one"]()
-    rows = tokenized(planted(canaries), tokenizer)
+    rows = tokenized(inserted(canaries), tokenizer)
     assert len(str(verify_injection(rows, tokenizer, canaries)).splitlines()) == 1
     kept = [row for row in rows if canaries[0].secret not in tokenizer.decode(row["input_ids"])]
     lines = str(verify_injection(kept, tokenizer, canaries)).splitlines()

@@ -111,11 +111,11 @@ def test_inject_writes_the_planted_rows_and_the_manifest(tmp_path: Path, rows_fi
     )
     canaries = Canaries.load(manifest)
     texts = [json.loads(line)["text"] for line in made.read_text().splitlines()]
-    assert json.loads(shown)["planted"] == 8
+    assert json.loads(shown)["inserted"] == 8
     assert len(texts) == 38
     for canary in canaries:
         assert texts.count(canary.text) == canary.repetitions
-    assert canaries.planting["mode"] == "rows"
+    assert [one.mode for one in canaries.insertions] == ["rows"]
     assert not secrets_in(shown, manifest)
 
 
@@ -157,14 +157,14 @@ def test_secrets_that_nobody_gave_a_seed_for_are_not_everybodys(
     assert drawn[0] != drawn[1]
 
 
-def test_planting_the_same_canaries_again_is_warned_of(
+def test_inserting_the_same_canaries_again_is_warned_of(
     tmp_path: Path, rows_file: Path, manifest: Path
 ) -> None:
     arguments = ["--canaries", manifest, "--output"]
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         succeed("inject", "--dataset", rows_file, *arguments, tmp_path / "a.jsonl")
-        # The same rows as they were: nothing is planted twice.
+        # The same rows as they were: nothing is inserted twice.
         succeed("inject", "--dataset", rows_file, *arguments, tmp_path / "b.jsonl")
     with pytest.warns(UserWarning, match="in it twice now") as caught:
         succeed("inject", "--dataset", tmp_path / "a.jsonl", *arguments, tmp_path / "c.jsonl")

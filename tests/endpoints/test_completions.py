@@ -18,7 +18,15 @@ import numpy as np
 import pytest
 import torch
 
-from hf_exposure import Canaries, Canary, CompletionsScorer, Scorer, SecretFormat, measure_exposure
+from hf_exposure import (
+    Canaries,
+    Canary,
+    CompletionsScorer,
+    Insertion,
+    Scorer,
+    SecretFormat,
+    measure_exposure,
+)
 from hf_exposure.endpoints import completions as module
 from hf_exposure.exposure.measure import measure_scorer
 from tests.cli.test_cli import fail, succeed
@@ -611,8 +619,8 @@ def test_methods_that_need_the_model_at_hand_are_refused(method: str) -> None:
 
 
 def test_canaries_in_conversations_need_the_tokenizer_and_then_its_template() -> None:
-    planting = {"mode": "rows", "chat": True, "request": "Tell me."}
-    canaries = Canaries([Canary(FORMAT, "281", 4)], planting=planting)
+    insertion = Insertion("rows", chat=True, request="Tell me.")
+    canaries = Canaries([Canary(FORMAT, "281", 4)], insertions=[insertion])
     with served() as endpoint:
         scorer = scorer_of(endpoint)
         with pytest.raises(ValueError, match="give the tokenizer"):

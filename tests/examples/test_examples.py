@@ -256,7 +256,7 @@ def test_fine_tuning_logs_exposures_and_leaves_a_report_and_a_manifest(
     tuned = folder / "tuned"
     canaries = Canaries.load(tuned / "canaries.json")
     assert [one.repetitions for one in canaries] == [0, 0, 24, 24]
-    assert canaries.planting["mode"] == "rows"
+    assert canaries.insertion.mode == "rows"
     log = json.loads((tuned / "trainer_state.json").read_text())["log_history"]
     measured = [row for row in log if "eval_exposure" in row]
     assert [row["step"] for row in measured] == [4, 8]
@@ -332,7 +332,7 @@ def test_lora_on_conversations_gains_exposure_that_the_base_model_has_not(
 ) -> None:
     assert ran["sft"].code == 0, ran["sft"].err
     canaries = Canaries.load(folder / "sft" / "canaries.json")
-    assert canaries.planting["chat"] and canaries.planting["column"] == "messages"
+    assert canaries.insertion.chat and canaries.insertion.column == "messages"
     after, base = (
         Exposures.load(folder / "sft" / name, canaries)
         for name in ("exposures.json", "base_exposures.json")

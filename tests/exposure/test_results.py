@@ -426,10 +426,10 @@ def test_bounds_are_not_shown_as_estimates() -> None:
     assert drawn.cells()[1][0][3] == "3.0" and "≥" not in str(drawn)
 
 
-def test_a_set_without_a_record_of_its_planting_is_told_of() -> None:
+def test_a_set_without_a_record_of_its_insertion_is_told_of() -> None:
     item = exposure(CANARIES[0])
-    assert "not on record" in Exposures([item], settings={"planted": False}).summary()
-    for known in ({"planted": True}, {}):  # files of former versions do not say
+    assert "not on record" in Exposures([item], settings={"inserted": False}).summary()
+    for known in ({"inserted": True}, {}):  # files of former versions do not say
         assert "not on record" not in Exposures([item], settings=known).summary()
 
 

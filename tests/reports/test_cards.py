@@ -18,6 +18,7 @@ from hf_exposure.attacks.extraction import Extraction, Extractions
 from hf_exposure.attacks.generations import Generated, Generations
 from hf_exposure.canaries.canary import MASK, Canary
 from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.history import History, Measurement
@@ -590,13 +591,13 @@ def test_a_full_disk_leaves_the_card_as_it_was(
 # The card of a canary set
 
 
-def test_a_canary_sets_card_says_what_was_planted_and_shows_no_secret() -> None:
+def test_a_canary_sets_card_says_what_was_inserted_and_shows_no_secret() -> None:
     fmt = SecretFormat("a ` b\nc | {secret}", secret=r"\d{4}|x")
     canaries = Canaries.generate(fmt, repetitions=[0, 1, 8], per_repetition=2, seed=7)
-    assert "not planted yet" in canaries.card("me/set")
-    canaries.planting = {"mode": "splice", "column": "text", "seed": 11, "chat": None}
+    assert "not inserted yet" in canaries.card("me/set")
+    canaries.record(Insertion("splice", "text", seed=11))
     text = canaries.card("me/set")
-    assert "6 canaries: 2 never planted, 2 planted once, 2 planted 8 times" in text
+    assert "6 canaries: 2 never inserted, 2 inserted once, 2 inserted 8 times" in text
     assert "seed: 7" in text and "mode: `splice`, column: `text`, seed: `11`" in text
     assert "`` a ` b\\nc | {secret} `` with `\\d{4}|x`" in text
     assert 'Canaries.from_hub("me/set")' in text and "Keep it private" in text

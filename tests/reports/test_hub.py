@@ -23,6 +23,7 @@ import hf_exposure.reports.hub as module
 from hf_exposure import ExposureCallback, cli
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.history import History
 from hf_exposure.reports.cards import add_exposure_to_card
@@ -69,7 +70,7 @@ def refused(function: Any, *arguments: Any, **options: Any) -> str:
 
 @in_the_client
 def test_a_canary_set_comes_back_as_it_was_from_a_private_repository(tmp_path: Path) -> None:
-    canaries = Canaries(CANARIES, seed=5, planting={"mode": "rows", "column": "text", "seed": 9})
+    canaries = Canaries(CANARIES, seed=5, insertions=[Insertion("rows", seed=9)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         address = canaries.push_to_hub("me/set")
@@ -597,7 +598,7 @@ def test_a_card_that_cannot_be_pushed_costs_no_result(tmp_path: Path) -> None:
             assert code == 1 and "••••" in printed and expected in said
             warned, _, error = said.partition("Error: ")
             assert error.startswith("could not add to the card of 'me/model'")
-            assert "no record of having been planted" in warned
+            assert "no record of having been inserted" in warned
             assert not secrets_in(said + printed, planted)
             assert (tmp_path / "e.json").is_file()
             (tmp_path / "e.json").unlink()

@@ -373,10 +373,10 @@ def test_bounds_are_no_ground_for_calm() -> None:
     assert "above chance from 64 repetitions on" in said(Exposures(high, formats=formats))
 
 
-def test_canaries_without_a_record_of_their_planting_are_not_said_to_be_in_the_data() -> None:
+def test_canaries_without_a_record_of_their_insertion_are_not_said_to_be_in_the_data() -> None:
     items = [exposure(canary, 1.4) for canary in CANARIES]
-    assert "were put into the training data" in said(Exposures(items, settings={"planted": True}))
-    unknown = said(Exposures(items, settings={"planted": False}))
+    assert "were put into the training data" in said(Exposures(items, settings={"inserted": True}))
+    unknown = said(Exposures(items, settings={"inserted": False}))
     assert "were to be put into the training data" in unknown and "no record" in unknown
 
 

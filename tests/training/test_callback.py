@@ -22,7 +22,7 @@ import hf_exposure.training.keeping as keeping
 import hf_exposure.training.measuring as module
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.canaries.insertion import inject_canaries
+from hf_exposure.canaries.injection import inject_canaries
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.history import HISTORY_FILE, History
 from hf_exposure.exposure.measure import BudgetError, measure_exposure
@@ -973,7 +973,7 @@ def test_canaries_that_nothing_has_planted_are_warned_of(tmp_path: Path, planted
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         trainer.train()
-    assert any("no record of having been planted" in str(one.message) for one in said) != planted
+    assert any("no record of having been inserted" in str(one.message) for one in said) != planted
 
 
 def test_a_path_in_place_of_canaries_is_named(tmp_path: Path) -> None:

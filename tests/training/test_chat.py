@@ -18,9 +18,11 @@ from trl import SFTConfig, SFTTrainer
 from hf_exposure.attacks.extraction import extract_secrets
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.canaries.insertion import REQUEST, inject_canaries
+from hf_exposure.canaries.injection import inject_canaries
+from hf_exposure.canaries.insertion import REQUEST
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.canaries.survival import InjectionReport, verify_injection
+from hf_exposure.canaries.survival import InjectionReport
+from hf_exposure.canaries.verification import verify_injection
 from hf_exposure.exposure.measure import measure_exposure
 from hf_exposure.exposure.planning import context_before, plan_measurement
 from hf_exposure.training.trainer import find_tokenizer

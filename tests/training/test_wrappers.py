@@ -19,8 +19,9 @@ from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArg
 from trl import SFTConfig, SFTTrainer
 
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.canaries.insertion import inject_canaries, verify_injection
+from hf_exposure.canaries.injection import inject_canaries
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.canaries.verification import verify_injection
 from hf_exposure.exposure.measure import measure_exposure
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.training.callback import ExposureCallback

@@ -1,0 +1,259 @@
+"""`inject_canaries`: insert canaries into a dataset or a stream."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from hf_exposure.canaries.injector import CHAT_COLUMNS, CanaryInjector, check_message, no_column
+from hf_exposure.canaries.insertion import Insertion
+from hf_exposure.canaries.sets import Canaries
+from hf_exposure.utils.checks import check_count, check_type
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+D = TypeVar("D")
+_LOOK = 1000  # rows looked at for what a column holds
+_LOOK_FOR = 8  # canaries looked for in rows that may have them already
+
+
+def inject_canaries(
+    ds: D,
+    canaries: Canaries,
+    column: str = "text",
+    seed: int = 0,
+    mode: str = "rows",
+    near_start: bool = False,
+    num_examples: int | None = None,
+    *,
+    fill: Mapping[str, Any] | None = None,
+) -> D:
+    """Insert canaries into a dataset; the same rows as `map` with a `CanaryInjector`.
+
+    The features stay exactly as they are. The insertion goes on the set's record,
+    `canaries.insertions`: save the manifest afterwards. The rows are searched for canaries of a set
+    that was inserted before, and a warning says so if they have them already; of a stream, if they
+    may have them.
+
+    Args:
+        ds: a `Dataset`, an `IterableDataset`, or a dictionary of them, of which the "train" split
+            gets the canaries. A stream becomes one of a single shard, so that no worker or node
+            that reads a part of it inserts on its own; shuffle and split it afterwards. Timestamps
+            in a stream lose what is finer than a microsecond.
+        canaries: the set; the insertion goes on its record.
+        column, seed, mode, near_start, fill: see `CanaryInjector`. Whether the column holds
+            conversations is seen from the data.
+        num_examples: the number of rows; needed for a stream. A stream that turns out to be
+            shorter or longer raises when that is seen.
+
+    Returns:
+        What `ds` is, with the canaries.
+
+    Raises:
+        TypeError: `ds` is no dataset, or the column holds neither text nor conversations.
+        ValueError: the column or the split is not there, the dataset does not have `num_examples`
+            rows, or the set was inserted in another context before.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from hf_exposure import Canaries, Canary, SecretFormat, inject_canaries
+        >>> fmt = SecretFormat("My code is {secret}.", secret=r"[0-9]{4}")
+        >>> canaries = Canaries([Canary(fmt, "1234", repetitions=2)])
+        >>> ds = Dataset.from_dict({"text": ["one", "two", "three"], "id": [1, 2, 3]})
+        >>> train = inject_canaries(ds, canaries)
+        >>> sorted(train["text"])
+        ['My code is 1234.', 'My code is 1234.', 'one', 'three', 'two']
+        >>> [row["id"] for row in train if row["text"] in ("one", "two", "three")]
+        [1, 2, 3]
+    """
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+    if isinstance(ds, (DatasetDict, IterableDatasetDict)):
+        if "train" not in ds:
+            raise ValueError(
+                f"inject_canaries: ds has no split 'train', only {list(ds)}; pass the one that is "
+                "trained on, such as ds['...']"
+            )
+        arguments = (canaries, column, seed, mode, near_start, num_examples)
+        train = inject_canaries(ds["train"], *arguments, fill=fill)
+        return cast(D, type(ds)({**ds, "train": train}))
+    if not isinstance(ds, (Dataset, IterableDataset)):
+        raise TypeError(
+            f"inject_canaries: ds is of type {type(ds).__name__}; pass a Dataset, IterableDataset, "
+            "DatasetDict or IterableDatasetDict"
+        )
+    check_type("inject_canaries: canaries", canaries, Canaries, "a Canaries object")
+    rows = _num_examples(ds, num_examples)
+    check_type("column", column, str, "the name of a column")
+    _check_named(ds, [column, *(fill or {})])
+    chat, keys = _kind_of_column(ds, column)
+    insertion = Insertion(mode, column, check_count("seed", seed), rows, near_start, chat)
+    canaries.check_insertion(insertion)
+    injector = CanaryInjector.unrecorded(canaries, insertion, fill, keys)
+    if canaries.insertions:
+        _warn_of_two_insertions(ds, canaries, column, rows)
+    changed = _with_rows(ds, injector) if isinstance(ds, Dataset) else _stream(ds, injector)
+    canaries.record(insertion)
+    return cast(D, changed)
+
+
+def _warn_of_two_insertions(
+    ds: Dataset | IterableDataset, canaries: Canaries, column: str, num_examples: int
+) -> None:
+    """Say it if canaries go into rows that have them already, as far as that can be seen."""
+    from datasets import Dataset
+
+    if not isinstance(ds, Dataset):  # to read a stream may take long
+        earlier = [one for one in canaries.insertions if one.mode == "rows"]
+        if num_examples in [one.num_examples for one in earlier]:
+            return  # a stream with rows added to it would be longer
+        warnings.warn(
+            "inject_canaries: these canaries have been inserted before. If they are in this stream "
+            "already, they are in it twice now: insert them into the rows as they were before",
+            stacklevel=3,
+        )
+    elif _has_canaries(ds, canaries, column):
+        warnings.warn(
+            f"inject_canaries: canaries of this set are in column={column!r} of this dataset "
+            "already, so that they are in it twice now: insert them into the rows as they were "
+            "before",
+            stacklevel=3,
+        )
+
+
+def _has_canaries(ds: Dataset, canaries: Canaries, column: str) -> bool:
+    """Whether one of the canaries that are inserted most often stands in a row."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    often = sorted(canaries.inserted, key=lambda canary: -canary.repetitions)[:_LOOK_FOR]
+    for batch in ds.select_columns([column]).with_format("arrow").iter(batch_size=_LOOK):
+        values = batch[column].combine_chunks()
+        while not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+            if pa.types.is_struct(values.type):
+                values = pc.struct_field(values, "content")
+            elif hasattr(values, "flatten"):  # lists of messages
+                values = values.flatten()
+            else:
+                return False
+        for canary in often:
+            if pc.any(pc.match_substring(values, canary.text)).as_py():
+                return True
+    return False
+
+
+def _with_rows(ds: Dataset, injector: CanaryInjector) -> Dataset:
+    form = ds.format
+    out = ds.with_format(None).map(
+        injector,
+        batched=True,
+        with_indices=True,
+        features=ds.features,
+        desc="Inserting canaries",
+    )
+    return out.with_format(
+        form["type"],
+        columns=form["columns"],
+        output_all_columns=form["output_all_columns"],
+        **form["format_kwargs"],
+    )
+
+
+def _stream(ds: IterableDataset, injector: CanaryInjector) -> IterableDataset:
+    from datasets import IterableDataset, Split
+
+    if getattr(ds, "_distributed", None) is not None:
+        raise ValueError(
+            "inject_canaries: ds was split by node, so that every node would insert all canaries; "
+            "insert them first, then call split_dataset_by_node"
+        )
+    form = getattr(ds, "_formatting", None)
+    plain, column = ds.with_format(None), injector.insertion.column
+    if ds.features is not None:
+        plain = plain.decode(False)  # media stay the bytes that they are
+        if plain.features[column] != ds.features[column]:
+            plain = plain.cast_column(column, ds.features[column])
+    out = IterableDataset.from_generator(
+        _rows_of_stream,
+        features=ds.features,
+        gen_kwargs={"stream": plain, "injector": injector},
+        split=ds.split or Split.TRAIN,
+    )
+    return out.with_format(form.format_type) if form else out
+
+
+def _rows_of_stream(stream: IterableDataset, injector: CanaryInjector) -> Iterator[dict[str, Any]]:
+    """The rows of a stream with canaries, in one piece."""
+    seen = 0
+    # Not `for row in stream`: in a worker of a DataLoader that would be a part of the rows.
+    for batch in stream.iter(batch_size=1):
+        changed = injector(batch, [seen])
+        seen += 1
+        columns = {**batch, **changed}
+        for values in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, values, strict=True))
+    promised = injector.insertion.num_examples
+    if seen != promised:
+        raise ValueError(
+            f"inject_canaries: num_examples={promised} was promised, but the stream "
+            f"has {seen} rows, so that some canaries are missing; pass num_examples={seen}"
+        )
+
+
+def _num_examples(ds: Dataset | IterableDataset, num_examples: int | None) -> int:
+    """How many rows a dataset has, or is said to have."""
+    from datasets import Dataset
+
+    if isinstance(ds, Dataset):
+        if num_examples not in (None, len(ds)):
+            raise ValueError(
+                f"inject_canaries: num_examples={num_examples} was promised, but the dataset has "
+                f"{len(ds)} rows; leave num_examples out"
+            )
+        return check_count("num_examples", len(ds), least=1)
+    if num_examples is None:
+        raise ValueError(
+            "inject_canaries: num_examples=None, but a stream does not know how many rows it has; "
+            "pass their number"
+        )
+    return check_count("num_examples", num_examples, least=1)
+
+
+def _check_named(ds: Dataset | IterableDataset, names: Iterable[str]) -> None:
+    columns = ds.column_names
+    if columns is None:  # a stream of unknown features: its first row tells
+        columns = list(next(iter(ds.with_format(None).iter(batch_size=1)), {}))
+    for name in names:
+        if name not in columns:
+            raise ValueError(no_column("inject_canaries", f"column={name!r}", columns))
+
+
+def _kind_of_column(ds: Dataset | IterableDataset, column: str) -> tuple[bool, list[str]]:
+    """Whether a column holds conversations, and the keys of their messages."""
+    from datasets import Value
+
+    feature = (ds.features or {}).get(column)
+    if isinstance(feature, Value) and "string" in feature.dtype:
+        return False, []
+    message = getattr(feature, "feature", None)
+    if isinstance(message, Mapping) and {"role", "content"} <= set(message):
+        return True, list(message)
+    rows = ds.with_format(None).select_columns([column]).iter(batch_size=1)
+    values = (batch[column][0] for batch in itertools.islice(rows, _LOOK))
+    value = next((value for value in values if value), None)
+    if isinstance(value, str):
+        return False, []
+    if isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value):
+        for entry in value:
+            check_message(entry, "inject_canaries", column)
+        return True, list(dict.fromkeys(key for entry in value for key in entry))
+    if value is None and feature is None:
+        return column in CHAT_COLUMNS, []
+    holds = f"features {feature}" if feature is not None else type(value).__name__
+    raise TypeError(
+        f"inject_canaries: column={column!r} must hold text or conversations, but has {holds}; "
+        "name a column that does"
+    )
