@@ -24,6 +24,7 @@ import torch
 
 from hf_exposure.models.caches import Joined, bytes_of, can_be_selected, select
 from hf_exposure.models.processes import BrokenForwardError, ProcessFailedError
+from hf_exposure.models.snapshot import nothing_left
 from hf_exposure.utils.arrays import Bools, Floats, Ints
 
 T = TypeVar("T")
@@ -553,11 +554,11 @@ class Decoder:
 
 @contextlib.contextmanager
 def undisturbed(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's mode and all random states are put back.
+    """Evaluation mode without gradients; afterwards the model and all random states are as before.
 
-    They are put back also when an error passes through. What `torch.compile` has compiled runs as
-    it was before: chunks and caches have a new shape at nearly every step, and compiling for each
-    of them would take longer than all of the measurement.
+    So they are when an error passes through; see `nothing_left`. What `torch.compile` has compiled
+    runs as it was before: chunks and caches have a new shape at nearly every step, and compiling
+    for each of them would take longer than all of the measurement.
     """
     modes = [(module, module.training) for module in model.modules()]
     states = random.getstate(), np.random.get_state()
@@ -566,7 +567,8 @@ def undisturbed(model: Any) -> Iterator[None]:
     if any(_is_compiled(module) for module, _ in modes):
         plainly = torch.compiler.set_stance("force_eager")
     try:
-        with plainly, torch.random.fork_rng(devices=devices), torch.no_grad():
+        fork = torch.random.fork_rng(devices=devices)
+        with nothing_left(model), plainly, fork, torch.no_grad():
             model.eval()
             yield
     finally:

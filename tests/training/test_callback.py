@@ -626,6 +626,25 @@ def test_weights_are_the_same_bit_for_bit_with_and_without(
     assert all(torch.equal(with_it[name], tensor) for name, tensor in without.items())
 
 
+def test_weights_are_the_same_where_rotary_frequencies_follow_the_longest_text(
+    tmp_path: Path,
+) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+
+    def weights(*callbacks: TrainerCallback) -> dict[str, torch.Tensor]:
+        # Rows are longer than 12 tokens, and the canaries' texts shorter.
+        model = llama(len(TOKENIZER), rope_parameters=rope, max_position_embeddings=12)
+        trainer = make_trainer(tmp_path, *callbacks, model=model, eval_strategy="no")
+        trainer.train()
+        return {**trainer.model.state_dict(), **dict(trainer.model.named_buffers())}
+
+    short = Canaries.generate(SecretFormat("No {secret}.", secret="[0-9]{4}"), [1], 2, seed=0)
+    callback = ExposureCallback(short, samples=50, every_n_steps=1, errors="raise")
+    without, with_it = weights(), weights(callback)
+    assert len(callback.history) == 6
+    assert all(torch.equal(with_it[name], tensor) for name, tensor in without.items())
+
+
 def test_dropout_would_show_in_the_weights(tmp_path: Path) -> None:
     """The test above sees what one draw of random numbers does."""
 
