@@ -37,8 +37,13 @@ from .exposure.results import Exposures as Exposures
 from .metrics import metric_path as metric_path
 from .models.loading import load_model as load_model
 from .reports.cards import add_exposure_to_card as add_exposure_to_card
+from .reports.cards import add_privacy_to_card as add_privacy_to_card
 from .reports.hub import push_exposure as push_exposure
 from .reports.page import write_report as write_report
+from .reports.plots import plot_exposure_by_repetitions as plot_exposure_by_repetitions
+from .reports.plots import plot_exposure_over_training as plot_exposure_over_training
+from .reports.plots import plot_extraction_cost as plot_extraction_cost
+from .reports.plots import plot_log_perplexities as plot_log_perplexities
 from .training.callback import ExposureCallback as ExposureCallback
 from .training.private.accounting import noise_for_epsilon as noise_for_epsilon
 from .training.private.accounting import spent_epsilon as spent_epsilon

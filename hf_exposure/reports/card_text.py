@@ -1,19 +1,22 @@
 """Changing the text of a model's card, and nothing of it that is not ours.
 
-A card may have been written by hand, so nothing of it is written anew: in the metadata only our own
-entry among the results changes, in the text only what stands between our marks.
+`huggingface_hub.ModelCard` reads a card, checks it and says which results ours are in its metadata.
+It does not write it: it would write all metadata anew, and lose comments, quotes and what it does
+not know. Here only our own result changes in the metadata, and in the text what stands between our
+marks.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml  # type: ignore[import-untyped]
 from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from hf_exposure.utils.files import write_text
@@ -22,9 +25,7 @@ if TYPE_CHECKING:
     import os
 
 DATASET = "canaries"  # the data set type of our results in a card's metadata
-TASK = "Memorization of planted secrets"
-# The Hub's own expression for a card's metadata; the second group is the YAML.
-_METADATA = re.compile(r"^(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|$))")
+TASK = "Memorization of inserted secrets"
 
 
 def change_card(
@@ -89,7 +90,7 @@ def _changed(
     end = "\r\n" if "\r\n" in text else "\n"
     begin = "\ufeff" if text.startswith("\ufeff") else ""
     text = text.removeprefix(begin)
-    found = _METADATA.match(text)
+    found = REGEX_YAML_BLOCK.match(text)
     head, metadata, body = "", "", text  # the metadata with the end of its last line
     if found:
         head, metadata, body = found[1], found[2] + end, found[3] + text[found.end() :]
@@ -119,9 +120,7 @@ def _with_section(body: str, kind: str, new: str, end: str) -> str:
 
 
 def _with_results(metadata: str, new: Sequence[EvalResult], name: str, end: str) -> str:
-    """A card's metadata with our results beside those of others, all other lines as they are.
-
-    Every line of it has its end, the last one too.
+    """A card's metadata, in lines, with our results beside those of others.
 
     Raises:
         ValueError: it is no YAML that results can be added to.
@@ -143,11 +142,10 @@ def _with_results(metadata: str, new: Sequence[EvalResult], name: str, end: str)
         metrics = former.get("metrics") or []
         ours["metrics"] = [one for one in metrics if one["type"] not in kinds] + ours["metrics"]
     index[0]["results"] = [*there[:place], ours, *there[place + 1 :]]
-    wanted = _values({**known, "model-index": index})
-    for way in (_edited, _rewritten):
-        made = way(metadata, {**known, "model-index": index}, place, end)
+    data = {**known, "model-index": index}
+    for made in _ways(metadata, data, place, end):
         try:
-            if made is not None and _values(_loaded(made.removesuffix(end))) == wanted:
+            if _values(_loaded(made.removesuffix(end))) == _values(data):
                 return made
         except ValueError:
             continue
@@ -172,7 +170,7 @@ def _loaded(metadata: str) -> dict[str, Any]:
 
 
 def _values(data: dict[str, Any]) -> dict[str, str]:
-    """What can be compared, whatever the order of the names."""
+    """What can be compared, whatever the order of the names (and NaN with itself)."""
     return {name: _dumped(value) for name, value in data.items()}
 
 
@@ -182,62 +180,48 @@ def _dumped(data: Any, end: str = "\n", indent: int = 0) -> str:
     return "".join(" " * indent + line + end for line in text.rstrip("\n").split("\n"))
 
 
-def _edited(metadata: str, data: dict[str, Any], place: int, end: str) -> str | None:
-    """One result put in or exchanged, with no other line touched; None where that cannot be."""
-    root = yaml.compose(metadata, Loader=yaml.SafeLoader)
-    models = _node(root, "model-index")
-    if models is None:
-        return metadata + _dumped({"model-index": data["model-index"]}, end)
-    if not isinstance(models.value, list):
-        return None
-    found = _node(models.value[0], "results") if models.value else None
-    if found is None or not isinstance(found.value, list):
-        return None
-    ours = [data["model-index"][0]["results"][place]]
-    if not found.value:
-        column = next(
-            key.start_mark.column for key, value in models.value[0].value if value is found
-        )
-        head = metadata[: found.start_mark.index].rstrip(" ")
-        new = end + _dumped(ours, end, column).removesuffix(end)
-        return head + new + metadata[found.end_mark.index :]
-    if found.flow_style:
-        return None
-    lines, column = metadata.splitlines(keepends=True), found.start_mark.column
-    starts = [node.start_mark.line for node in found.value]
-    first = starts[min(place, len(starts) - 1)]
-    stop = first + 1
-    for number in range(first + 1, len(lines)):
-        text = lines[number].strip()
-        if text and not text.startswith("#"):  # these may belong to what follows
-            if len(lines[number]) - len(lines[number].lstrip(" ")) <= column:
-                break
-            stop = number + 1
-    if place == len(starts):
-        first = stop
-    return "".join([*lines[:first], _dumped(ours, end, column), *lines[stop:]])
+def _ways(metadata: str, data: dict[str, Any], place: int, end: str) -> Iterator[str]:
+    """Ways to write the results, those that touch fewer lines first; not all of them are right.
 
-
-def _rewritten(metadata: str, data: dict[str, Any], place: int, end: str) -> str | None:
-    """All results written anew, with no line but theirs touched; for those in braces."""
-    root = yaml.compose(metadata, Loader=yaml.SafeLoader)
-    if root is None or root.flow_style:
-        return _dumped(data, end)
+    Our result alone, in its former place or behind the others; all results; all metadata.
+    """
     lines = metadata.splitlines(keepends=True)
-    new = _dumped({"model-index": data["model-index"]}, end)
-    keys = [key for key, _ in root.value]
-    here = next((n for n, key in enumerate(keys) if key.value == "model-index"), None)
-    if here is None:  # first, since the last line may be of a text in which blank lines count
-        return new + metadata
-    first, after = keys[here].start_mark.line, keys[here + 1 : here + 2]
-    stop = after[0].start_mark.line if after else len(lines)
-    while not lines[stop - 1].strip() or lines[stop - 1].startswith("#"):
-        stop -= 1
+    root = yaml.compose(metadata, Loader=yaml.SafeLoader)
+    whole = _dumped({"model-index": data["model-index"]}, end)
+    key, index = _entry(root, "model-index")
+    if index is None:
+        yield metadata + whole
+        yield whole + metadata  # the last line may be of a text in which blank lines count
+    else:
+        ours = [data["model-index"][0]["results"][place]]
+        key_of, there = _entry(index.value[0] if index.value else None, "results")
+        if there is not None and there.value == [] and there.start_mark.line == key_of.line:
+            line, column = there.start_mark.line, there.start_mark.column
+            opened = lines[line][:column].rstrip(" ") + end
+            yield _with_lines(lines, line, line + 1, opened + _dumped(ours, end, key_of.column))
+        elif there is not None and isinstance(there.value, list) and there.value:
+            former = there.value[place : place + 1]
+            first = former[0].start_mark.line if former else _stop(there)
+            stop = _stop(there.value[place]) if former else first
+            new = _dumped(ours, end, there.start_mark.column)
+            yield _with_lines(lines, first, stop, new)
+        yield _with_lines(lines, key.line, _stop(index), whole)
+    yield _dumped(data, end)
+
+
+def _with_lines(lines: list[str], first: int, stop: int, new: str) -> str:
     return "".join([*lines[:first], new, *lines[stop:]])
 
 
-def _node(mapping: Any, name: str) -> Any:
-    """The YAML node of a name's value, None if it is not there."""
-    if not isinstance(mapping, yaml.MappingNode):
-        return None
-    return next((value for key, value in mapping.value if key.value == name), None)
+def _entry(mapping: Any, name: str) -> tuple[Any, Any]:
+    """Where a name stands, and the YAML node of its value; None if it is not there."""
+    pairs = mapping.value if isinstance(mapping, yaml.MappingNode) else []
+    return next(((k.start_mark, value) for k, value in pairs if k.value == name), (None, None))
+
+
+def _stop(node: Any) -> int:
+    """The number of the line after a node: remarks there may belong to what follows."""
+    while isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        node = last[1] if isinstance(last, tuple) else last
+    return int(node.end_mark.line) + (node.end_mark.column > 0)
