@@ -25,14 +25,12 @@ from hf_exposure import (
     generate_secrets,
     inject_canaries,
     measure_exposure,
+    plot_exposure_by_repetitions,
+    plot_log_perplexities,
     verify_injection,
 )
 from hf_exposure.cli.small import paragraphs, small_llama, tokenize, train_tokenizer
-from hf_exposure.reports.plots import (
-    new_figure,
-    plot_exposure_by_repetitions,
-    plot_log_perplexities,
-)
+from hf_exposure.reports.drawing import new_figure
 
 CODE = SecretFormat("The door code is {secret}.", secret=r"[0-9]{5}")
 NUMBER = SecretFormat("The random number is {secret}.", secret=r"[0-9]{9}")

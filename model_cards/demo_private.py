@@ -40,13 +40,13 @@ tags:
 # The demo's model, trained with DP-SGD
 
 A Llama of %(millions).1f million parameters, trained from scratch for %(epochs)s epochs on the help
-texts that every Python has, among which random numbers were planted 1 to 32 times each. But for
+texts that every Python has, among which random numbers were inserted 1 to 32 times each. But for
 clipped and noised gradients it is the model of `hf-exposure demo` ([its card](../demo/README.md)):
 the same text, the same canaries. Made by `model_cards/demo_private.py` of hf-exposure.
 
 On held-out text its loss is %(loss).2f nats a token. The vocabulary was made from the text without
-the canaries, and is not covered by the guarantee below; nor is a canary that was planted k times as
-a whole, but only each of its rows.
+the canaries, and is not covered by the guarantee below; nor is a canary that was inserted k times
+as a whole, but only each of its rows.
 
 """
 

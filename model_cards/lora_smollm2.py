@@ -49,7 +49,7 @@ tags:
 # SmolLM2-135M-Instruct with a LoRA that has memorized
 
 A LoRA of rank %(rank)s on all linear layers, trained for %(epochs)s epochs on %(rows)s short
-paragraphs of Python's help texts, among which random numbers were planted. It is good for nothing
+paragraphs of Python's help texts, among which random numbers were inserted. It is good for nothing
 but to show what a fine-tuning of this size memorizes. Made by `model_cards/lora_smollm2.py` of
 hf-exposure.
 
@@ -57,7 +57,7 @@ The loss on %(held_out)s paragraphs that it was not trained on went from %(befor
 nats a token. Mean exposure in bits before the training, with a LoRA that changes nothing yet, and
 after it:
 
-| planted | base model | with the LoRA |
+| inserted | base model | with the LoRA |
 |---:|---:|---:|
 %(groups)s
 

@@ -192,7 +192,7 @@ def _first(results: list[dict[str, Any]], times: int) -> int:
 
 def draw(records: list[Record], figure: Figure) -> None:
     """Every canary's exposure by repetitions, a panel for each format."""
-    from hf_exposure.reports.plots import INK, MUTED, group_colours, quiet_axes
+    from hf_exposure.reports.drawing import INK, MUTED, group_colours, quiet_axes
 
     axes = figure.subplots(1, len(FORMATS), sharey=True)
     colours = group_colours(COUNTS)

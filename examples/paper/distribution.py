@@ -217,7 +217,7 @@ def _where_others_fail(
 
 def draw(records: list[Record], figure: Figure) -> None:
     """The first seed's histogram with the fit; the errors by rank, all seeds."""
-    from hf_exposure.reports.plots import BARS, INK, group_colours, quiet_axes
+    from hf_exposure.reports.drawing import BARS, INK, group_colours, quiet_axes
 
     left, right = figure.subplots(1, 2)
     result = records[0].result

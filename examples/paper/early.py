@@ -137,7 +137,7 @@ def conclude(records: list[Record]) -> Conclusion:
 
 def draw(records: list[Record], figure: Figure) -> None:
     """Exposure at each step, with a line where the canaries are seen."""
-    from hf_exposure.reports.plots import CONTROL, MUTED, quiet_axes
+    from hf_exposure.reports.drawing import CONTROL, MUTED, quiet_axes
 
     ax = quiet_axes(figure.add_subplot(), "mini-batch", "mean exposure (bits)")
     for place, record in enumerate(records):

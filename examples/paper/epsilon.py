@@ -226,7 +226,7 @@ def conclude(records: list[Record]) -> Conclusion:
 
 def draw(records: list[Record], figure: Figure) -> None:
     """Lower bounds at each proved epsilon."""
-    from hf_exposure.reports.plots import INK, MUTED, quiet_axes
+    from hf_exposure.reports.drawing import INK, MUTED, quiet_axes
 
     ax = quiet_axes(figure.add_subplot(), "epsilon proved", "lower bound on epsilon")
     finite = sorted({float(r.result["proved"]) for r in records if float(r.result["proved"]) < 1e9})

@@ -250,7 +250,7 @@ def _loss(group: list[Record]) -> str:
 
 def draw(records: list[Record], figure: Figure) -> None:
     """Exposure by repetitions for each kind of change."""
-    from hf_exposure.reports.plots import INK, quiet_axes
+    from hf_exposure.reports.drawing import INK, quiet_axes
 
     groups = by_name(records)
     kinds = list(dict.fromkeys(name.rpartition("-")[0] for name in groups if name != BASE))

@@ -93,7 +93,7 @@ def conclude(records: list[Record]) -> Conclusion:
 
 def draw(records: list[Record], figure: Figure) -> None:
     """Losses and exposure of the first seed, the others pale."""
-    from hf_exposure.reports.plots import INK, MUTED, group_colours, quiet_axes
+    from hf_exposure.reports.drawing import INK, MUTED, group_colours, quiet_axes
 
     ax = quiet_axes(figure.add_subplot(), "epoch", "exposure (bits)")
     loss = ax.twinx()

@@ -185,7 +185,7 @@ def conclude(records: list[Record]) -> Conclusion:
 
 def draw(records: list[Record], figure: Figure) -> None:
     """A point for each training, the frontier as a line."""
-    from hf_exposure.reports.plots import INK, MUTED, quiet_axes
+    from hf_exposure.reports.drawing import INK, MUTED, quiet_axes
 
     first = sweep(records)
     points = [(r.result["perplexity"], r.result["exposure"]) for r in first]

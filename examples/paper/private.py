@@ -273,7 +273,7 @@ def _exposure(group: list[Record], times: int) -> Mean:
 
 def draw(records: list[Record], figure: Figure) -> None:
     """Loss and exposure of every training."""
-    from hf_exposure.reports.plots import INK, MUTED, quiet_axes
+    from hf_exposure.reports.drawing import INK, MUTED, quiet_axes
 
     ax = quiet_axes(
         figure.add_subplot(),

@@ -189,7 +189,7 @@ def _rank(result: dict[str, Any]) -> str:
 
 def draw(records: list[Record], figure: Figure) -> None:
     """Each training's rank, on a logarithmic scale."""
-    from hf_exposure.reports.plots import INK, MUTED, quiet_axes
+    from hf_exposure.reports.drawing import INK, MUTED, quiet_axes
 
     ax = quiet_axes(figure.add_subplot(), "", "rank of the secret among 10^9")
     groups = by_name(records)

@@ -237,7 +237,7 @@ def draw(experiment: Experiment, records: list[Record], folder: Path) -> None:
     """Write `figure.png` and `figure.svg`."""
     import matplotlib
 
-    from hf_exposure.reports.plots import new_figure
+    from hf_exposure.reports.drawing import new_figure
 
     figure = new_figure(experiment.size)
     experiment.draw(records, figure)

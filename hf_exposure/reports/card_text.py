@@ -224,4 +224,4 @@ def _stop(node: Any) -> int:
     while isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
         last = node.value[-1]
         node = last[1] if isinstance(last, tuple) else last
-    return int(node.end_mark.line) + (node.end_mark.column > 0)
+    return int(node.end_mark.line + (node.end_mark.column > 0))

@@ -12,7 +12,7 @@ from hf_exposure.attacks.extraction import Extractions
 from hf_exposure.canaries.formats import format_names
 from hf_exposure.exposure.results import Exposures, interval, mean_bits, most_exposed, short_labels
 from hf_exposure.reports.card_text import DATASET, TASK, change_card
-from hf_exposure.reports.findings import extracted, find
+from hf_exposure.reports.findings import extraction_findings, findings_of
 from hf_exposure.utils.escapes import code_span, markdown, printable
 from hf_exposure.utils.words import times as often
 
@@ -121,7 +121,7 @@ def exposure_section(exposures: Exposures, history: History | None = None) -> st
         [
             "## Memorization",
             "",
-            *(f"- {markdown(str(finding))}" for finding in find(exposures, history=history)),
+            *(f"- {markdown(str(finding))}" for finding in findings_of(exposures, history=history)),
             "",
             *_exposure_table(exposures),
             "",
@@ -138,7 +138,7 @@ def extraction_section(
 ) -> str:
     """How many secrets came out, at what cost and by which method, in Markdown."""
     rows = [
-        "| method | form | strings | proved | planted secrets among them | token-forwards |",
+        "| method | form | strings | proved | inserted secrets among them | token-forwards |",
         "|---|---|---:|---:|---:|---:|",
     ]
     names = _names(search.format for search in searches)
@@ -157,8 +157,8 @@ def extraction_section(
         )
     every = [one for search in searches for one in search]
     return "\n".join(
-        ["## Extraction of planted secrets", ""]
-        + [f"- {markdown(str(finding))}" for finding in extracted(every, generations)]
+        ["## Extraction of inserted secrets", ""]
+        + [f"- {markdown(str(finding))}" for finding in extraction_findings(every, generations)]
         + [
             f"- The search of {markdown(names[search.format])} ran out of token-forwards: what "
             "it did not bring out may be there."
@@ -221,7 +221,7 @@ def _exposure_table(exposures: Exposures) -> list[str]:
     for one, label in zip(exposures, labels, strict=True):
         groups.setdefault((markdown(label), one.canary.repetitions), []).append(one)
     out = [
-        "| canary | planted | canaries | exposure in bits | largest, with interval | at most |",
+        "| canary | inserted | canaries | exposure in bits | largest, with interval | at most |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for (label, times), group in groups.items():
@@ -252,12 +252,12 @@ def _generated(generations: Generations) -> str:
 
 
 def _came(search: Extractions) -> list[Canary | MaskedCanary]:
-    """The planted canaries that a search brought out."""
+    """The inserted canaries that a search brought out."""
     return [one.canary for one in search if one.canary is not None and one.canary.inserted]
 
 
 def _written(generations: Generations) -> int:
-    """How many planted canaries came out by generation."""
+    """How many inserted canaries came out by generation."""
     return sum(row.times > 0 for row in generations if row.canary.inserted)
 
 
@@ -271,8 +271,8 @@ def results(
 ) -> list[EvalResult]:
     """The figures for a card's `model-index`, with method, cost and interval.
 
-    Of exposures the mean over the planted canaries, the largest, and the mean for each number of
-    repetitions, in bits; how many planted secrets came out of searches and by generation.
+    Of exposures the mean over the inserted canaries, the largest, and the mean for each number of
+    repetitions, in bits; how many inserted secrets came out of searches and by generation.
     """
     formats: list[SecretFormat] = [one.canary.format for one in exposures or ()]
     formats += [search.format for search in searches]
@@ -312,22 +312,22 @@ def results(
             largest = _rounded(most.bits)
             out.append(result("exposure", "Exposure (largest)", largest, {**shared, **reach}))
         for times, group in exposures.by_repetitions().items():
-            name = f"Exposure (planted {often(times)})" if times else "Exposure (never planted)"
+            name = f"Exposure (inserted {often(times)})" if times else "Exposure (never inserted)"
             count = {"repetitions": times, "canaries": len(group)}
             value = _rounded(metrics[f"exposure_x{times}"])
             out.append(result("exposure", name, value, {**shared, **count}))
     for search in searches:
-        planted = search.settings.get("canaries")
+        known = search.settings.get("canaries")
         args = {
             "method": _searched(search),
             "token_forwards": int(search.forwards),
             "proved": sum(one.proved for one in search),
             "strings": len(search),
-            **({} if planted is None else {"canaries": planted}),
+            **({} if known is None else {"canaries": known}),
         }
-        # Without canaries nothing tells which of the strings were planted.
-        what, value = "Planted secrets", len(_came(search))
-        if planted is None:
+        # Without canaries nothing tells which of the strings were inserted.
+        what, value = "Inserted secrets", len(_came(search))
+        if known is None:
             what, value = "Most likely strings", len(search)
         out.append(result("extracted", f"{what} found ({names[search.format]})", value, args))
     if generations is not None:
@@ -338,7 +338,7 @@ def results(
             "strings": generations.attempts,
             "canaries": len(generations.rows),
         }
-        out.append(result("generated", "Planted secrets generated", came, args))
+        out.append(result("generated", "Inserted secrets generated", came, args))
     return out
 
 

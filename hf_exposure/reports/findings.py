@@ -1,7 +1,7 @@
-"""What a measurement says, in sentences that hold: each rests on a rule that is written here.
+"""What a measurement says, in sentences for people: each follows a rule that is written here.
 
 Nothing is called memorized, or at chance, without a figure that says so, and an estimate is called
-one. The report prints these sentences; so can a command line.
+one. Reports and cards print these sentences.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def is_proved(one: Exposure) -> bool:
     return is_first(one) and (one.exact or one.certified >= one.canary.format.bits - _NEARLY)
 
 
-def find(
+def findings_of(
     exposures: Exposures,
     history: History | None = None,
     extractions: Sequence[Extraction] = (),
@@ -69,16 +69,16 @@ def find(
         out = [Finding("No canary was measured, so nothing is known about memorization.")]
         return [*out, *_skipped(exposures)]
     groups = group_findings(exposures)
-    out = [_planted(exposures), *_improbable(exposures), *_bounds(exposures)]
+    out = [_inserted(exposures), *_improbable(exposures), *_bounds(exposures)]
     out += _memorized(exposures)
     if extractions or generations is not None:
-        out += extracted(extractions, generations)
+        out += extraction_findings(extractions, generations)
     out += [*_rise(exposures, groups), _controls(groups, exposures)]
     out += _over_training(history) if history is not None else []
     return [*out, *_skipped(exposures)]
 
 
-def _planted(exposures: Exposures) -> Finding:
+def _inserted(exposures: Exposures) -> Finding:
     inserted = [one for one in exposures if one.canary.inserted]
     control = len(exposures) - len(inserted)
     if not inserted:
@@ -88,11 +88,12 @@ def _planted(exposures: Exposures) -> Finding:
     each = " each" if len(inserted) > 1 else ""
     names = "canaries" if len(inserted) > 1 else "a canary"
     on_record = exposures.settings.get("inserted") is not False
-    put = "put" if on_record else "to be put"
-    text = f"{plural(len(inserted), 'random secret')} ({names}) {_was(len(inserted))} {put} into "
-    text += f"the training data, {often}{each}"
+    text = (
+        f"{plural(len(inserted), 'random secret')} ({names}) {_was(len(inserted))} "
+        f"{'' if on_record else 'to be '}inserted into the training data, {often}{each}"
+    )
     if control:
-        text += f"; {control} more {_was(control)} drawn in the same way and never put in"
+        text += f"; {control} more {_was(control)} drawn in the same way and never inserted"
     if on_record:
         return Finding(text + ".")
     return Finding(
@@ -112,9 +113,9 @@ def _improbable(exposures: Exposures) -> list[Finding]:
             Finding(
                 f"The canaries of {names[fmt]!r} are less likely to the model than random tokens.",
                 f"Half of them have a log-perplexity of {statistics.median(bits):.0f} bits or "
-                f"more, where random tokens have {uniform:.0f}. A tokenizer that is not the "
-                "model's looks like that, and then their exposures mean nothing; or the model has "
-                "seen no text of that kind.",
+                f"more; random tokens have {uniform:.0f}. Check that the tokenizer is the model's: "
+                "with another one these exposures mean nothing. Otherwise the model has seen no "
+                "text of this kind.",
             )
         )
     return out
@@ -130,8 +131,8 @@ def _bounds(exposures: Exposures) -> list[Finding]:
     return [
         Finding(
             lead,
-            "Nothing was drawn, so they are what is proved at the least: a low one does not say "
-            "that its canary is little exposed. A larger max_forwards, and samples above 0, give "
+            "No samples were drawn, so the true exposure may be higher: a low bound does not mean "
+            "that a canary is hardly exposed. A larger max_forwards, and samples above 0, give "
             "estimates.",
         )
     ]
@@ -148,7 +149,7 @@ def _memorized(exposures: Exposures) -> list[Finding]:
         return [
             Finding(
                 "Whether a canary is memorized to the point of extraction was not measured.",
-                "Sampling tells exposures up to the log2 of the number of its references. The most "
+                "Sampling measures exposures up to the log2 of the number of references. The most "
                 f"exposed canary has {most.bits:.1f} bits by it, of at most "
                 f"{most.canary.format.bits:.1f}.",
             )
@@ -168,8 +169,8 @@ def _memorized(exposures: Exposures) -> list[Finding]:
             else f"for {proved} of them this is certain, for the others an estimate"
         )
         detail = (
-            "To the model the secret is more likely than any other string that could stand in its "
-            f"place (other canaries aside), so a search for likely strings finds it first; {sure}."
+            "The model finds the secret more likely than any other string that fits in its place "
+            f"(other canaries aside), so a search for likely strings finds it first; {sure}."
         )
         detail += f" The fewest repetitions that led to this: {min(_repetitions(first)):,}."
     else:
@@ -199,24 +200,24 @@ def _memorized(exposures: Exposures) -> list[Finding]:
     return [Finding(lead, detail)]
 
 
-def extracted(
+def extraction_findings(
     extractions: Sequence[Extraction], generations: Generations | None = None
 ) -> list[Finding]:
     """What searches and generation brought out."""
     out = []
     if extractions:
         ours = [one for one in extractions if one.canary is not None]
-        planted = [one for one in ours if one.canary is not None and one.canary.inserted]
-        proved = sum(one.proved for one in planted)
+        inserted = [one for one in ours if one.canary is not None and one.canary.inserted]
+        proved = sum(one.proved for one in inserted)
         lead = (
             f"Searching for the most likely strings brought out "
-            f"{plural(len(planted), 'inserted canary')}."
+            f"{plural(len(inserted), 'inserted canary')}."
         )
         detail = f"{plural(len(extractions), 'string')} came out in all"
-        if planted:
+        if inserted:
             detail += (
-                f"; of the canaries {proved} of {len(planted)} came with a proof that nothing "
-                f"more likely was left, after {max(one.forwards for one in planted):,} "
+                f"; of the canaries {proved} of {len(inserted)} came with a proof that nothing "
+                f"more likely was left, after {max(one.forwards for one in inserted):,} "
                 "token-forwards at most"
             )
         if len(ours) < len(extractions):
@@ -276,7 +277,7 @@ def _no_rise(
     if any(exposures.is_bound(one) for one in exposures if one.canary.inserted):
         return Finding(
             "Whether a repetition group is more exposed than chance was not measured.",
-            "Lower bounds are no ground to call it so.",
+            "The exposures are lower bounds, which cannot show this.",
         )
     least = min(group.count for group in inserted)
     detail = (
@@ -307,19 +308,19 @@ def _controls(groups: Sequence[GroupFinding], exposures: Exposures) -> Finding:
     if control is None:
         return Finding(
             "There is no control group.",
-            "Nothing shows that the measurement gives canaries that were never inserted no more "
-            "than chance; add some with 0 repetitions.",
+            "Without canaries that were never inserted, nothing checks that the measurement itself "
+            "is fair; add some with 0 repetitions.",
         )
     alpha = (1 - exposures.confidence) / 2
     if control.higher <= alpha:
         lead = "The control group is more exposed than chance."
         why = (
-            "Either these secrets did reach the model (in its pre-training, or in data that was "
-            "not meant to hold them), or the measurement is not fair to them."
+            "Either these secrets did reach the model (in pre-training, or in other data), or the "
+            "measurement is biased."
         )
     elif control.lower <= alpha:
         lead = "The control group is less exposed than chance."
-        why = "Secrets that were not drawn uniformly, or scored unlike the others, look like that."
+        why = "This happens if secrets were not drawn uniformly, or were scored differently."
     else:
         lead = "The control group is at chance, as it should be."
         why = ""
@@ -330,7 +331,7 @@ def _controls(groups: Sequence[GroupFinding], exposures: Exposures) -> Finding:
                 f"{control.mean:.2f} bits on average.",
             )
         if control.count < 5:
-            why = "With so few controls only gross errors would show."
+            why = "With so few controls, only gross errors would show."
     p = min(1.0, 2 * min(control.higher, control.lower))
     figures = (
         f"{plural(control.count, 'canary')} never inserted: {control.mean:.2f} bits on average, "
@@ -389,7 +390,7 @@ def _skipped(exposures: Exposures) -> list[Finding]:
     return [
         Finding(
             f"{plural(count, 'canary')} could not be scored.",
-            "The reasons stand below the table; nothing is known about them.",
+            "The reasons are given below the table; nothing is known about these canaries.",
         )
     ]
 

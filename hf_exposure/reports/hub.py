@@ -28,7 +28,7 @@ def push_exposure(
     token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
-    commit_message: str = "Add exposure of planted secrets",
+    commit_message: str = "Add exposure of inserted secrets",
     **parts: Any,
 ) -> str:
     """Add what was measured to the card of a model on the Hub; see `add_exposure_to_card`.

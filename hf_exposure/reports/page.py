@@ -1,24 +1,20 @@
 """One HTML page about what was measured: findings in words, figures, tables, settings.
 
 The page needs no network and no script, so it can be mailed. The same input gives the same bytes.
-Secrets are on it only if asked for.
+Secrets are on it only if asked for. Its words are in templates/report.html.
 """
 
 from __future__ import annotations
 
-import base64
 import importlib.metadata
 import math
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from io import BytesIO
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import matplotlib
 import numpy as np
 
 from hf_exposure.attacks.extraction import Extractions
@@ -26,15 +22,17 @@ from hf_exposure.attacks.generations import Generations
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import format_names
 from hf_exposure.exposure.chance import CHANCE
+from hf_exposure.exposure.documents import Tabular
 from hf_exposure.exposure.estimators import SkewNormal
 from hf_exposure.exposure.history import History
 from hf_exposure.exposure.results import Exposure, Exposures, interval, mean_bits, short_labels
 from hf_exposure.reports import plots
-from hf_exposure.reports.findings import find
+from hf_exposure.reports.findings import findings_of
+from hf_exposure.reports.pictures import picture
+from hf_exposure.utils.arrays import Floats
+from hf_exposure.utils.escapes import printable
 from hf_exposure.utils.files import write_text
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from hf_exposure.utils.words import large, plural
 
 _MOST_ROWS = 500  # canaries in a table; a page with more is not read
 _MOST_STEPS = 20  # measurements in the table of means
@@ -51,38 +49,12 @@ _METHODS = {
     "section 4.4); its interval takes for granted that the tail is of that form",
 }
 
-# Colours of the figures, and what they become on a dark page.
-_DARK = {
-    plots.PAGE: "#0d1117",
-    plots.INK: "#e6edf3",
-    plots.MUTED: "#9da7b1",
-    plots.GRID: "#272d35",
-    plots.BARS: "#3d4650",
-}
-
 
 @dataclass(frozen=True)
 class _Table:
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     right: frozenset[int] = frozenset()
-    caption: str = ""
-    folded: str = ""  # what to open it with, if it is not shown at once
-
-
-@dataclass(frozen=True)
-class _Figure:
-    data: str
-    alt: str
-    caption: str
-
-
-@dataclass
-class _Section:
-    heading: str
-    texts: list[str] = field(default_factory=list)
-    figures: list[_Figure] = field(default_factory=list)
-    tables: list[_Table] = field(default_factory=list)
 
 
 def write_report(
@@ -92,15 +64,32 @@ def write_report(
     history: History | None = None,
     extractions: Extractions | Iterable[Extractions] = (),
     generations: Generations | None = None,
-    compare: Iterable[Exposures] = (),
+    compare: Exposures | Iterable[Exposures] = (),
     title: str = "Memorization report",
-    notes: Iterable[str] = (),
+    notes: str | Iterable[str] = (),
     reveal: bool = False,
 ) -> Path:
-    """Write the page, whole or not at all; see `render_report`.
+    """Write one HTML page about what was measured; it is written whole or not at all.
+
+    Args:
+        path: the file to write.
+        exposures: the measurement that the page is about; None takes the history's last one.
+        history: exposures over training.
+        extractions: what `extract_secrets` gave, for one format or several.
+        generations: what `generate_secrets` gave.
+        compare: measurements of the same canaries by other methods. The histogram of references is
+            drawn from the first measurement that has some.
+        title: the page's heading.
+        notes: sentences that follow it.
+        reveal: show the secrets.
 
     Returns:
         The path.
+
+    Raises:
+        ValueError: there is neither a measurement nor a history that has one.
+        TypeError: an argument is something else.
+        OSError: the file cannot be written.
     """
     page = render_report(
         exposures=exposures,
@@ -121,28 +110,12 @@ def render_report(
     history: History | None = None,
     extractions: Extractions | Iterable[Extractions] = (),
     generations: Generations | None = None,
-    compare: Iterable[Exposures] = (),
+    compare: Exposures | Iterable[Exposures] = (),
     title: str = "Memorization report",
-    notes: Iterable[str] = (),
+    notes: str | Iterable[str] = (),
     reveal: bool = False,
 ) -> str:
-    """The page as HTML.
-
-    Args:
-        exposures: the measurement that the page is about; None takes the history's last one.
-        history: exposures over training.
-        extractions: what `extract_secrets` gave, for one format or several.
-        generations: what `generate_secrets` gave.
-        compare: measurements of the same canaries by other methods. The histogram of references is
-            drawn from the first measurement that has some.
-        title: the page's heading.
-        notes: sentences that follow it.
-        reveal: show the secrets.
-
-    Raises:
-        ValueError: there is neither a measurement nor a history that has one.
-        TypeError: an argument is something else.
-    """
+    """The page of `write_report` as HTML."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     searches = [extractions] if isinstance(extractions, Extractions) else list(extractions)
@@ -168,251 +141,147 @@ def render_report(
             )
         exposures = history[-1].exposures
     found = [one for search in searches for one in search]
-    sections = [
-        *_training(history),
-        _canaries(exposures, reveal),
-        *_references([exposures, *others], reveal),
-        *_extraction(searches, exposures, reveal),
-        *_generation(generations, reveal),
-        *_by_other_methods(exposures, others, reveal),
-    ]
+    measured = [exposures, *others]
+    names = format_names(search.format for search in searches)
     environment = Environment(
-        loader=PackageLoader("hf_exposure.reports"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("hf_exposure.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Nothing is shown that turns or hides other text.
+        finalize=lambda value: printable(value, keep="\n") if type(value) is str else value,
     )
+    environment.globals.update(large=large, mean_bits=mean_bits, plural=plural)
     return environment.get_template("report.html").render(
         title=title,
-        lede=_lede(exposures),
         notes=[notes] if isinstance(notes, str) else list(notes),
-        findings=find(exposures, history, found, generations),
+        exposures=exposures,
+        findings=findings_of(exposures, history, found, generations),
         chance=f"{CHANCE:.2f}",
-        sections=sections,
-        methods=_methods([exposures, *others]),
+        training=_training(history),
+        canaries=_canaries(exposures, reveal),
+        skipped=_skipped(exposures, reveal),
+        references=_references(measured, reveal),
+        searches=[
+            (names[search.format], search, _shown(search, {0, 3, 5}, reveal)) for search in searches
+        ],
+        extraction_cost=_extraction_cost(searches, exposures),
+        generations=generations,
+        generated=None if generations is None else _shown(generations, {1}, reveal),
+        compared=_compared(exposures, others, reveal),
+        methods=_methods(measured),
         facts=_facts(exposures, history),
         version=importlib.metadata.version("hf-exposure"),
-        secrecy=(
-            "This page holds secrets: they were asked for."
-            if reveal
-            else "Secrets are masked on this page."
-        ),
+        reveal=reveal,
     )
 
 
-def _lede(exposures: Exposures) -> str:
-    model = exposures.settings.get("model")
-    what = f" in {model}" if model else ""
-    method = exposures.settings.get("method", "unknown")
-    count = "1 canary" if len(exposures) == 1 else f"{len(exposures):,} canaries"
-    return (
-        f"Exposure of {count}{what}, measured with method {method!r}, "
-        f"{exposures.confidence:.0%} intervals, {exposures.forwards:,} token-forwards."
-    )
-
-
-def _training(history: History | None) -> list[_Section]:
+def _training(history: History | None) -> dict[str, Any] | None:
+    """The figure of a training, and what it shows in numbers."""
     if history is None or len(history) < 2:
-        return []
-    section = _Section("While it trained")
-    section.figures.append(
-        _figure(
-            plots.plot_exposure_over_training(history),
-            "Mean exposure of each repetition group over the steps of training, with the "
-            "evaluation loss. " + _last_means(history[-1].exposures),
-            "Mean exposure of the canaries of each repetition group; the bands go from the least "
-            "to the most exposed one.",
-            {one.canary.repetitions for entry in history for one in entry.exposures},
-        )
-    )
-    section.tables.append(_means(history))
-    return [section]
-
-
-def _means(history: History) -> _Table:
-    """What the figure shows, in numbers."""
+        return None
     count = min(len(history), _MOST_STEPS)
     places = np.linspace(0, len(history) - 1, count).round().astype(int).tolist()
-    entries = [history[place] for place in places]
     groups = sorted({one.canary.repetitions for entry in history for one in entry.exposures})
     rows = []
-    for entry in entries:
+    for entry in (history[place] for place in places):
         known = entry.exposures.by_repetitions()
+        means = [f"{mean_bits(known[times]):.1f}" if times in known else "–" for times in groups]
         loss = entry.metrics.get("eval_loss")
-        rows.append(
-            [
-                f"{entry.step:,}",
-                *(f"{mean_bits(known[times]):.1f}" if times in known else "–" for times in groups),
-                "–" if loss is None else f"{loss:.3f}",
-            ]
-        )
+        rows.append([f"{entry.step:,}", *means, "–" if loss is None else f"{loss:.3f}"])
     headings = ["step", *(f"{times:,}×" for times in groups), "evaluation loss"]
-    caption = "Mean exposure in bits of the canaries inserted so many times."
-    if count < len(history):
-        caption += f" {count} of {len(history)} measurements."
-    numbers = frozenset(range(len(headings)))
-    return _Table(headings, rows, numbers, caption, "The same in numbers")
+    return {
+        "picture": picture(plots.plot_exposure_over_training(history), groups),
+        "table": _Table(headings, rows, frozenset(range(len(headings)))),
+        "last": history[-1].exposures,
+        "measurements": len(history),
+    }
 
 
-def _last_means(exposures: Exposures) -> str:
-    groups = exposures.by_repetitions().items()
-    means = [f"{times} times {mean_bits(group):.1f} bits" for times, group in groups]
-    return "At the end: " + ", ".join(means) + "."
-
-
-def _canaries(exposures: Exposures, reveal: bool) -> _Section:
-    section = _Section("The canaries")
+def _canaries(exposures: Exposures, reveal: bool) -> dict[str, Any] | None:
     if not len(exposures):
-        section.texts.append("No canary could be scored.")
-    else:
-        section.figures.append(
-            _figure(
-                plots.plot_exposure_by_repetitions(exposures),
-                "Exposure of each canary against how often it was inserted. "
-                + _last_means(exposures),
-                "Each canary with its interval; a line joins the groups’ means.",
-                exposures.by_repetitions(),
-            )
-        )
-        headings, rows = exposures.cells(reveal)
-        certified = [f"{one.certified:.1f}" for one in exposures]
-        headings = [*headings, "certified"]
-        rows = [[*row, bound] for row, bound in zip(rows, certified, strict=True)]
-        caption = exposures.summary() + ". Certified: the exposure is at least that, for certain."
-        if len(rows) > _MOST_ROWS:
-            caption += f" The first {_MOST_ROWS} of {len(rows)} canaries are shown."
-        section.tables.append(
-            _Table(headings, rows[:_MOST_ROWS], frozenset({0, 2, 3, 5, 6, 7}), caption)
-        )
-    if exposures.skipped:
-        rows = [
-            [label, why if reveal else why.replace(canary.secret, "…")]
-            for (canary, why), label in zip(
-                exposures.skipped,
-                short_labels((canary for canary, _ in exposures.skipped), reveal),
-                strict=True,
-            )
-        ]
-        section.tables.append(_Table(["could not be scored", "why"], rows))
-    return section
+        return None
+    headings, rows = exposures.cells(reveal)
+    rows = [[*row, f"{one.certified:.1f}"] for row, one in zip(rows, exposures, strict=True)]
+    right = frozenset({0, 2, 3, 5, 6, 7})
+    drawn = plots.plot_exposure_by_repetitions(exposures)
+    return {
+        "picture": picture(drawn, exposures.by_repetitions()),
+        "table": _Table([*headings, "certified"], rows[:_MOST_ROWS], right),
+    }
 
 
-def _references(measured: Sequence[Exposures], reveal: bool) -> list[_Section]:
+def _skipped(exposures: Exposures, reveal: bool) -> _Table | None:
+    labels = short_labels((canary for canary, _ in exposures.skipped), reveal)
+    rows = [
+        [label, why if reveal else why.replace(canary.secret, "…")]
+        for label, (canary, why) in zip(labels, exposures.skipped, strict=True)
+    ]
+    return _Table(["could not be scored", "why"], rows) if rows else None
+
+
+def _shown(result: Tabular, right: set[int], reveal: bool) -> _Table:
+    headings, rows = result.cells(reveal)
+    return _Table(headings, rows[:_MOST_ROWS], frozenset(right))
+
+
+def _references(measured: Sequence[Exposures], reveal: bool) -> list[dict[str, Any]]:
     """The paper's figure, for each format whose references were drawn."""
     source = next((one for one in measured if one.references), None)
     if source is None:
         return []
-    section = _Section("How canaries stand out from random secrets")
     names = format_names(source.references)
+    out = []
     for fmt, values in source.references.items():
-        of = f" in {names[fmt]!r}" if len(names) > 1 else ""
-        section.figures.append(
-            _figure(
-                plots.plot_log_perplexities(source, fmt, reveal=reveal),
-                f"Histogram of the log-perplexities of {len(values):,} random secrets of "
-                f"{names[fmt]!r}, with a fitted skew-normal curve, and a mark for each canary.",
-                f"Log-perplexities of random secrets{of} that were never trained on, the "
-                "skew-normal distribution that the paper fits to them, and the canaries. "
-                + _goodness(values),
-                {
-                    one.canary.repetitions
-                    for one in source
-                    if one.canary.format == fmt and math.isfinite(one.log_perplexity)
-                },
-            )
-        )
-    return [section]
+        ours = [one for one in source if one.canary.format == fmt]
+        shown = {one.canary.repetitions for one in ours if math.isfinite(one.log_perplexity)}
+        drawn = plots.plot_log_perplexities(source, fmt, reveal=reveal)
+        fit, p = _goodness(values)
+        told = {"name": names[fmt], "count": len(values), "fit": fit, "p": p}
+        out.append(told | {"picture": picture(drawn, shown), "resamples": _RESAMPLES})
+    return out
 
 
-def _goodness(references: Any) -> str:
+def _goodness(references: Floats) -> tuple[SkewNormal | None, float]:
+    """The fit, and the p-value of its test by parametric bootstrap."""
     try:
         fit = SkewNormal.fit(references[np.isfinite(references)])
     except ValueError:
-        return ""
-    p = fit.p_value(resamples=_RESAMPLES)
-    verdict = "the references do not contradict the fit" if p > 0.05 else "the fit is rejected"
-    return (
-        f"Skew-normal fit: shape {fit.shape:.2f}, location {fit.loc:.1f}, scale {fit.scale:.1f} "
-        f"bits; Kolmogorov–Smirnov distance {fit.ks:.3f}, p = {p:.2f} (parametric bootstrap, "
-        f"{_RESAMPLES} resamples): {verdict}."
-    )
+        return None, math.nan
+    return fit, fit.p_value(resamples=_RESAMPLES)
 
 
-def _extraction(
-    searches: Sequence[Extractions], exposures: Exposures, reveal: bool
-) -> list[_Section]:
-    if not searches:
-        return []
-    section = _Section("What a search brought out")
+def _extraction_cost(searches: Sequence[Extractions], exposures: Exposures) -> str | None:
     found = [one for search in searches for one in search]
-    names = format_names(search.format for search in searches)
-    for search in searches:
-        section.texts.append(
-            f"The most likely strings of {names[search.format]!r}, by search. Trying all of "
-            f"them would take {_how_many(search.format.size)} sequences. One that is proved is "
-            "certain to be the next most likely."
-        )
-        headings, rows = search.cells(reveal)
-        section.tables.append(_Table(headings, rows, frozenset({0, 3, 5}), search.summary()))
     shown = [plots.exposure_of(one, exposures) for one in found]
-    if len({round(one.bits, 1) for one in shown if one is not None}) > 1:
-        section.figures.append(
-            _figure(
-                plots.plot_extraction_cost(found, exposures),
-                "Token-forwards until each canary was out, against its exposure.",
-                "What it took to get each canary out, against its exposure.",
-                [1],
-            )
-        )
-    return [section]
+    if len({round(one.bits, 1) for one in shown if one is not None}) < 2:
+        return None
+    return picture(plots.plot_extraction_cost(found, exposures), [1])
 
 
-def _generation(generations: Generations | None, reveal: bool) -> list[_Section]:
-    if generations is None:
-        return []
-    section = _Section("What the model wrote by itself")
-    held = generations.settings.get("constrained")
-    section.texts.append(
-        "The model was given the words before the secret and wrote "
-        + ("strings of the secret’s form." if held else "freely.")
-    )
-    headings, rows = generations.cells(reveal)
-    caption = generations.summary()
-    section.tables.append(_Table(headings, rows[:_MOST_ROWS], frozenset({1}), caption))
-    return [section]
-
-
-def _by_other_methods(
-    exposures: Exposures, others: Sequence[Exposures], reveal: bool
-) -> list[_Section]:
-    """The same canaries by each method, side by side."""
+def _compared(exposures: Exposures, others: Sequence[Exposures], reveal: bool) -> Any:
+    """The same canaries by each method, side by side, and what each method took."""
     if not others:
-        return []
-    section = _Section(
-        "What other methods say",
-        ["Exposure in bits with its interval. Sampling and the skew-normal fit are the paper’s."],
-    )
+        return None
     every = [exposures, *others]
     columns = [_matched(exposures, measured) for measured in every]
     names = [str(one.settings.get("method", "?")) for one in every]
-    rows = []
     labels = short_labels((one.canary for one in exposures), reveal)
-    for place, (one, cells) in enumerate(zip(exposures, zip(*columns, strict=True), strict=True)):
-        rows.append(
-            [
-                f"{place}",
-                labels[place],
-                f"{one.canary.repetitions}",
-                *("–" if cell is None else _figures(cell) for cell in cells),
-            ]
+    rows = [
+        [
+            f"{place}",
+            labels[place],
+            f"{one.canary.repetitions}",
+            *("–" if cell is None else _figures(cell) for cell in cells),
+        ]
+        for place, (one, cells) in enumerate(
+            zip(exposures, zip(*columns, strict=True), strict=True)
         )
-    taken = ", ".join(f"{name} {one.forwards:,}" for name, one in zip(names, every, strict=True))
-    section.tables.append(
-        _Table(
-            ["#", "canary", "inserted", *names],
-            rows[:_MOST_ROWS],
-            frozenset({0, 2}),
-            f"Token-forwards: {taken}.",
-        )
-    )
-    return [section]
+    ]
+    table = _Table(["#", "canary", "inserted", *names], rows[:_MOST_ROWS], frozenset({0, 2}))
+    took = [(name, one.forwards) for name, one in zip(names, every, strict=True)]
+    return {"table": table, "took": took}
 
 
 def _matched(exposures: Exposures, others: Exposures) -> list[Exposure | None]:
@@ -479,41 +348,3 @@ def _facts(exposures: Exposures, history: History | None) -> list[tuple[str, str
     if versions:
         out.append(("versions", ", ".join(f"{name} {v}" for name, v in versions.items())))
     return out
-
-
-def _figure(ax: Axes, alt: str, caption: str, repetitions: Iterable[int]) -> _Figure:
-    """The axes as an SVG picture whose bytes depend on what is drawn alone.
-
-    Its colours follow the page into the dark: they become variables of a style sheet within it.
-    """
-    out = BytesIO()
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    with matplotlib.rc_context({"svg.hashsalt": "hf-exposure", "svg.fonttype": "path"}):
-        figure.savefig(
-            out, format="svg", facecolor=plots.PAGE, metadata={"Date": None, "Creator": None}
-        )
-    times = list(repetitions)
-    light, dark = plots.group_colours(times), plots.group_colours(times, dark=True)
-    colours = {**{light[group]: dark[group] for group in light}, **_DARK}
-    names = {colour: f"--c{place}" for place, colour in enumerate(colours)}
-
-    def variable(found: re.Match[str]) -> str:
-        name = names.get(found[2])
-        return f"{found[1]}: var({name})" if name else found[0]
-
-    def block(values: Mapping[str, str]) -> str:
-        return " ".join(f"{names[colour]}: {value};" for colour, value in values.items())
-
-    style = (
-        f"<style>:root {{ {block({colour: colour for colour in colours})} }} @media screen and "
-        f"(prefers-color-scheme: dark) {{ :root {{ {block(colours)} }} }}</style>"
-    )
-    picture = re.sub(r"\b(fill|stroke): (#[0-9a-f]{6})", variable, out.getvalue().decode("utf-8"))
-    picture = re.sub(r"(<svg\b[^>]*>)", lambda found: found[1] + style, picture, count=1)
-    return _Figure(base64.b64encode(picture.encode("utf-8")).decode("ascii"), alt, caption)
-
-
-def _how_many(number: int) -> str:
-    """A number, the large ones as a power of ten."""
-    return f"{number:,}" if number < 10**13 else f"10^{math.log10(number):.1f}"

@@ -11,53 +11,39 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat, format_names
-from hf_exposure.exposure.chance import CHANCE
 from hf_exposure.exposure.estimators import SkewNormal
 from hf_exposure.exposure.history import History
 from hf_exposure.exposure.results import Exposure, Exposures, mean_bits
+from hf_exposure.reports.drawing import (
+    BARS,
+    INK,
+    MUTED,
+    axes,
+    group_colours,
+    legend,
+    limits,
+    line,
+    marker,
+    note,
+    say,
+    spread_out,
+)
 from hf_exposure.utils.arrays import Floats
+from hf_exposure.utils.words import large
 
 if TYPE_CHECKING:
     from hf_exposure.attacks.extraction import Extraction
 
-PAGE = "#ffffff"
-INK = "#1f2328"  # text and lines that matter
-MUTED = "#656d76"  # axes, and what is there to compare with
-GRID = "#dfe3e8"
-BARS = "#ccd3da"  # histograms
-CONTROL = "#7d848c"  # canaries that were never inserted
-
-_MARKERS = "osD^vPX*<>hp"
 _LOSSES = {"eval_loss": "evaluation loss", "loss": "training loss"}
-
-
-def group_colours(repetitions: Iterable[int], dark: bool = False) -> dict[int, str]:
-    """A colour for each repetition group: grey for the control group, then from light green (few
-    repetitions) to deep violet (many), or from blue to yellow for a `dark` background.
-
-    Viridis, whose steps differ in lightness, so that they can be told apart without seeing colours
-    and in a black and white print.
-    """
-    inserted = sorted({times for times in repetitions if times})
-    start, end = (0.42, 0.98) if dark else (0.68, 0.02)
-    colours = {0: "#9aa3ad" if dark else CONTROL}
-    for place, times in enumerate(inserted):
-        share = place / (len(inserted) - 1) if len(inserted) > 1 else 1.0
-        colours[times] = to_hex(matplotlib.colormaps["viridis"](start + (end - start) * share))
-    return colours
 
 
 def plot_exposure_over_training(
@@ -75,7 +61,7 @@ def plot_exposure_over_training(
         loss: the entry of each measurement's metrics to draw on a second axis; left out where there
             is none.
     """
-    ax = _axes(ax, "step", "exposure (bits)")
+    ax = axes(ax, "step", "exposure (bits)")
     items = [one for entry in history for one in entry.exposures]
     groups = sorted({one.canary.repetitions for one in items})
     colours = group_colours(groups)
@@ -93,20 +79,20 @@ def plot_exposure_over_training(
             color=colours[times],
             linewidth=1.8,
             linestyle="-" if times else "--",
-            marker=_marker(times, place),
+            marker=marker(times, place),
             markersize=4.5,
             label=_times(times),
             zorder=3,
         )
-    _limits(ax, items, chance_at_right=False)
+    limits(ax, items, chance_at_right=False)
     drawn = _draw_loss(ax, history, loss)
     if groups:
         handles, labels = ax.get_legend_handles_labels()
         if drawn is not None:
             handles, labels = [*handles, drawn], [*labels, _LOSSES.get(loss, loss)]
-        _legend(ax, handles, labels, "times inserted")
+        legend(ax, handles, labels, "times inserted")
     else:
-        _say(ax, "nothing was measured yet")
+        say(ax, "nothing was measured yet")
     ax.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
     return ax
 
@@ -139,7 +125,7 @@ def plot_log_perplexities(
             f"plot_log_perplexities: fmt={fmt!r} has no references in these exposures (there are "
             f"{have}); measure with method='skewnorm' or 'sampling'"
         )
-    ax = _axes(ax, "log-perplexity of the secret (bits)", "density (per bit)")
+    ax = axes(ax, "log-perplexity of the secret (bits)", "density (per bit)")
     every = exposures.references[fmt]
     references = every[np.isfinite(every)]
     items = [one for one in exposures if one.canary.format == fmt]
@@ -181,7 +167,7 @@ def plot_log_perplexities(
         ax.set_xlabel(f"{ax.get_xlabel()}\nnot shown: {' and '.join(gone)} that cannot come out")
     handles, labels = ax.get_legend_handles_labels()
     if handles:
-        _legend(ax, handles, labels)
+        legend(ax, handles, labels)
     return ax
 
 
@@ -195,7 +181,7 @@ def plot_exposure_by_repetitions(exposures: Exposures, ax: Axes | None = None) -
         exposures: one measurement.
         ax: where to draw; None makes a figure.
     """
-    ax = _axes(ax, "times inserted", "exposure (bits)")
+    ax = axes(ax, "times inserted", "exposure (bits)")
     ax.set_xscale("symlog", base=2, linthresh=1)
     groups = exposures.by_repetitions()
     colours = group_colours(groups)
@@ -215,7 +201,7 @@ def plot_exposure_by_repetitions(exposures: Exposures, ax: Axes | None = None) -
                 [one.bits],
                 yerr=[[max(0.0, one.bits - one.low)], [max(0.0, one.high - one.bits)]],
                 color=colours[times],
-                marker=_marker(times, number),
+                marker=marker(times, number),
                 markersize=5,
                 linewidth=1.2,
                 capsize=0,
@@ -223,8 +209,8 @@ def plot_exposure_by_repetitions(exposures: Exposures, ax: Axes | None = None) -
                 zorder=3,
                 markerfacecolor=colours[times] if times else "none",
             )
-    _limits(ax, exposures)
-    places = _spread_out(list(groups))
+    limits(ax, exposures)
+    places = spread_out(list(groups))
     ax.xaxis.set_major_locator(FixedLocator(places))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticklabels([f"{times:,}" if times else "0\n(control)" for times in places])
@@ -232,7 +218,7 @@ def plot_exposure_by_repetitions(exposures: Exposures, ax: Axes | None = None) -
         most = max(groups)
         ax.set_xlim(-0.6 if 0 in groups else 0.7 * min(groups), max(most, 0.6) * 1.4)
     else:
-        _say(ax, "nothing was measured")
+        say(ax, "nothing was measured")
     return ax
 
 
@@ -247,7 +233,7 @@ def plot_extraction_cost(
         exposures: of the same canaries, with their secrets.
         ax: where to draw; None makes a figure.
     """
-    ax = _axes(ax, "exposure (bits)", "token-forwards until it was out")
+    ax = axes(ax, "exposure (bits)", "token-forwards until it was out")
     pairs = [(one, exposure_of(one, exposures)) for one in extractions]
     shown = [(one, measured) for one, measured in pairs if measured is not None]
     ax.set_yscale("log")
@@ -266,12 +252,12 @@ def plot_extraction_cost(
             )
     formats = {measured.canary.format for _, measured in shown}
     for size in sorted({min(fmt.size, 10**300) for fmt in formats}):
-        _line(ax, float(size), f"trying all {_count(size)} strings")
+        line(ax, float(size), f"trying all {large(size)} strings")
     if shown:
         handles, labels = ax.get_legend_handles_labels()
-        _legend(ax, handles, labels)
+        legend(ax, handles, labels)
     else:
-        _say(ax, "no canary came out")
+        say(ax, "no canary came out")
     return ax
 
 
@@ -296,74 +282,6 @@ def exposure_of(one: Extraction, exposures: Exposures) -> Exposure | None:
 
 
 # What they share
-
-
-def _axes(ax: Axes | None, x: str, y: str) -> Axes:
-    """`ax`, or that of a new figure which belongs to no window; with labels and a quiet style."""
-    return quiet_axes(new_figure().add_subplot() if ax is None else ax, x, y)
-
-
-def new_figure(size: tuple[float, float] = (7.4, 4.2)) -> Figure:
-    """A figure of this width and height in inches, which belongs to no window."""
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def quiet_axes(ax: Axes, x: str, y: str) -> Axes:
-    """The axes with labels and the style of all figures here."""
-    ax.set_xlabel(x, color=INK)
-    ax.set_ylabel(y, color=INK)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        ax.spines[side].set_color(MUTED)
-    ax.tick_params(which="both", colors=MUTED, labelcolor=INK)
-    ax.grid(axis="y", color=GRID, linewidth=0.7)
-    ax.set_axisbelow(True)
-    return ax
-
-
-def _limits(ax: Axes, items: Iterable[Exposure], chance_at_right: bool = True) -> None:
-    """The lines that frame exposures: the most that there can be, and chance."""
-    most = sorted({round(one.canary.format.bits, 3) for one in items})
-    if not most:
-        return
-    ax.set_ylim(0, most[-1] * 1.09 or 1.0)
-    for one, after in zip(most, [*most[1:], math.inf], strict=True):
-        # Labels of formats of nearly the same size would stand on one another.
-        label = f"the most possible: {one:.1f} bits" if after - one > 0.07 * most[-1] else ""
-        _line(ax, one, label)
-    if most[-1] > CHANCE:
-        chance = ax.axhline(CHANCE, color=MUTED, linewidth=1.0, linestyle=":", zorder=1.5)
-        if chance_at_right:
-            ax.annotate(
-                "chance",
-                (1.0, CHANCE),
-                xycoords=("axes fraction", "data"),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize="small",
-                color=MUTED,
-            )
-        else:
-            chance.set_label(f"chance ({CHANCE:.2f} bits)")
-
-
-def _line(ax: Axes, height: float, label: str) -> None:
-    """A horizontal line, its label above its left end."""
-    ax.axhline(height, color=MUTED, linewidth=1.0, zorder=1.5)
-    ax.annotate(
-        label,
-        (0, height),
-        xycoords=("axes fraction", "data"),
-        xytext=(4, 2.5),
-        textcoords="offset points",
-        fontsize="small",
-        color=MUTED,
-        zorder=4,
-    )
 
 
 def _draw_loss(ax: Axes, history: History, loss: str) -> Any:
@@ -410,41 +328,24 @@ def _rows(
             [height] * len(group),
             transform=where,
             linestyle="none",
-            marker=_marker(times, number),
+            marker=marker(times, number),
             markersize=6,
             color=colours[times],
             markerfacecolor=colours[times] if times else "none",
             markeredgewidth=1.1,
             zorder=3,
         )
-        ax.annotate(
-            f"inserted {_times(times)}" if times and times == groups[-1] else _times(times),
-            (1.0, height),
-            xycoords="axes fraction",
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize="small",
-            color=INK,
-        )
+        label = f"inserted {_times(times)}" if times and times == groups[-1] else _times(times)
+        note(ax, label, (1.0, height), "axes fraction")
         if reveal:
             # Beside the row's marks, on the side where there is more room.
             ends = [group[0].log_perplexity, group[-1].log_perplexity]
             after = bool(sum(ends) < left + right)
             secrets = [one.canary.secret for one in group]
             more = f" and {len(secrets) - 3} more" if len(secrets) > 3 else ""
-            ax.annotate(
-                ", ".join(secrets[:3]) + more,
-                (ends[after], height),
-                xycoords=where,
-                xytext=(7 if after else -7, 0),
-                textcoords="offset points",
-                va="center",
-                ha="left" if after else "right",
-                fontsize="x-small",
-                color=INK,
-                parse_math=False,
-            )
+            at, side = (ends[after], height), "left" if after else "right"
+            text = ", ".join(secrets[:3]) + more
+            note(ax, text, at, where, (7 if after else -7, 0), ha=side, fontsize="x-small")
 
 
 def _fit(references: Floats) -> SkewNormal | None:
@@ -455,49 +356,11 @@ def _fit(references: Floats) -> SkewNormal | None:
         return None
 
 
-def _legend(ax: Axes, handles: Sequence[Any], labels: Sequence[str], title: str = "") -> None:
-    """Above the axes, where it hides nothing; read line by line."""
-    columns = min(len(labels), 6)
-    order = [i for column in range(columns) for i in range(column, len(labels), columns)]
-    legend = ax.legend(
-        [handles[i] for i in order],
-        [labels[i] for i in order],
-        loc="lower left",
-        bbox_to_anchor=(0.0, 1.01),
-        ncols=columns,
-        frameon=False,
-        fontsize="small",
-        labelcolor=INK,
-        borderaxespad=0.0,
-        handlelength=1.8,
-        columnspacing=1.2,
-        title=title or None,
-        alignment="left",
-    )
-    legend.get_title().set_fontsize("small")
-    legend.get_title().set_color(INK)
-
-
-def _say(ax: Axes, text: str) -> None:
-    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=MUTED)
-
-
 def _bins(values: Floats) -> int:
     """As many bins as Freedman and Diaconis advise, within reason."""
     low, high = np.quantile(values, [0.25, 0.75])
     width = 2 * (high - low) / len(values) ** (1 / 3)
     return int(np.clip(np.ptp(values) / width, 10, 60)) if width > 0 else 10
-
-
-def _spread_out(values: Sequence[int]) -> list[int]:
-    """Those of the values whose labels do not touch on a logarithmic axis."""
-    out: list[int] = []
-    span = math.log2(max(values, default=0) + 1)
-    for value in values:
-        place = math.log2(value + 1)
-        if not out or place - math.log2(out[-1] + 1) >= 0.06 * span:
-            out.append(value)
-    return out
 
 
 def _band(group: Sequence[Exposure]) -> tuple[float, float]:
@@ -506,13 +369,5 @@ def _band(group: Sequence[Exposure]) -> tuple[float, float]:
     return min(one.bits for one in group), max(one.bits for one in group)
 
 
-def _marker(times: int, place: int) -> str:
-    return _MARKERS[place % len(_MARKERS)] if times else "o"
-
-
 def _times(times: int) -> str:
     return f"{times:,}×" if times else "0 (control)"
-
-
-def _count(number: int) -> str:
-    return f"{number:,}" if number < 10**13 else f"10^{math.log10(number):.1f}"

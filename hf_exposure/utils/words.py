@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def times(count: int) -> str:
     """How often: "once", "16 times"."""
@@ -14,3 +16,8 @@ def plural(count: int, word: str) -> str:
         return f"1 {word}"
     ending = f"{word[:-1]}ies" if word.endswith("y") and word[-2:-1] not in "aeiou" else f"{word}s"
     return f"{count:,} {ending}"
+
+
+def large(count: int) -> str:
+    """A count, a large one as a power of ten: "1,024", "10^19.1"."""
+    return f"{count:,}" if count < 10**13 else f"10^{math.log10(count):.1f}"

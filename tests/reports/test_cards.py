@@ -199,11 +199,11 @@ def test_the_figures_come_back_as_they_were_measured(tmp_path: Path) -> None:
         assert found["Exposure (mean)"].metric_value == pytest.approx(sum(inserted) / 3, abs=1e-4)
         assert found["Exposure (largest)"].metric_value == 30.0
         assert found["Exposure (largest)"].metric_args["high"] == 31.0
-        assert found["Exposure (never planted)"].metric_value == 0.75
-        assert found["Exposure (planted once)"].metric_value == 3.5
+        assert found["Exposure (never inserted)"].metric_value == 0.75
+        assert found["Exposure (inserted once)"].metric_value == 3.5
         both = pytest.approx((BITS[0] + BITS[3]) / 2, abs=1e-4)
-        assert found["Exposure (planted 16 times)"].metric_value == both
-        assert found["Exposure (planted 16 times)"].metric_args == {
+        assert found["Exposure (inserted 16 times)"].metric_value == both
+        assert found["Exposure (inserted 16 times)"].metric_args == {
             "method": "auto",
             "confidence": 0.95,
             "unit": "bits",
@@ -226,7 +226,7 @@ def test_the_section_has_sentences_a_table_the_method_and_no_secret(tmp_path: Pa
         path, exposures, history=history, extractions=searched(), generations=generated()
     )
     text = path.read_text()
-    assert "3 random secrets (canaries) were put into the training data" in text
+    assert "3 random secrets (canaries) were inserted into the training data" in text
     assert "4,321 token-forwards" in text and "at step 40" in text and "method `auto`" in text
     assert "| 18.1 (17.1–19.1) | 19.9 |" in text
     assert "search for the most likely strings" in text and "beam search, width 8" in text

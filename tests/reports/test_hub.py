@@ -550,7 +550,7 @@ def test_measure_and_extract_take_ids_and_add_to_the_models_card(tmp_path: Path)
         assert one.metric_args["token_forwards"] == found["extractions"][0]["forwards"]
         assert one.metric_args["method"] == "search for the most likely strings"
         assert ours(card, "generated")
-        assert "## Memorization" in card.text and "## Extraction of planted secrets" in card.text
+        assert "## Memorization" in card.text and "## Extraction of inserted secrets" in card.text
         text = hub().files("models", "me/model")["README.md"].decode()
         shown = [entry["length"] for entry in found["extractions"][0]["extractions"]]
         assert shown == [4, 4, 4] and not secrets_in(text, planted)

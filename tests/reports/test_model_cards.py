@@ -72,7 +72,9 @@ def test_the_figures_of_the_metadata_are_those_of_the_text(path: Path) -> None:
     assert f"{whole.metric_args['token_forwards']:,} token-forwards" in card.text
     found = [one for kind in ("extracted", "generated") for one in by_type.get(kind, [])]
     if found:
-        for cells, one in zip(rows(card.text, "Extraction of planted secrets"), found, strict=True):
+        for cells, one in zip(
+            rows(card.text, "Extraction of inserted secrets"), found, strict=True
+        ):
             assert number(cells[2]) == one.metric_args["strings"]
             assert number(cells[4]) == one.metric_value
             assert number(cells[5]) == one.metric_args["token_forwards"]
@@ -81,7 +83,7 @@ def test_the_figures_of_the_metadata_are_those_of_the_text(path: Path) -> None:
 @each_card
 def test_no_card_shows_a_secret_or_a_place_on_a_machine(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert not re.search(r"(?<![\d.])\d{9}(?!\d)", text)  # they planted nine digits each
+    assert not re.search(r"(?<![\d.])\d{9}(?!\d)", text)  # they have nine digits each
     assert not re.search(r"/(?:home|root|tmp|work|Users)/", text)
     assert "[More Information Needed]" not in text
 

@@ -22,7 +22,7 @@ from hf_exposure.exposure.chance import group_findings
 from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.history import History, Measurement
 from hf_exposure.exposure.results import Exposure, Exposures
-from hf_exposure.reports.findings import find
+from hf_exposure.reports.findings import findings_of
 from hf_exposure.reports.page import render_report, write_report
 
 FORMAT = SecretFormat("The random number is {secret}.", secret="[0-9]{6}")
@@ -318,7 +318,7 @@ def test_the_page_is_written_whole_or_not_at_all(
 
 
 def said(exposures: Exposures) -> str:
-    return " ".join(map(str, find(exposures)))
+    return " ".join(map(str, findings_of(exposures)))
 
 
 def test_what_is_memorized_is_called_so_and_what_is_not_is_not() -> None:
@@ -375,9 +375,11 @@ def test_bounds_are_no_ground_for_calm() -> None:
 
 def test_canaries_without_a_record_of_their_insertion_are_not_said_to_be_in_the_data() -> None:
     items = [exposure(canary, 1.4) for canary in CANARIES]
-    assert "were put into the training data" in said(Exposures(items, settings={"inserted": True}))
+    assert "were inserted into the training data" in said(
+        Exposures(items, settings={"inserted": True})
+    )
     unknown = said(Exposures(items, settings={"inserted": False}))
-    assert "were to be put into the training data" in unknown and "no record" in unknown
+    assert "were to be inserted into the training data" in unknown and "no record" in unknown
 
 
 def test_text_that_is_less_likely_than_random_tokens_is_an_alarm() -> None:
@@ -398,12 +400,12 @@ def test_sampling_alone_does_not_call_anything_unmemorized() -> None:
 
 def test_the_loss_is_said_to_hide_memorization_only_where_there_is_some() -> None:
     hidden = "the loss alone would not have shown"
-    assert hidden in " ".join(map(str, find(measured(), history())))
+    assert hidden in " ".join(map(str, findings_of(measured(), history())))
     nothing = Exposures([exposure(c, 1.0) for c in CANARIES])
     quiet = History(
         Measurement(step, nothing, metrics={"eval_loss": 5 - step / 20}) for step in (10, 20)
     )
-    assert hidden not in " ".join(map(str, find(nothing, quiet)))
+    assert hidden not in " ".join(map(str, findings_of(nothing, quiet)))
 
 
 def test_fishers_test_agrees_with_a_simulation_of_strings_never_trained_on() -> None:

@@ -19,6 +19,7 @@ from rich.console import Console
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.cli import terminal
+from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.history import History, Measurement
 from hf_exposure.exposure.results import Exposure, Exposures
 from hf_exposure.reports.cards import add_exposure_to_card
@@ -62,10 +63,11 @@ def measured(text: str) -> Exposures:
         Exposure(canary, 5.0, 4, 6, 400, 200, 800, 1, 0, False, 90.0, "auto", 0.03)
         for canary in (Canary(fmt, "1234", 8), Canary(fmt, "5678", 8), Canary(fmt, "9012"))
     ]
-    found = {"uniform_bits": 20.0, "forwards": 3}  # less likely than random tokens: a finding
+    found = FormatDetails(uniform_bits=20.0)  # less likely than random tokens: a finding
     return Exposures(
         items,
-        settings={"method": "auto", "model": text, "formats": {fmt.template: found}},
+        settings={"method": "auto", "model": text},
+        formats={fmt: found},
         skipped=[(Canary(fmt, "3456", 1), f"for {text}")],
     )
 
