@@ -46,8 +46,8 @@ def hf_exposure(
         typer.Option("--version", help="Show the version.", callback=_version, is_eager=True),
     ] = False,
 ) -> None:
-    """How much has a language model memorized? Plants canaries, measures their exposure, gets
-    secrets back out, and reports it.
+    """How much has a language model memorized? Inserts canaries, measures their exposure, extracts
+    secrets, and reports the results.
     """
 
 

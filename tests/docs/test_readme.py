@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+import hf_exposure
 from tests.pages import blocks, run_page
 
 ROOT = Path(__file__).parents[2]
@@ -63,3 +66,20 @@ def test_the_picture_of_the_layout_has_one_line_a_room() -> None:
     order = re.search(r'containers = \["hf_exposure"\]\nlayers = (\[.*?\])', PYPROJECT, re.DOTALL)
     assert order is not None
     assert named == ast.literal_eval(order[1])[::-1]  # a room imports only from those above it
+
+
+def test_workflows_are_valid_and_call_targets_that_the_makefile_has() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    called = set()
+    for file in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
+        jobs = yaml.safe_load(file.read_text(encoding="utf-8"))["jobs"]
+        lines = [step.get("run", "") for job in jobs.values() for step in job["steps"]]
+        called |= set(re.findall(r"\bmake (\w+)", "\n".join(lines)))
+    assert {"lint", "docs", "test"} <= called <= targets
+
+
+def test_the_version_is_written_in_one_place() -> None:
+    assert 'dynamic = ["version"]' in PYPROJECT
+    assert not re.search(r'^version = "\d', PYPROJECT, re.MULTILINE)
+    assert importlib.metadata.version("hf-exposure") == hf_exposure.__version__
