@@ -29,8 +29,11 @@ import torch
 
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.cli.small import paragraphs, small_llama, train_tokenizer
-from hf_exposure.exposure.estimators import SkewNormal, sampling_exposure, skewnorm_exposure
-from hf_exposure.exposure.ranking import every_leaf, explore, ranks, sample
+from hf_exposure.exposure.draws import sample
+from hf_exposure.exposure.estimators import sampling_exposure
+from hf_exposure.exposure.exploring import every_leaf, explore
+from hf_exposure.exposure.ranking import ranks
+from hf_exposure.exposure.skew_normal import SkewNormal, skewnorm_exposure
 from hf_exposure.models.decoder import Decoder, undisturbed
 from hf_exposure.tree.scoring import ScoredTree
 from hf_exposure.tree.tokens import TokenTree

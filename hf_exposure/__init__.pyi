@@ -31,8 +31,8 @@ from .exposure.epsilon import estimate_epsilon as estimate_epsilon
 from .exposure.history import History as History
 from .exposure.history import Measurement as Measurement
 from .exposure.measure import measure_exposure as measure_exposure
+from .exposure.records import Exposure as Exposure
 from .exposure.results import BudgetError as BudgetError
-from .exposure.results import Exposure as Exposure
 from .exposure.results import Exposures as Exposures
 from .metrics import metric_path as metric_path
 from .models.loading import load_model as load_model

@@ -17,9 +17,9 @@ from scipy import stats
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.estimators import SkewNormal
+from hf_exposure.exposure.exploring import every_leaf
 from hf_exposure.exposure.measure import measure_exposure
-from hf_exposure.exposure.ranking import every_leaf
+from hf_exposure.exposure.skew_normal import SkewNormal
 from hf_exposure.models.decoder import Decoder, undisturbed
 from hf_exposure.tree.tokens import TokenTree
 from paper.intervals import Mean

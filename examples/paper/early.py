@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_exposure.exposure.results import mean_bits
+from hf_exposure.exposure.records import mean_bits
 from paper.intervals import Mean
 from paper.study import (
     Claim,

@@ -13,7 +13,7 @@ from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.chance import CHANCE
 from hf_exposure.exposure.measure import measure_exposure
-from hf_exposure.exposure.results import mean_bits
+from hf_exposure.exposure.records import mean_bits
 from hf_exposure.utils.words import times as often
 from paper.intervals import Mean
 from paper.study import (

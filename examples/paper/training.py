@@ -12,7 +12,8 @@ from hf_exposure.canaries.injection import inject_canaries
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.verification import verify_injection
 from hf_exposure.cli.small import paragraphs, small_llama, tokenize, train_tokenizer
-from hf_exposure.exposure.results import Exposures, mean_bits
+from hf_exposure.exposure.records import mean_bits
+from hf_exposure.exposure.results import Exposures
 from hf_exposure.training.callback import ExposureCallback
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from hf_exposure.canaries.canary import Canary, MaskedCanary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Result
-from hf_exposure.exposure.results import read_canaries, short_labels
+from hf_exposure.exposure.records import read_canaries, short_labels
 from hf_exposure.utils.words import plural
 
 

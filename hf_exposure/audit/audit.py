@@ -25,7 +25,7 @@ from hf_exposure.canaries.vocabulary import Encoder, common_length
 from hf_exposure.exposure.documents import Document, Rows, Tabular, versions
 from hf_exposure.exposure.measure import measure_exposure, measure_plan
 from hf_exposure.exposure.planning import Plan, Settings, plan_measurement
-from hf_exposure.exposure.results import NUMBERS, Exposure, interval
+from hf_exposure.exposure.records import NUMBERS, Exposure, interval
 from hf_exposure.models.decoder import Decoder, undisturbed
 
 if TYPE_CHECKING:

@@ -90,7 +90,7 @@ def demo(
 def _methods_table(exposures: Sequence[Exposures]) -> str:
     """What each method says of each repetition group, side by side."""
     from hf_exposure.exposure.documents import plain_table
-    from hf_exposure.exposure.results import mean_bits
+    from hf_exposure.exposure.records import mean_bits
 
     headings = ["planted", *(f"{one.settings['method']}" for one in exposures)]
     groups = [one.by_repetitions() for one in exposures]
@@ -108,7 +108,7 @@ def _methods_table(exposures: Sequence[Exposures]) -> str:
 
 def _epoch_line(measurement: Measurement, headings: bool) -> str:
     """One row of the table that grows while the demo trains, under its headings if asked for."""
-    from hf_exposure.exposure.results import mean_bits
+    from hf_exposure.exposure.records import mean_bits
 
     groups = measurement.exposures.by_repetitions()
     loss = measurement.metrics.get("eval_loss", float("nan"))

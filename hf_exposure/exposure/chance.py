@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from hf_exposure.exposure.results import Exposure, Exposures, mean_bits
+from hf_exposure.exposure.records import Exposure, mean_bits
+from hf_exposure.exposure.results import Exposures
 
 # The expected exposure, in bits, of a string that was never trained on: its rank is uniform on R,
 # and -log2 of a uniform number is 1 / ln 2 on average.

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_exposure.exposure.estimators import SkewNormal
+from hf_exposure.exposure.records import Exposure
+from hf_exposure.exposure.skew_normal import SkewNormal
 from hf_exposure.utils.arrays import Floats
 
 
@@ -80,3 +81,18 @@ class FormatDetails:
                 finite = references[np.isfinite(references)]
                 found["fit"] = SkewNormal(**found["fit"], references=finite)
         return cls(**found)
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """What the canaries of one format have given.
+
+    Attributes:
+        exposures: one for each canary.
+        details: what was found out on the way.
+        unfinished: how far "exact" has come, if not to its end.
+    """
+
+    exposures: list[Exposure]
+    details: FormatDetails
+    unfinished: str = ""

@@ -5,7 +5,6 @@ space is held as its log2.
 
     weighted_rank       explored strings, and a weighted sample of the rest   our own estimator
     sampling_exposure   the place among uniform references                    the paper, section 4.3
-    skewnorm_exposure   the tail of a distribution fitted to references       the paper, section 4.4
 """
 
 from __future__ import annotations
@@ -14,16 +13,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
 
 from hf_exposure.utils.arrays import Bools, Floats, Ints
 
-_RESAMPLES = 400
 _NEAR = 10  # costlier strings that show how much one that was not drawn may weigh
-_MOST_SKEW = 0.995  # of a skew-normal distribution: |skewness| < 0.99527
 _UNTOLD = 4.0  # bits by which one draw more would change an exposure that rests on none
 _LN2 = math.log(2)
-_LAGUERRE = np.polynomial.laguerre.laggauss(40)
 
 
 @dataclass(frozen=True)
@@ -311,154 +307,6 @@ def sampling_exposure(
 def _share_to_bits(share: float, log2_size: float) -> float:
     """The exposure of a string that a share of the others in R is not costlier than."""
     return max(0.0, -math.log2(share + (1 - share) * exp2(-log2_size))) if share else log2_size
-
-
-@dataclass(frozen=True)
-class SkewNormal:
-    """A skew-normal distribution of log-perplexities, in bits (the paper, section 4.4).
-
-    Attributes:
-        shape, loc, scale: as SciPy's `skewnorm` has them.
-        ks: the Kolmogorov-Smirnov distance between it and what it was fitted to.
-        references: (n,) what it was fitted to.
-    """
-
-    shape: float
-    loc: float
-    scale: float
-    ks: float
-    references: Floats
-
-    @classmethod
-    def fit(cls, references: Floats) -> SkewNormal:
-        """The maximum likelihood fit.
-
-        Raises:
-            ValueError: there are fewer than 10 references, or they are all the same.
-        """
-        references = np.asarray(references, dtype=np.float64)
-        if len(references) < 10:
-            raise ValueError(
-                f"skewnorm: {len(references)} references are too few for a fit; give at least 10"
-            )
-        if not np.isfinite(references).all():
-            raise ValueError("skewnorm: a reference is not finite; leave it out")
-        if np.ptp(references) <= 1e-9 * max(1.0, float(np.abs(references).max())):
-            raise ValueError(
-                "skewnorm: all references have the same log-perplexity, so there is nothing to "
-                "fit; use method='auto'"
-            )
-        start = [float(value) for value in _by_moments(*_moments(references))]
-        shape, loc, scale = stats.skewnorm.fit(references, start[0], loc=start[1], scale=start[2])
-        ks = float(stats.kstest(references, stats.skewnorm(shape, loc, scale).cdf).statistic)
-        return cls(float(shape), float(loc), float(scale), ks, references)
-
-    def density(self, costs: Floats) -> Floats:
-        """The probability density at each cost, per bit."""
-        return np.asarray(stats.skewnorm.pdf(costs, self.shape, self.loc, self.scale))
-
-    def exposure(self, cost: float) -> float:
-        """-log2 of the mass below `cost`, in bits: the paper's extrapolation, not capped."""
-        return float(_tail_bits(np.array([cost]), self.shape, self.loc, self.scale)[0])
-
-    def p_value(self, resamples: int = 100, seed: int = 0) -> float:
-        """Goodness of the fit: how often a sample of the fitted distribution, fitted again, is as
-        far from its fit as the references are from theirs (a parametric bootstrap).
-
-        The usual Kolmogorov-Smirnov p-value holds for a distribution that was fixed beforehand; for
-        a fitted one it is far too large. A refit takes about a tenth of a second: for reports.
-        """
-        draw = np.random.default_rng(seed)
-        own = stats.skewnorm(self.shape, self.loc, self.scale)
-        far = 0
-        for _ in range(resamples):
-            again = SkewNormal.fit(own.rvs(len(self.references), random_state=draw))
-            far += again.ks >= self.ks
-        return (1 + far) / (1 + resamples)
-
-
-def skewnorm_exposure(
-    cost: float, fit: SkewNormal, log2_size: float, confidence: float = 0.95
-) -> ExposureEstimate:
-    """Exposure by extrapolation: -log2 of the fitted mass below the cost (the paper, section 4.4).
-
-    It is capped at log2 of the size of R; `raw_bits` is not. The interval shows how well so many
-    references determine the fit (a bootstrap by moments around the fit); that the tail goes on
-    like a skew-normal is assumed.
-    """
-    raw = fit.exposure(cost)
-    if not math.isfinite(cost):
-        return ExposureEstimate(0.0, 0.0, 0.0, 1.0, 0.0)
-    draw = np.random.default_rng(0)
-    references = fit.references
-    places = draw.integers(len(references), size=(_RESAMPLES, len(references)))
-    resampled = _tail_bits(np.full(_RESAMPLES, cost), *_by_moments(*_moments(references[places])))
-    centre = _tail_bits(np.array([cost]), *_by_moments(*_moments(references)))[0]
-    alpha = 1.0 - confidence
-    ends = raw + np.quantile(resampled, [alpha / 2, 1 - alpha / 2]) - centre
-
-    def capped(bits: float) -> float:
-        return min(max(bits, 0.0), log2_size)
-
-    bits = capped(raw)
-    return ExposureEstimate(
-        bits=bits,
-        low=min(bits, capped(float(ends[0]))),
-        high=max(bits, capped(float(ends[1]))),
-        p_value=exp2(-bits),
-        raw_bits=raw,
-    )
-
-
-def _moments(values: Floats) -> tuple[Floats, Floats, Floats]:
-    """Mean, standard deviation and skewness along the last axis."""
-    mean = values.mean(axis=-1)
-    centred = values - mean[..., None]
-    deviation = np.sqrt(np.mean(centred**2, axis=-1))
-    skewness = np.mean(centred**3, axis=-1) / np.maximum(deviation, 1e-300) ** 3
-    return mean, deviation, skewness
-
-
-def _by_moments(mean: Floats, deviation: Floats, skewness: Floats) -> tuple[Floats, Floats, Floats]:
-    """Shape, location and scale of the skew-normal with these moments (Azzalini 1985)."""
-    skewness = np.clip(skewness, -_MOST_SKEW, _MOST_SKEW)
-    third = np.cbrt(2 * np.abs(skewness) / (4 - np.pi)) ** 2
-    delta = np.sign(skewness) * np.sqrt(np.pi / 2 * third / (1 + third))
-    scale = deviation / np.sqrt(1 - 2 * delta**2 / np.pi)
-    return delta / np.sqrt(1 - delta**2), mean - scale * delta * np.sqrt(2 / np.pi), scale
-
-
-def _tail_bits(
-    costs: Floats, shape: Floats | float, loc: Floats | float, scale: Floats | float
-) -> Floats:
-    """-log2 of a skew-normal's mass below each cost, also where that mass underflows.
-
-    Far out on the left the density falls like an exponential, of the rate that its logarithm has
-    there; Gauss-Laguerre quadrature of what is left over is exact to many digits.
-    """
-    z = (costs - loc) / scale
-    a = np.broadcast_to(np.asarray(shape, dtype=np.float64), z.shape)
-    log_cdf = np.log(np.maximum(stats.skewnorm.cdf(z, a), 1e-300))
-    far = (log_cdf < math.log(1e-3)) & (z < 0) & np.isfinite(z)
-    if far.any():
-        log_cdf[far] = _log_far_tail(z[far], a[far])
-    return np.asarray(-log_cdf / math.log(2))
-
-
-def _log_far_tail(z: Floats, a: Floats) -> Floats:
-    nodes, weights = _LAGUERRE
-
-    def log_density(at: Floats, shape: Floats) -> Floats:
-        return np.asarray(
-            math.log(2) - at**2 / 2 - math.log(2 * math.pi) / 2 + special.log_ndtr(shape * at)
-        )
-
-    at_z = log_density(z, a)
-    hazard = np.exp(-((a * z) ** 2) / 2 - math.log(2 * math.pi) / 2 - special.log_ndtr(a * z))
-    rate = -z + a * hazard  # the slope of the log-density
-    left = z[:, None] - nodes / rate[:, None]
-    over = np.exp(log_density(left, a[:, None]) - at_z[:, None] + nodes)
-    return np.asarray(at_z - np.log(rate) + np.log(over @ weights))
 
 
 def exp2(log2_value: float) -> float:

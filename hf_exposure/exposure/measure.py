@@ -15,7 +15,7 @@ from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat, format_names
 from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.details import FormatDetails
+from hf_exposure.exposure.details import FormatDetails, GroupResult
 from hf_exposure.exposure.documents import versions
 from hf_exposure.exposure.planning import (
     Group,
@@ -26,9 +26,10 @@ from hf_exposure.exposure.planning import (
     leave_out,
     plan_measurement,
 )
-from hf_exposure.exposure.ranking import Sampled, explore, ranks, sample
-from hf_exposure.exposure.references import GroupResult, by_references
-from hf_exposure.exposure.results import BudgetError, Exposure, Exposures
+from hf_exposure.exposure.ranking import by_tree
+from hf_exposure.exposure.records import Exposure
+from hf_exposure.exposure.references import by_references
+from hf_exposure.exposure.results import BudgetError, Exposures
 from hf_exposure.models.decoder import Decoder, undisturbed
 from hf_exposure.models.processes import Processes
 from hf_exposure.tree.scoring import ScoredTree, Scorer
@@ -37,10 +38,6 @@ from hf_exposure.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_PILOT = 120  # draws that estimate how many prefixes an exact rank has to visit
-_FEWEST = 20  # draws; what a budget has left for fewer gives no estimate worth the name
-_MANY = 10**7  # forwards that are worth a warning before they are begun
 
 
 def measure_exposure(
@@ -271,7 +268,7 @@ def _measure_group(
     if settings.method in ("sampling", "skewnorm"):
         measured = by_references(scored, canaries, costs, tie, settings, tree.before)
     else:
-        measured = _by_tree(scored, group, canaries, costs, tie, settings)
+        measured = by_tree(scored, group, canaries, costs, tie, settings)
     details = replace(
         measured.details,
         noise_bits=noise,
@@ -285,71 +282,6 @@ def _measure_group(
         halved=decoder.halved,
     )
     return replace(measured, details=details)
-
-
-def _by_tree(
-    scored: ScoredTree,
-    group: Group,
-    canaries: list[Canary],
-    costs: Floats,
-    tie: float,
-    settings: Settings,
-) -> GroupResult:
-    """`auto` and `exact`: explore, and sample what is left unless all is certain."""
-    bound = float(costs[np.isfinite(costs)].max(initial=-math.inf)) + tie
-    depth = float(np.mean([len(path) for path in group.paths]))
-    exact, unfinished = settings.method == "exact", ""
-    needed: float | None = None
-    if exact and math.isfinite(bound):
-        root = explore(scored, bound, group.paths, max_forwards=1)
-        needed = 0.0 if root.complete else sample(scored, root, _PILOT, settings.seed).inner
-        if needed > 2 * scored.room:
-            exact = False
-            unfinished = f"it would take about {needed:.2g} token-forwards"
-        elif needed > _MANY and math.isinf(scored.room):
-            warnings.warn(
-                f"measure_exposure: method='exact' will take about {needed:.2g} token-forwards; "
-                "set max_forwards, or use method='auto'",
-                stacklevel=2,
-            )
-    before = scored.forwards
-    budget = scored.room if exact else _share_to_explore(scored, settings, depth)
-    explored = explore(scored, bound, group.paths, max_forwards=budget, depth_first=exact)
-    visited = scored.forwards - before
-    if exact and not explored.complete:
-        unfinished = f"{visited} prefixes were visited before it ran out"
-
-    sampled: Sampled | None = None
-    n = settings.samples
-    if math.isfinite(scored.room):
-        longest = max(len(path) for path in group.paths)
-        n = min(n, max(settings.min_samples, int(scored.room / longest)))
-        n = n if n >= min(_FEWEST, settings.samples) else 0
-    if not explored.complete and n > 0:
-        sampled = sample(scored, explored, n, settings.seed, costs)
-    controls = np.array([not canary.inserted for canary in canaries])
-    estimates = ranks(scored, explored, sampled, costs, controls, tie, settings.confidence)
-    method = "exact" if settings.method == "exact" and not unfinished else "auto"
-    return GroupResult(
-        [
-            Exposure.of_rank(canary, float(cost), estimate, method)
-            for canary, cost, estimate in zip(canaries, costs, estimates, strict=True)
-        ],
-        FormatDetails(
-            explored=visited,
-            exact_forwards_estimate=None if needed is None else round(needed),
-            samples=None if explored.complete else n,
-        ),
-        unfinished,
-    )
-
-
-def _share_to_explore(scored: ScoredTree, settings: Settings, depth: float) -> float:
-    """Forwards to explore with: a third of what is there, or more where sampling leaves some."""
-    if math.isinf(scored.room):
-        return float(max(settings.samples, 100))
-    sampling = settings.samples * depth
-    return max(scored.room / 3, scored.room - sampling)
 
 
 def _warn_of_no_draws(settings: Settings, exposures: Exposures) -> None:

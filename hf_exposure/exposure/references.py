@@ -6,39 +6,22 @@ They ask a model for nothing but log-perplexities, so any `Scorer` will do.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from hf_exposure.canaries.canary import Canary
-from hf_exposure.exposure.details import FormatDetails
+from hf_exposure.exposure.details import FormatDetails, GroupResult
 from hf_exposure.exposure.estimators import (
     RankEstimate,
-    SkewNormal,
     Unexplored,
     sampling_exposure,
-    skewnorm_exposure,
     weighted_rank,
 )
 from hf_exposure.exposure.planning import Settings
-from hf_exposure.exposure.results import Exposure
+from hf_exposure.exposure.records import Exposure
+from hf_exposure.exposure.skew_normal import SkewNormal, skewnorm_exposure
 from hf_exposure.tree.scoring import Scorer
 from hf_exposure.utils.arrays import Floats
-
-
-@dataclass(frozen=True)
-class GroupResult:
-    """What the canaries of one format have given.
-
-    Attributes:
-        exposures: one for each canary.
-        details: what was found out on the way.
-        unfinished: how far "exact" has come, if not to its end.
-    """
-
-    exposures: list[Exposure]
-    details: FormatDetails
-    unfinished: str = ""
 
 
 def by_references(

@@ -10,7 +10,8 @@ from huggingface_hub import EvalResult, ModelCard
 
 from hf_exposure.attacks.extraction import Extractions
 from hf_exposure.canaries.formats import format_names
-from hf_exposure.exposure.results import Exposures, interval, mean_bits, most_exposed, short_labels
+from hf_exposure.exposure.records import interval, mean_bits, most_exposed, short_labels
+from hf_exposure.exposure.results import Exposures
 from hf_exposure.reports.card_text import DATASET, TASK, change_card
 from hf_exposure.reports.findings import extraction_findings, findings_of
 from hf_exposure.utils.escapes import code_span, markdown, printable

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from hf_exposure.exposure.chance import CHANCE
 
 if TYPE_CHECKING:
-    from hf_exposure.exposure.results import Exposure
+    from hf_exposure.exposure.records import Exposure
 
 PAGE = "#ffffff"
 INK = "#1f2328"  # text and lines that matter

@@ -21,7 +21,8 @@ from hf_exposure.exposure.chance import (
     noticeable,
 )
 from hf_exposure.exposure.history import History
-from hf_exposure.exposure.results import Exposure, Exposures, most_exposed
+from hf_exposure.exposure.records import Exposure, most_exposed
+from hf_exposure.exposure.results import Exposures
 from hf_exposure.utils.words import plural
 
 if TYPE_CHECKING:

@@ -23,9 +23,10 @@ from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import format_names
 from hf_exposure.exposure.chance import CHANCE
 from hf_exposure.exposure.documents import Tabular
-from hf_exposure.exposure.estimators import SkewNormal
 from hf_exposure.exposure.history import History
-from hf_exposure.exposure.results import Exposure, Exposures, interval, mean_bits, short_labels
+from hf_exposure.exposure.records import Exposure, interval, mean_bits, short_labels
+from hf_exposure.exposure.results import Exposures
+from hf_exposure.exposure.skew_normal import SkewNormal
 from hf_exposure.reports import plots
 from hf_exposure.reports.findings import findings_of
 from hf_exposure.reports.pictures import picture

@@ -20,9 +20,10 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat, format_names
-from hf_exposure.exposure.estimators import SkewNormal
 from hf_exposure.exposure.history import History
-from hf_exposure.exposure.results import Exposure, Exposures, mean_bits
+from hf_exposure.exposure.records import Exposure, mean_bits
+from hf_exposure.exposure.results import Exposures
+from hf_exposure.exposure.skew_normal import SkewNormal
 from hf_exposure.reports.drawing import (
     BARS,
     INK,

@@ -26,7 +26,8 @@ from hf_exposure.exposure.epsilon import (
     gaussian_refutes,
     log_p_value,
 )
-from hf_exposure.exposure.results import Exposure, Exposures
+from hf_exposure.exposure.records import Exposure
+from hf_exposure.exposure.results import Exposures
 
 RUNS = 250
 

@@ -19,7 +19,8 @@ from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.measure import measure_exposure
 from hf_exposure.exposure.planning import plan_measurement
-from hf_exposure.exposure.results import BudgetError, Exposure, Exposures
+from hf_exposure.exposure.records import Exposure
+from hf_exposure.exposure.results import BudgetError, Exposures
 from tests.tiny import TOKENIZERS, llama
 
 NUMBER = SecretFormat("The number is {secret}.", secret="[0-9]{3}")

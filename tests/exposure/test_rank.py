@@ -15,13 +15,12 @@ from scipy import stats
 
 from hf_exposure.exposure.estimators import (
     RankEstimate,
-    SkewNormal,
     Unexplored,
     exp2,
     sampling_exposure,
-    skewnorm_exposure,
     weighted_rank,
 )
+from hf_exposure.exposure.skew_normal import SkewNormal, skewnorm_exposure
 
 NOTHING = np.zeros(0)
 

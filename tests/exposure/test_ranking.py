@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.exposure.ranking import Explored, Sampled, explore, ranks, sample
+from hf_exposure.exposure.draws import Sampled, sample
+from hf_exposure.exposure.exploring import Explored, explore
+from hf_exposure.exposure.ranking import ranks
 from hf_exposure.models.decoder import Decoder
 from hf_exposure.tree.frontier import DepthFirst
 from hf_exposure.tree.scoring import ScoredTree

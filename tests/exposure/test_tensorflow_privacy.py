@@ -14,7 +14,8 @@ import pytest
 from scipy import stats
 
 from hf_exposure import metric_path
-from hf_exposure.exposure.estimators import SkewNormal, sampling_exposure
+from hf_exposure.exposure.estimators import sampling_exposure
+from hf_exposure.exposure.skew_normal import SkewNormal
 from tests.exposure.test_rank import tail_bits
 from tests.peers import load_peer
 

@@ -22,7 +22,8 @@ from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.history import History, Measurement
-from hf_exposure.exposure.results import Exposure, Exposures
+from hf_exposure.exposure.records import Exposure
+from hf_exposure.exposure.results import Exposures
 from hf_exposure.reports.card_text import DATASET
 from hf_exposure.reports.cards import add_exposure_to_card, add_privacy_to_card, results, rounded_up
 from hf_exposure.utils import files

@@ -21,7 +21,8 @@ from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.chance import group_findings
 from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.history import History, Measurement
-from hf_exposure.exposure.results import Exposure, Exposures
+from hf_exposure.exposure.records import Exposure
+from hf_exposure.exposure.results import Exposures
 from hf_exposure.reports.findings import findings_of
 from hf_exposure.reports.page import render_report, write_report
 

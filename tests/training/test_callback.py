@@ -26,7 +26,7 @@ from hf_exposure.canaries.injection import inject_canaries
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.history import HISTORY_FILE, History
 from hf_exposure.exposure.measure import BudgetError, measure_exposure
-from hf_exposure.exposure.results import short_label
+from hf_exposure.exposure.records import short_label
 from hf_exposure.training.callback import ExposureCallback
 from hf_exposure.training.measuring import Meter, TokenCounter
 from hf_exposure.training.trainer import evaluation_in, find_trainer

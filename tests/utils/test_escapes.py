@@ -21,7 +21,8 @@ from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.cli import terminal
 from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.history import History, Measurement
-from hf_exposure.exposure.results import Exposure, Exposures
+from hf_exposure.exposure.records import Exposure
+from hf_exposure.exposure.results import Exposures
 from hf_exposure.reports.cards import add_exposure_to_card
 from hf_exposure.reports.page import render_report
 from hf_exposure.utils.escapes import code_span, markdown, printable

@@ -17,13 +17,8 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_exposure.exposure.estimators import (
-    ExposureEstimate,
-    SkewNormal,
-    exp2,
-    sampling_exposure,
-    skewnorm_exposure,
-)
+from hf_exposure.exposure.estimators import ExposureEstimate, exp2, sampling_exposure
+from hf_exposure.exposure.skew_normal import SkewNormal, skewnorm_exposure
 
 METHODS = ("sampling", "skewnorm")  # those that need no model
 _SETTINGS = ("samples", "max_forwards", "seed", "batch_size", "bos", "accelerator", "progress")

@@ -1,0 +1,170 @@
+"""One canary's exposure: the record, and what it looks like in tables and files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from hf_exposure.canaries.canary import MASK, Canary, MaskedCanary, read_canary
+from hf_exposure.canaries.formats import SecretFormat, distinctions
+from hf_exposure.canaries.sets import Canaries
+from hf_exposure.exposure.estimators import ExposureEstimate, RankEstimate, exp2
+
+_PREFIX_SHOWN, _SUFFIX_SHOWN = 10, 8  # characters of a template that a table has room for
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """How exposed one canary is.
+
+    Attributes:
+        canary: the canary; a `MaskedCanary` if the result was loaded from a file without secrets.
+        bits: exposure in bits, log2 of the size of R less log2 of `rank`; from 0 to log2 of |R|.
+        low, high: its interval, at the confidence in the settings.
+        rank: how many strings of R are not less likely, itself included; estimated unless `exact`.
+        rank_low, rank_high: the rank's interval.
+        certified: a lower bound of the exposure in bits that holds for certain, whatever was drawn.
+        ties: strings that were met with the same log-perplexity, up to the noise of scoring.
+        exact: whether the rank is known exactly (then an interval is of ties alone).
+        log_perplexity: of the secret and what follows it, in bits.
+        method: the one that gave the figure: "auto", "exact", "sampling" or "skewnorm".
+        p_value: probability that a string that was never trained on has such an exposure or more.
+        raw_bits: with "skewnorm" the fit's own figure, before it was capped at log2 of |R|.
+    """
+
+    canary: Canary | MaskedCanary
+    bits: float
+    low: float
+    high: float
+    rank: float
+    rank_low: float
+    rank_high: float
+    certified: float
+    ties: int
+    exact: bool
+    log_perplexity: float
+    method: str
+    p_value: float
+    raw_bits: float | None = None
+
+    @classmethod
+    def of_rank(cls, canary: Canary, cost: float, estimate: RankEstimate, method: str) -> Exposure:
+        """From a rank: log2 of |R| less log2 of it. `cost` is the log-perplexity in bits."""
+        most = canary.format.bits
+
+        def bits(log2_rank: float) -> float:
+            return max(0.0, most - log2_rank)
+
+        return cls(
+            canary=canary,
+            bits=bits(estimate.log2_rank),
+            low=bits(estimate.log2_high),
+            high=bits(estimate.log2_low),
+            rank=estimate.rank,
+            rank_low=estimate.low,
+            rank_high=estimate.high,
+            certified=bits(estimate.log2_upper_bound),
+            ties=estimate.ties,
+            exact=estimate.exact,
+            log_perplexity=cost,
+            method=method,
+            p_value=estimate.p_value,
+        )
+
+    @classmethod
+    def of_estimate(
+        cls, canary: Canary, cost: float, estimate: ExposureEstimate, ties: int, method: str
+    ) -> Exposure:
+        """From an exposure in bits, as the paper's estimators give it.
+
+        One forward pass alone certifies log2 of |R| less the log-perplexity: no more than
+        1 / Pr(canary) strings can be as likely.
+        """
+        most = canary.format.bits
+
+        def rank(bits: float) -> float:
+            return max(1.0, exp2(most - bits))
+
+        return cls(
+            canary=canary,
+            bits=estimate.bits,
+            low=estimate.low,
+            high=estimate.high,
+            rank=rank(estimate.bits),
+            rank_low=rank(estimate.high),
+            rank_high=rank(estimate.low),
+            certified=min(most, max(0.0, most - cost)),
+            ties=ties,
+            exact=False,
+            log_perplexity=cost,
+            method=method,
+            p_value=estimate.p_value,
+            raw_bits=estimate.raw_bits,
+        )
+
+
+# The fields of an exposure besides its canary.
+NUMBERS = tuple(entry.name for entry in fields(Exposure) if entry.name != "canary")
+
+
+def short_label(canary: Canary | MaskedCanary, reveal: bool = False) -> str:
+    """`label` without the far ends of a long template, for tables."""
+    secret = canary.secret if reveal else MASK * len(canary.secret)
+    prefix, suffix = canary.format.prefix, canary.format.suffix
+    if len(prefix) > _PREFIX_SHOWN:
+        prefix = prefix[-_PREFIX_SHOWN:]
+        prefix = "…" + (prefix.partition(" ")[2] or prefix)
+    if len(suffix) > _SUFFIX_SHOWN:
+        suffix = suffix[:_SUFFIX_SHOWN] + "…"
+    return (prefix + secret + suffix).replace("\n", " ")
+
+
+def short_labels(canaries: Iterable[Canary | MaskedCanary], reveal: bool = False) -> list[str]:
+    """`short_label` of each canary, with the expression where formats share a template."""
+    every = list(canaries)
+    apart = distinctions(canary.format for canary in every)
+    return [short_label(canary, reveal) + apart[canary.format] for canary in every]
+
+
+def interval(low: float, high: float) -> str:
+    """An interval as text, one decimal."""
+    return f"{low:.1f}–{high:.1f}"
+
+
+def show_rank(rank: float, exact: bool = True) -> str:
+    """A rank as text: whole if exact, otherwise "~" and some digits."""
+    if exact:
+        return f"{rank:,.0f}"
+    return f"~{rank:.2g}" if rank >= 1e6 else f"~{rank:,.0f}" if rank >= 100 else f"~{rank:.1f}"
+
+
+def read_canaries(
+    entries: list[dict[str, Any]], formats: list[SecretFormat], canaries: Canaries | None
+) -> list[Canary | MaskedCanary]:
+    """The canary of each entry: from the set if there is one, else as far as the file knows it."""
+    named = [read_canary(entry, formats) for entry in entries]
+    if canaries is None:
+        return named
+    waiting = list(canaries)
+    out: list[Canary | MaskedCanary] = []
+    for found in named:
+        own = next((one for one in waiting if found in (one, one.masked())), None)
+        if own is None:
+            raise ValueError("it was measured with other canaries than these")
+        waiting.remove(own)
+        out.append(own)
+    if waiting:
+        raise ValueError(f"{len(waiting)} of these canaries are not in it")
+    return out
+
+
+def most_exposed(items: Iterable[Exposure]) -> Exposure:
+    """The most exposed of some canaries, at least one; of equals the one that may be more so."""
+    return max(items, key=lambda one: (one.bits, one.high))
+
+
+def mean_bits(group: Sequence[Exposure]) -> float:
+    """The mean exposure of some canaries, at least one, in bits."""
+    return math.fsum(one.bits for one in group) / len(group)
