@@ -34,7 +34,8 @@ from hf_exposure.exposure.estimators import sampling_exposure
 from hf_exposure.exposure.exploring import every_leaf, explore
 from hf_exposure.exposure.ranking import ranks
 from hf_exposure.exposure.skew_normal import SkewNormal, skewnorm_exposure
-from hf_exposure.models.decoder import Decoder, undisturbed
+from hf_exposure.models.decoder import Decoder
+from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.tree.scoring import ScoredTree
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.utils.files import write_text

@@ -37,7 +37,8 @@ import torch
 from hf_exposure import Canaries, Canary, SecretFormat, inject_canaries, measure_exposure
 from hf_exposure.cli.demo_run import FORMAT, KNOWN
 from hf_exposure.cli.small import paragraphs, small_llama, tokenize, train_tokenizer
-from hf_exposure.models.decoder import Decoder, undisturbed
+from hf_exposure.models.decoder import Decoder
+from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.tree.frontier import DepthFirst
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walk import Explorer, walk

@@ -19,7 +19,9 @@ import torch
 import transformers as hf
 
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.models.decoder import Decoder, together, undisturbed
+from hf_exposure.models.decoder import Decoder
+from hf_exposure.models.next_tokens import together
+from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.tree.tokens import TokenTree
 from tests.tiny import TOKENIZERS
 

@@ -20,7 +20,8 @@ from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.exploring import every_leaf
 from hf_exposure.exposure.measure import measure_exposure
 from hf_exposure.exposure.skew_normal import SkewNormal
-from hf_exposure.models.decoder import Decoder, undisturbed
+from hf_exposure.models.decoder import Decoder
+from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.tree.tokens import TokenTree
 from paper.intervals import Mean
 from paper.study import (

@@ -20,9 +20,10 @@ import numpy as np
 
 from hf_exposure.attacks.generations import Generations
 from hf_exposure.canaries.canary import MASK
-from hf_exposure.canaries.vocabulary import Encoder, common_length
 from hf_exposure.exposure.documents import Result, versions
-from hf_exposure.models.decoder import Decoder, undisturbed
+from hf_exposure.models.causal import ContextError
+from hf_exposure.models.continuations import TextModel
+from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.utils.arrays import Floats, Ints
 from hf_exposure.utils.checks import check_choice, check_count, check_type
 from hf_exposure.utils.progress import progress_bar
@@ -271,37 +272,19 @@ def _score(
     tick: Any,
 ) -> tuple[Floats, Ints, int]:
     """(n,) bits of each text given what stands before it, (n,) its tokens, and the forwards."""
-    encoder = Encoder(tokenizer, bos)
-    lead = list(encoder.lead)
-    before = encoder([first for first, _ in pairs])
-    whole = encoder([first + text for first, text in pairs])
-    sequences = [np.array(lead + ids, dtype=np.int64) for ids in whole]
-    # Where the prefix's last tokens merge with the text's first ones, those count with the text.
-    shared = [common_length(pair) for pair in zip(before, whole, strict=True)]
-    begins = np.array(shared, dtype=np.int64) + len(lead)
-    begins = np.maximum(begins, 1)  # nothing is known of the very first token
-    bits = np.zeros(len(pairs))
-    tokens = np.array([len(s) for s in sequences], dtype=np.int64) - begins
-    scored = np.flatnonzero(tokens > 0)
-    if not len(scored):
-        return bits, np.maximum(tokens, 0), 0
+    total, tokens = np.zeros(len(pairs)), np.zeros(len(pairs), dtype=np.int64)
     with undisturbed(model):
-        decoder = Decoder(
-            model,
-            [int(sequences[scored[0]][0])],
-            np.unique(np.concatenate([sequences[place] for place in scored])),
-            batch_size=batch_size,
-        )
-        longest = max(len(sequences[place]) for place in scored)
-        if decoder.context is not None and longest > decoder.context:
+        scorer = TextModel(model, tokenizer, bos=bos, batch_size=batch_size)
+        try:
+            for place, bits in scorer.continuation_bits(pairs):
+                known = bits[~np.isnan(bits)]  # nothing is known of the very first token
+                total[place], tokens[place] = float(known.sum()), len(known)
+                tick(scorer.forwards)
+        except ContextError as error:
             raise ValueError(
-                f"rank_candidates: a text of {longest} tokens does not fit the model's context of "
-                f"{decoder.context}; generate fewer with max_new_tokens"
-            )
-        for place, costs, _ in decoder.forced([sequences[i] for i in scored], begins[scored]):
-            bits[scored[place]] = float(np.sum(costs))
-            tick(decoder.forwards)
-    return bits, np.maximum(tokens, 0), decoder.forwards
+                f"rank_candidates: {error}; generate fewer with max_new_tokens"
+            ) from None
+    return total, tokens, scorer.forwards
 
 
 def _last_if_nan(value: float) -> float:

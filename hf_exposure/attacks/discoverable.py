@@ -30,7 +30,10 @@ from hf_exposure.attacks.examples import Discoverable, Example
 from hf_exposure.attacks.near import log2_of, near_bound
 from hf_exposure.attacks.pairs import Pair, count_reasons, read_pairs
 from hf_exposure.exposure.documents import versions
-from hf_exposure.models.decoder import Decoder, undisturbed
+from hf_exposure.models.causal import CausalModel
+from hf_exposure.models.continuations import token_bits
+from hf_exposure.models.decoder import Decoder
+from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.utils.arrays import Bools, Floats
 from hf_exposure.utils.checks import check_count, check_number
 from hf_exposure.utils.progress import progress_bar
@@ -174,7 +177,7 @@ def discoverable_extraction(
         _warn(skipped, len(usable))
         probed = Decoder(model, usable[0].prefix.tolist(), None, batch_size=batch_size)
         probed.probe([usable[0].suffix[:_PROBED]])
-        told = Decoder(model, usable[0].prefix.tolist(), None, batch_size=batch_size, warp=warp)
+        told = CausalModel(model, batch_size=batch_size, warp=warp)
         costs, greedy = _costs(told, usable, lambda: tick(probed.forwards + told.forwards))
         forwards = probed.forwards + told.forwards
         bounds: list[tuple[float | None, bool | None]] = [(None, None)] * len(usable)
@@ -221,7 +224,7 @@ def _that_fit(model: Any, pairs: Sequence[Pair], skipped: dict[int, str]) -> lis
     Raises:
         ValueError: none is left.
     """
-    limits = Decoder(model, [0], None)
+    limits = CausalModel(model)
     out = []
     for pair in pairs:
         if max(pair.prefix.max(), pair.suffix.max()) >= limits.vocabulary:
@@ -251,7 +254,7 @@ def _warn(skipped: Mapping[int, str], usable: int) -> None:
 
 
 def _costs(
-    decoder: Decoder, pairs: Sequence[Pair], tick: Callable[[], None]
+    model: CausalModel, pairs: Sequence[Pair], tick: Callable[[], None]
 ) -> tuple[list[Floats], list[Bools]]:
     """For each pair the bits of its suffix's tokens, and which of them greedy decoding gets right
     if it has got all before."""
@@ -259,7 +262,7 @@ def _costs(
     begins = np.array([len(pair.prefix) for pair in pairs])
     costs = [np.zeros(0)] * len(pairs)
     right = [np.zeros(0, dtype=bool)] * len(pairs)
-    for place, bits, greedy in decoder.forced(whole, begins):
+    for place, bits, greedy in token_bits(model, whole, begins):
         costs[place], right[place] = bits, greedy == pairs[place].suffix
         tick()
     return costs, right

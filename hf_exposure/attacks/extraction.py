@@ -22,7 +22,8 @@ from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Result, versions
 from hf_exposure.exposure.planning import check_context, context_before, first_tokens
 from hf_exposure.exposure.records import short_label
-from hf_exposure.models.decoder import Decoder, undisturbed
+from hf_exposure.models.decoder import Decoder
+from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.tree.frontier import Beam, CheapestFirst, Frontier, Nodes
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walk import Explorer, unvisited, walk

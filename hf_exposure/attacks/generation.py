@@ -24,7 +24,8 @@ from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import versions
 from hf_exposure.exposure.planning import Group, check_context, plan_measurement
-from hf_exposure.models.decoder import Decoder, undisturbed
+from hf_exposure.models.causal import CausalModel
+from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.utils.checks import check_count
 from hf_exposure.utils.files import write_text
 from hf_exposure.utils.progress import progress_bar
@@ -133,12 +134,13 @@ def generate_secrets(
     }
     kept = _Kept(resume, asked, model, canaries)
     bar = progress_bar(progress, "generation")
+    known = CausalModel(model)
     with masked, undisturbed(model), aside, _counting(model) as forwards, bar as tick:
         for group in plan.groups:
             tree, fmt = group.tree, group.tree.format
-            decoder = Decoder(model, tree.prompt, tree.columns)  # it refuses what does not fit
-            check_context(decoder.context, tree, group.paths)
-            room = (decoder.context or _LONGEST) - len(tree.prompt)
+            known.check_tokens(max(*tree.prompt, int(tree.columns.max())))
+            check_context(known.context, tree, group.paths)
+            room = (known.context or _LONGEST) - len(tree.prompt)
             begun = kept.of(fmt)
             for ids in _batches(
                 model, group, num_samples, constrained, batch_size, options, room, begun, seed

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_exposure.canaries.vocabulary import Encoder
+from hf_exposure.canaries.vocabulary import Encoder, common_length
 from hf_exposure.utils.arrays import Ints
 
 if TYPE_CHECKING:
@@ -185,8 +185,7 @@ def _pair(row: Sequence[Any], encoder: Encoder | None) -> tuple[Ints, Ints]:
             raise _Unusable(NOT_TEXT)
         return _ids(prefix), _ids(suffix)
     lead, (alone, both) = _encoded([prefix, prefix + suffix], encoder)
-    ends = (i for i, (a, b) in enumerate(zip(alone, both, strict=False)) if a != b)
-    cut = next(ends, min(len(alone), len(both)))
+    cut = common_length([alone, both])
     return np.array([*lead, *both[:cut]], dtype=np.int64), np.array(both[cut:], dtype=np.int64)
 
 

@@ -21,12 +21,14 @@ from hf_exposure.audit.scan import Hit, LeftOut, Skipped, scan, texts_of
 from hf_exposure.canaries.canary import MASK, Canary, MaskedCanary
 from hf_exposure.canaries.formats import HOLE, SecretFormat
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.canaries.vocabulary import Encoder, common_length
+from hf_exposure.canaries.vocabulary import common_length
 from hf_exposure.exposure.documents import Document, Rows, Tabular, versions
 from hf_exposure.exposure.measure import measure_exposure, measure_plan
 from hf_exposure.exposure.planning import Plan, Settings, plan_measurement
 from hf_exposure.exposure.records import NUMBERS, Exposure, interval
-from hf_exposure.models.decoder import Decoder, undisturbed
+from hf_exposure.models.causal import ContextError
+from hf_exposure.models.continuations import TextModel, token_bits
+from hf_exposure.models.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SHOWN = 40  # rows of a table that is looked at
 _OTHERS = 64  # random strings of a space that show where the context's tokens end
+_SHOWN = 40  # rows of a table that is looked at
 
 
 @dataclass(frozen=True)
@@ -485,7 +487,6 @@ class _Side:
     tokenizer: PreTrainedTokenizerBase
     bos: bool | None
     forwards: int = 0
-    context: int | None = None
 
     def check(self) -> None:
         """Measure something harmless: what is wrong with a model shows here, and not in errors
@@ -506,9 +507,6 @@ class _Side:
                 bos=self.bos,
             )
         self.forwards += done.forwards
-        self.encoder = Encoder(self.tokenizer, self.bos)
-        ids = np.array(self.encoder(["a"])[0][:1])
-        self.context = Decoder(self.model, ids.tolist(), ids).context
 
     def log_perplexity(self, fmt: SecretFormat, secret: str) -> float:
         """Bits of a secret and what follows it, by one forward over its text.
@@ -517,26 +515,20 @@ class _Side:
         here, none of a few random ones.
 
         Raises:
-            _TooLongError: it does not fit the model's context.
+            ContextError: it does not fit the model's context.
             ValueError: no token comes before the secret.
         """
-        encoded = self.encoder([fmt.render(one) for one in (secret, *fmt.sample(_OTHERS))])
-        cut = min(common_length(encoded), len(encoded[0]) - 1)
-        prompt = [*self.encoder.lead, *encoded[0][:cut]]
-        if self.context is not None and len(self.encoder.lead) + len(encoded[0]) > self.context:
-            raise _TooLongError
-        if not prompt:
-            raise ValueError("no token comes before it")
-        columns, path = np.unique(encoded[0][cut:], return_inverse=True)
         with undisturbed(self.model):
-            decoder = Decoder(self.model, prompt, columns)
-            cost = float(decoder.full_costs(path[None]).sum())
-        self.forwards += decoder.forwards
-        return cost
-
-
-class _TooLongError(Exception):
-    """A text does not fit the model's context."""
+            model = TextModel(self.model, self.tokenizer, bos=self.bos)
+            lead = model.encoder.lead
+            encoded = model.encoder([fmt.render(one) for one in (secret, *fmt.sample(_OTHERS))])
+            begin = len(lead) + min(common_length(encoded), len(encoded[0]) - 1)
+            if not begin:
+                raise ValueError("no token comes before it")
+            ids = np.array([*lead, *encoded[0]], dtype=np.int64)
+            ((_, bits, _),) = token_bits(model, [ids], np.array([begin]))
+        self.forwards += model.forwards
+        return float(bits.sum())
 
 
 @dataclass
@@ -587,7 +579,7 @@ def _target(hit: Hit, models: list[_Side], left_out: LeftOut) -> _Target | None:
                 return None
             costs = [side.log_perplexity(fmt, hit.secret) for side in models]
             return _Target(hit, fmt, costs, shortened)
-        except _TooLongError:
+        except ContextError:
             if len(prefix) < 2:
                 why = f"a {find.kind} that does not fit the model's context"
                 left_out.add("finds", why, row)

@@ -30,8 +30,9 @@ from hf_exposure.exposure.ranking import by_tree
 from hf_exposure.exposure.records import Exposure
 from hf_exposure.exposure.references import by_references
 from hf_exposure.exposure.results import BudgetError, Exposures
-from hf_exposure.models.decoder import Decoder, undisturbed
+from hf_exposure.models.decoder import Decoder
 from hf_exposure.models.processes import Processes
+from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.tree.scoring import ScoredTree, Scorer
 from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.progress import progress_bar

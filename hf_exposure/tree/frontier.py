@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hf_exposure.models.decoder import Branches, together
+from hf_exposure.models.next_tokens import Branches, together
 from hf_exposure.utils.arrays import Bools, Floats, Ints
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hf_exposure.models.decoder import Branches, Decoder
+from hf_exposure.models.next_tokens import Branches, NextTokens
 from hf_exposure.tree.frontier import Frontier, Nodes, by_depth
 from hf_exposure.utils.arrays import Bools, Floats, Ints
 
@@ -66,7 +66,7 @@ class Visitor(Protocol):
 
 
 def walk(
-    decoder: Decoder,
+    decoder: NextTokens,
     tree: Tree,
     visitor: Visitor,
     frontier: Frontier,
@@ -94,7 +94,7 @@ def walk(
         return False
     if math.isinf(frontier.least()):
         root = np.array([0])
-        _visit(tree, visitor, frontier, decoder.root(), root, root, np.zeros(1))
+        _visit(decoder, tree, visitor, frontier, decoder.root(), root, root, np.zeros(1))
     while not visitor.done(frontier.least()):
         if spent:
             return False
@@ -117,8 +117,10 @@ def walk(
             visited += len(nodes)
             for place, branches in decoder.step(nodes.parents, nodes.rows, nodes.columns):
                 part = nodes[place]
-                _visit(tree, visitor, frontier, branches, part.states, part.tags, part.costs)
-        decoder.waiting_bytes = _drop_caches(frontier, decoder.cache_limit)
+                _visit(
+                    decoder, tree, visitor, frontier, branches, part.states, part.tags, part.costs
+                )
+        decoder.settle(nodes.parents for nodes in frontier.waiting())
         if progress:
             progress()
     return True
@@ -142,6 +144,7 @@ def _hand_over(tree: Tree, visitor: Visitor, ends: Nodes) -> None:
 
 
 def _visit(
+    decoder: NextTokens,
     tree: Tree,
     visitor: Visitor,
     frontier: Frontier,
@@ -159,26 +162,9 @@ def _visit(
     row = np.repeat(np.arange(len(states)), sizes)
     column = np.concatenate([children[place][0] for place in kind])
     following = np.concatenate([children[place][1] for place in kind])
-    total = costs[row] + branches.bits[row, column]
+    total = costs[row] + decoder.next_bits(branches, row, column)
     nodes = visitor.select(tags, Nodes(branches, row, column, following, total, np.zeros_like(row)))
-    # What is not needed any more should not wait in memory with the cache.
-    branches.bits = branches.bits[:0]
     frontier.push(nodes.sorted())
-
-
-def _drop_caches(frontier: Frontier, limit: int) -> int:
-    """Let go of the caches of the nodes that will be taken last, until the rest fits.
-
-    Returns the bytes of those that are left.
-    """
-    parents = {id(nodes.parents): nodes.parents for nodes in frontier.waiting()}
-    used = sum(branches.cache_bytes for branches in parents.values())
-    for branches in parents.values():
-        if used <= limit:
-            break
-        used -= branches.cache_bytes
-        branches.cache = None
-    return used
 
 
 def powers_of(nodes: Nodes, inside: Bools) -> Floats:

@@ -20,7 +20,7 @@ from hf_exposure.canaries.canary import Canary, MaskedCanary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.models.decoder import NotFiniteError
+from hf_exposure.models.causal import NotFiniteError
 from tests.tiny import TOKENIZERS, corpus, llama
 
 each_tokenizer = pytest.mark.parametrize("kind", TOKENIZERS)

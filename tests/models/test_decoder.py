@@ -15,7 +15,10 @@ import torch
 import transformers as hf
 from torch import nn
 
-from hf_exposure.models.decoder import Branches, Decoder, NotFiniteError, together, undisturbed
+from hf_exposure.models.causal import NotFiniteError
+from hf_exposure.models.decoder import Decoder
+from hf_exposure.models.next_tokens import Branches, together
+from hf_exposure.models.undisturbed import undisturbed
 from tests.tiny import llama
 
 VOCABULARY = 40

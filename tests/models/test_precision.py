@@ -30,7 +30,10 @@ from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.measure import measure_exposure
 from hf_exposure.exposure.results import Exposures
-from hf_exposure.models.decoder import Decoder, NotFiniteError, undisturbed
+from hf_exposure.models.causal import NotFiniteError
+from hf_exposure.models.decoder import Decoder
+from hf_exposure.models.precision import agree
+from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.training.callback import ExposureCallback
 from hf_exposure.tree.tokens import TokenTree
 from tests.tiny import TOKENIZERS, corpus, llama
@@ -180,7 +183,7 @@ def test_mixed_precision_shows_in_what_rounding_is_allowed(mixed: bool) -> None:
     with undisturbed(model):
         decoder.probe(tree.random_paths(4))
     one, off = np.full((1, 1), 20.0), np.full((1, 1), 20.3)
-    assert decoder._agree(off, one) == mixed
+    assert agree(off, one, decoder.precision) == mixed
 
 
 # What is no number
@@ -307,8 +310,13 @@ def test_weights_of_few_bits_are_measured_with_the_cache_as_brute_force_does(
     report = details(exposures)
     assert report.cached
     costs = brute_force(model)
-    rough = report.noise_bits > 1e-3 or dtype == torch.bfloat16
-    assert_right(exposures, costs, atol=max(2 * report.tie_bits, 0.5 if rough else 1e-3))
+    # Where anything is computed in bfloat16, a number that is rounded the other way moves a figure
+    # by some hundredths of a bit, seldom and by chance: ties have to reach so far.
+    apart = [abs(e.log_perplexity - costs[e.canary.secret]) for e in exposures]
+    assert max(apart) <= report.tie_bits
+    single = kind == "4-bit" and dtype == torch.float32
+    assert single == (report.tie_bits < 1e-3)
+    assert_right(exposures, costs, atol=1e-3 if single else 0.5)
     plain = exact(LlamaForCausalLM.from_pretrained(stored))
     assert (
         max(abs(a.log_perplexity - b.log_perplexity) for a, b in zip(plain, exposures, strict=True))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_exposure.models.decoder import undisturbed
+from hf_exposure.models.undisturbed import undisturbed
 from tests.architectures import ARCHITECTURES, compare, make
 from tests.tiny import llama
 

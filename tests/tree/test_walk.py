@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.models.decoder import Branches, Decoder
+from hf_exposure.models.decoder import Decoder
+from hf_exposure.models.next_tokens import Branches
 from hf_exposure.tree.frontier import Beam, CheapestFirst, DepthFirst, Frontier, Nodes, by_depth
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walk import POWERS, Explorer, Sampler, powers_of, unvisited, walk
