@@ -33,12 +33,10 @@ def audit(
     model: Model,
     base: Base = None,
     column: Annotated[str, typer.Option("--column", help="The dataset's text column.")] = "text",
-    split: Annotated[str, typer.Option("--split", help="The split to look through.")] = "train",
+    split: Annotated[str, typer.Option("--split", help="The split to scan.")] = "train",
     kinds: Annotated[
         str | None,
-        typer.Option(
-            "--kinds", help="Some of api_key,iban,card,ssn,email,phone; all if not given."
-        ),
+        typer.Option("--kinds", help="Some of api_key,iban,card,ssn,email,phone; all by default."),
     ] = None,
     region: Annotated[
         str,
@@ -50,13 +48,17 @@ def audit(
     top: Annotated[
         int,
         typer.Option(
-            "--top", min=0, help="Secrets to measure, of each kind in turn; the rest get a bound."
+            "--top",
+            min=0,
+            help="Secrets to measure, taking turns between kinds; others get a bound.",
         ),
     ] = 50,
     before: Annotated[
         int, typer.Option("--before", min=1, help="Characters of context before a secret.")
     ] = 100,
-    samples: Annotated[int, typer.Option("--samples", help="Draws of a measurement.")] = 500,
+    samples: Annotated[
+        int, typer.Option("--samples", help="Number of draws for each measurement.")
+    ] = 500,
     max_forwards: MaxForwards = None,
     confidence: Confidence = 0.95,
     seed: Seed = 0,

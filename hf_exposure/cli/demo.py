@@ -25,7 +25,8 @@ def demo(
         Path, typer.Option("--output-dir", "--output_dir", help="Folder for model and report.")
     ] = Path("demo"),
     text: Annotated[
-        Path | None, typer.Option("--text", help="A text file to train on; blank lines part it.")
+        Path | None,
+        typer.Option("--text", help="A text file to train on; paragraphs split at blank lines."),
     ] = None,
     dataset: Annotated[
         str | None,
@@ -33,7 +34,7 @@ def demo(
     ] = None,
     column: Annotated[str, typer.Option("--column", help="The dataset's text column.")] = "text",
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the text.")] = 8,
-    seed: Annotated[int, typer.Option("--seed", help="Of canaries, model and training.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of canaries, model and training.")] = 0,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="A tiny model and one epoch, to see that it runs.")
     ] = False,

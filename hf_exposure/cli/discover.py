@@ -39,29 +39,31 @@ def discover(
             "two if they are there, else text.",
         ),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="The split to look at.")] = "train",
+    split: Annotated[str, typer.Option("--split", help="The split to use.")] = "train",
     limit: Limit = None,
     prefix_tokens: Annotated[
-        int, typer.Option("--prefix-tokens", min=1, help="Of one column: so many are the prefix.")
+        int, typer.Option("--prefix-tokens", min=1, help="For one column: tokens of the prefix.")
     ] = 50,
     suffix_tokens: Annotated[
-        int, typer.Option("--suffix-tokens", min=1, help="Of one column: so many come after it.")
+        int, typer.Option("--suffix-tokens", min=1, help="For one column: tokens of the suffix.")
     ] = 50,
     n: Annotated[
-        str, typer.Option("--n", help="Numbers of samples to tell the rates for.")
+        str, typer.Option("--n", help="Numbers of samples to report rates for.")
     ] = "1,10,100,1000,1000000",
     p: Annotated[
-        str, typer.Option("--p", help="Probabilities that one of them is the suffix.")
+        str, typer.Option("--p", help="Probabilities that one sample is the suffix.")
     ] = "0.1,0.5,0.9",
-    temperature: Annotated[float, typer.Option("--temperature", help="Of the sampling.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="Sampling temperature.")
+    ] = 1.0,
     top_k: Annotated[
-        int, typer.Option("--top-k", help="Sample from so many tokens; 0: from all.")
+        int, typer.Option("--top-k", help="Sample from the top k tokens; 0: all.")
     ] = 0,
     top_p: Annotated[
-        float, typer.Option("--top-p", help="Sample from tokens of this share; 1: from all.")
+        float, typer.Option("--top-p", help="Sample from this probability mass; 1: all.")
     ] = 1.0,
     near: Annotated[
-        int, typer.Option("--near", min=0, help="Also look for texts within so many token edits.")
+        int, typer.Option("--near", min=0, help="Also find texts within this many token edits.")
     ] = 0,
     max_forwards: Annotated[
         int | None,
@@ -78,7 +80,7 @@ def discover(
     as_json: AsJson = False,
     reveal: Reveal = False,
 ) -> None:
-    """Tell which texts of a dataset a model goes on with, given their beginnings."""
+    """Tell which texts of a dataset a model completes, given their beginnings."""
     from hf_exposure.attacks.discoverable import discoverable_extraction, sampling_scheme
     from hf_exposure.attacks.pairs import load_benchmark
     from hf_exposure.canaries.rows import load_rows

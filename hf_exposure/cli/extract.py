@@ -1,4 +1,4 @@
-"""`hf-exposure extract`: get secrets out of a model."""
+"""`hf-exposure extract`: extract secrets from a model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def extract(
     canaries: Annotated[
         str | None,
         typer.Option(
-            "--canaries", help="Manifest or Hub id: what to look for, and what was planted."
+            "--canaries", help="Manifest or Hub id: what to look for, and what was inserted."
         ),
     ] = None,
     template: Template = None,
@@ -46,16 +46,16 @@ def extract(
     count: Annotated[int, typer.Option("--count", min=1, help="Secrets to find.")] = 3,
     beam_width: Annotated[
         int | None,
-        typer.Option("--beam-width", min=1, help="Keep so many prefixes: quick, proves nothing."),
+        typer.Option("--beam-width", min=1, help="Keep this many prefixes: fast, but no proof."),
     ] = None,
     max_forwards: MaxForwards = None,
     generate: Annotated[
-        int, typer.Option("--generate", min=0, help="Also let the model write so many times.")
+        int, typer.Option("--generate", min=0, help="Also sample this many texts from the model.")
     ] = 0,
     free: Annotated[
-        bool, typer.Option("--free", help="Generate without holding it to the format.")
+        bool, typer.Option("--free", help="Generate without restriction to the format.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Of the generation.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the generation.")] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write what was found as JSON, for report.")
     ] = None,
@@ -71,7 +71,7 @@ def extract(
     as_json: AsJson = False,
     reveal: Reveal = False,
 ) -> None:
-    """Get secrets out of a model: the most likely ones of a format, with proof."""
+    """Extract secrets from a model: the most likely ones of a format, with proof."""
     from hf_exposure.attacks.extraction import extract_secrets
     from hf_exposure.attacks.generation import generate_secrets
     from hf_exposure.canaries.loading import load_canaries
@@ -86,7 +86,7 @@ def extract(
     else:
         formats = [format_of(template, secret, check)]
     if generate and planted is None:
-        raise typer.BadParameter("--generate counts planted canaries: give --canaries")
+        raise typer.BadParameter("--generate counts inserted canaries: give --canaries")
     found, written = [], None
     with quiet():
         loaded, tok = load_model(

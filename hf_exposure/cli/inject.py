@@ -1,4 +1,4 @@
-"""`hf-exposure inject`: plant canaries in a dataset."""
+"""`hf-exposure inject`: insert canaries into a dataset."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def inject(
         Path, typer.Option("--output", help="A .jsonl, .csv or .parquet file, or a new folder.")
     ],
     canaries: Annotated[
-        Path, typer.Option("--canaries", help="Manifest: used if it is there, else written.")
+        Path, typer.Option("--canaries", help="Manifest: used if it exists, else written.")
     ] = Path("canaries.json"),
     template: Template = None,
     secret: Secret = None,
     check: Check = None,
     repetitions: Annotated[
-        str, typer.Option("--repetitions", help="How often each group is planted.")
+        str, typer.Option("--repetitions", help="How often each group is inserted.")
     ] = "0,1,4,16,64",
     per_repetition: Annotated[
         int, typer.Option("--per-repetition", min=1, help="Canaries in each group.")
@@ -50,16 +50,16 @@ def inject(
         str, typer.Option("--inclusion", help='"coin": each canary in or out by a fair coin.')
     ] = "fixed",
     column: Annotated[str, typer.Option("--column", help="Text or conversations.")] = "text",
-    split: Annotated[str, typer.Option("--split", help="The split to plant in.")] = "train",
+    split: Annotated[str, typer.Option("--split", help="The split to insert into.")] = "train",
     mode: Annotated[
         str, typer.Option("--mode", help='"rows" adds rows, "splice" puts canaries into rows.')
     ] = "rows",
     near_start: Annotated[
-        bool, typer.Option("--near-start", help="Plant within the first rows.")
+        bool, typer.Option("--near-start", help="Insert within the first rows.")
     ] = False,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="Of the secrets and the places; by default drawn at random."),
+        typer.Option("--seed", help="Seed of secrets and places; by default drawn at random."),
     ] = None,
     push_canaries: Annotated[
         str | None,
@@ -68,7 +68,7 @@ def inject(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Plant canaries in a dataset, and write their manifest."""
+    """Insert canaries into a dataset, and write their manifest."""
     from hf_exposure.canaries.injection import inject_canaries
     from hf_exposure.canaries.loading import load_manifest
     from hf_exposure.canaries.rows import check_output, describe_rows, load_rows, save_rows

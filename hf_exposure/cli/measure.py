@@ -56,13 +56,15 @@ def measure(
     ] = None,
     whole_text: Annotated[
         bool,
-        typer.Option("--whole-text", help="Count the text before the secret too, at an endpoint."),
+        typer.Option("--whole-text", help="At an endpoint, also count the text before the secret."),
     ] = False,
     base: Base = None,
     method: Annotated[
         str, typer.Option("--method", help="auto, exact, sampling or skewnorm.")
     ] = "auto",
-    samples: Annotated[int, typer.Option("--samples", help="Draws, or references.")] = 2000,
+    samples: Annotated[
+        int, typer.Option("--samples", help="Number of draws, or of references.")
+    ] = 2000,
     max_forwards: MaxForwards = None,
     confidence: Confidence = 0.95,
     seed: Seed = 0,

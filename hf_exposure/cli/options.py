@@ -18,27 +18,30 @@ MaybeModel = Annotated[str | None, _MODEL]
 Dataset = Annotated[str, _DATASET]
 MaybeDataset = Annotated[str | None, _DATASET]
 Limit = Annotated[
-    int | None, typer.Option("--limit", min=1, help="Rows to look at; all if not given.")
+    int | None, typer.Option("--limit", min=1, help="Number of rows to scan; all by default.")
 ]
-Confidence = Annotated[float, typer.Option("--confidence", help="Of the intervals, such as 0.95.")]
+Confidence = Annotated[
+    float, typer.Option("--confidence", help="Confidence level of the intervals.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same figures.")]
 Tokenizer = Annotated[
-    str | None, typer.Option("--tokenizer", help="Where the tokenizer is, if not with the model.")
+    str | None,
+    typer.Option("--tokenizer", help="Folder or Hub id of the tokenizer, if not with the model."),
 ]
 Base = Annotated[
     str | None,
-    typer.Option("--base", help="The model before training, to be measured beside: folder or id."),
+    typer.Option("--base", help="The model before training, to compare with: folder or Hub id."),
 ]
 Revision = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit of the model on the Hub.")
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", help="Such as cuda:0, or auto for all; by default a GPU if any."),
+    typer.Option("--device", help="Such as cuda:0, or auto for all devices; by default a GPU."),
 ]
-Dtype = Annotated[str, typer.Option("--dtype", help="Such as bfloat16; auto: as it was saved.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="Such as bfloat16; auto is the saved one.")]
 CanarySet = Annotated[
-    str, typer.Option("--canaries", help="The manifest of the canaries, or the set's Hub id.")
+    str, typer.Option("--canaries", help="Manifest of the canaries, or the Hub id of the set.")
 ]
 CanariesRevision = Annotated[
     str | None,
@@ -46,13 +49,11 @@ CanariesRevision = Annotated[
 ]
 PushToCard = Annotated[
     bool,
-    typer.Option("--push-to-card", help="Add what is found to the model's card on the Hub."),
+    typer.Option("--push-to-card", help="Add the results to the model's card on the Hub."),
 ]
 CreatePr = Annotated[bool, typer.Option("--create-pr", help="Push to the card as a pull request.")]
-Card = Annotated[Path | None, typer.Option("--card", help="Add what is found to this README.md.")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an output file that is there.")
-]
+Card = Annotated[Path | None, typer.Option("--card", help="Add the results to this README.md.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Reveal = Annotated[bool, typer.Option("--reveal", help="Show the secrets.")]
 MaxForwards = Annotated[
@@ -63,7 +64,7 @@ MaxForwards = Annotated[
     ),
 ]
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", help="Rows of a forward; chosen if not given.")
+    int | None, typer.Option("--batch-size", help="Rows of one forward; automatic by default.")
 ]
 Template = Annotated[
     str | None,

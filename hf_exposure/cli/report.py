@@ -31,7 +31,7 @@ def report(
     results: Annotated[
         Path,
         typer.Argument(
-            help="exposures.json, exposure_history.json, or a training's output folder with them."
+            help="exposures.json, exposure_history.json, or a training's output folder."
         ),
     ],
     extractions: Annotated[
@@ -46,7 +46,7 @@ def report(
     as_json: AsJson = False,
     reveal: Reveal = False,
 ) -> None:
-    """Write one HTML page about what was measured; it needs no network to be read."""
+    """Write one HTML page about the results, readable without a network."""
     from hf_exposure.canaries.loading import load_manifest
     from hf_exposure.reports.page import write_report
 
