@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_exposure.audit.detectors import Find, find_secrets
+from hf_exposure.audit.detectors import find_secrets
+from hf_exposure.audit.finds import Find
 from hf_exposure.canaries.formats import HOLE
 
 _BINARY = re.compile("[\x00-\x08\x0e-\x1f\x7f�]")

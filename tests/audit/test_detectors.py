@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-from hf_exposure.audit.detectors import KINDS, Find, check_kinds, entropy, find_secrets, shape
+from hf_exposure.audit.detectors import KINDS, check_kinds, find_secrets
+from hf_exposure.audit.finds import Find, shape
+from hf_exposure.audit.keys import entropy
 from hf_exposure.canaries.formats import HOLE, SecretFormat
 
 # An expired token that was published to show the form; in two pieces, so that no scanner minds.
