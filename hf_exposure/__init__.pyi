@@ -10,10 +10,10 @@ from .attacks.extraction import extract_secrets as extract_secrets
 from .attacks.generation import generate_secrets as generate_secrets
 from .attacks.generations import Generations as Generations
 from .attacks.pairs import load_benchmark as load_benchmark
-from .audit.audit import Audit as Audit
-from .audit.audit import AuditEntry as AuditEntry
 from .audit.audit import audit_dataset as audit_dataset
 from .audit.detectors import find_secrets as find_secrets
+from .audit.results import Audit as Audit
+from .audit.results import AuditEntry as AuditEntry
 from .canaries.canary import Canary as Canary
 from .canaries.formats import SecretFormat as SecretFormat
 from .canaries.injection import inject_canaries as inject_canaries

@@ -6,334 +6,37 @@ errors or warnings, unless `reveal=True`.
 
 from __future__ import annotations
 
-import functools
 import time
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from hf_exposure.audit.detectors import check_kinds, check_region, libraries
-from hf_exposure.audit.scan import Hit, LeftOut, Skipped, scan, texts_of
-from hf_exposure.canaries.canary import MASK, Canary, MaskedCanary
+from hf_exposure.audit.results import Audit, AuditEntry, masked_canary
+from hf_exposure.audit.scan import Hit, LeftOut, scan, texts_of
+from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import HOLE, SecretFormat
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.vocabulary import common_length
-from hf_exposure.exposure.documents import Document, Rows, Tabular, versions
+from hf_exposure.exposure.documents import versions
 from hf_exposure.exposure.measure import measure_exposure, measure_plan
 from hf_exposure.exposure.planning import Plan, Settings, plan_measurement
-from hf_exposure.exposure.records import NUMBERS, Exposure, interval
+from hf_exposure.exposure.records import Exposure
 from hf_exposure.models.causal import ContextError
 from hf_exposure.models.continuations import TextModel, token_bits
 from hf_exposure.models.undisturbed import undisturbed
+from hf_exposure.utils.checks import check_count, check_share, check_type
 
 if TYPE_CHECKING:
-    import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 
 _OTHERS = 64  # random strings of a space that show where the context's tokens end
-_SHOWN = 40  # rows of a table that is looked at
-
-
-@dataclass(frozen=True)
-class AuditEntry:
-    """A secret of the dataset, and how exposed it is.
-
-    Attributes:
-        kind: such as "phone"; see `hf_exposure.audit.detectors.KINDS`.
-        rows: the rows that it stands in, from 0.
-        occurrences: how often it stands there, all in all.
-        checked: whether a check digit or a numbering plan vouches for it.
-        length: characters of its secret part.
-        space: the expression of its secret space R, narrowed by `check` ("luhn").
-        space_bits: log2 of the size of R, the most that its exposure can be.
-        log_perplexity, base_log_perplexity: in bits, of the secret part and what follows it.
-        exposure, base_exposure: the measurement, if it was among those that were measured.
-        format, secret: its context as a template and its secret part; None if loaded from a file
-            that was saved without them. Not shown by `repr`.
-    """
-
-    kind: str
-    rows: tuple[int, ...]
-    occurrences: int
-    checked: bool
-    length: int
-    space: str
-    check: str | None
-    space_bits: float
-    log_perplexity: float
-    base_log_perplexity: float | None = None
-    exposure: Exposure | None = None
-    base_exposure: Exposure | None = None
-    format: SecretFormat | None = field(default=None, repr=False)
-    secret: str | None = field(default=None, repr=False)
-
-    @property
-    def at_least(self) -> float:
-        """log2 of |R| less the log-perplexity: no more than 1 / Pr(secret) strings can be as
-        likely. What one forward pass tells of the exposure."""
-        return max(0.0, self.space_bits - self.log_perplexity)
-
-    @property
-    def bits(self) -> float:
-        """The exposure in bits; `at_least` of one that was not measured."""
-        return self.at_least if self.exposure is None else self.exposure.bits
-
-    @property
-    def low(self) -> float:
-        """The lower end of the exposure's interval; `at_least` of one that was not measured."""
-        return self.at_least if self.exposure is None else self.exposure.low
-
-    @property
-    def gained(self) -> float | None:
-        """Bits of exposure that the base model does not have: what training added."""
-        if self.exposure is None or self.base_exposure is None:
-            return None
-        return self.exposure.bits - self.base_exposure.bits
-
-    @property
-    def surely_gained(self) -> bool:
-        """Whether the two intervals lie apart, the base model's below."""
-        if self.exposure is None or self.base_exposure is None:
-            return False
-        return self.exposure.low > self.base_exposure.high
-
-    def label(self, reveal: bool = False) -> str:
-        """The secret part, masked unless `reveal`."""
-        return self.secret if reveal and self.secret is not None else MASK * self.length
-
-
-class Audit(Tabular, Document, Rows[AuditEntry]):
-    """The secrets of a dataset, the most exposed first: by the lower end of the interval.
-
-    Attributes:
-        rows: rows that were looked at.
-        found, false: of each kind, how many finds there were, and how many more did not pass their
-            validation and were left out.
-        skipped: rows and finds that were left out for another reason.
-        forwards: token-forwards that it took, of all models.
-        seconds: how long it took; `scan_seconds` of it to look through the rows.
-        settings: how it was done.
-    """
-
-    kind = "audit"
-    right = frozenset({1, 2, 4, 6, 7, 8})
-
-    def __init__(
-        self,
-        items: Iterable[AuditEntry],
-        *,
-        rows: int = 0,
-        found: Mapping[str, int] | None = None,
-        false: Mapping[str, int] | None = None,
-        skipped: Iterable[Skipped] = (),
-        forwards: int = 0,
-        seconds: float = 0.0,
-        scan_seconds: float = 0.0,
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._items = tuple(items)
-        self.rows = rows
-        self.found = dict(found or {})
-        self.false = dict(false or {})
-        self.skipped = list(skipped)
-        self.forwards = forwards
-        self.seconds = seconds
-        self.scan_seconds = scan_seconds
-        self.settings = dict(settings or {})
-
-    @property
-    def measured(self) -> list[AuditEntry]:
-        """Those whose exposure was measured, and not only bounded."""
-        return [item for item in self if item.exposure is not None]
-
-    @property
-    def has_base(self) -> bool:
-        """Whether a base model was measured beside."""
-        return any(item.base_log_perplexity is not None for item in self)
-
-    def to_pandas(self, reveal: bool = False) -> pd.DataFrame:
-        """A row for each secret: `kind`, `row` (the first), `rows`, `occurrences`, `secret` (masked
-        unless `reveal`), `bits`, `low`, `high`, `measured`, `space_bits`, `log_perplexity`, and of
-        the base model `base_bits`, `base_log_perplexity`, `gained`, `surely_gained`; with `reveal`
-        also `template`."""
-        import pandas as pd
-
-        def numbers(item: AuditEntry) -> dict[str, Any]:
-            one, base = item.exposure, item.base_exposure
-            return {
-                "bits": item.bits,
-                "low": item.low,
-                "high": item.space_bits if one is None else one.high,
-                "measured": one is not None,
-                "space_bits": item.space_bits,
-                "log_perplexity": item.log_perplexity,
-                "base_bits": None if base is None else base.bits,
-                "base_log_perplexity": item.base_log_perplexity,
-                "gained": item.gained,
-                "surely_gained": item.surely_gained,
-            }
-
-        rows = [
-            {
-                "kind": item.kind,
-                "row": item.rows[0],
-                "rows": list(item.rows),
-                "occurrences": item.occurrences,
-                "secret": item.label(reveal),
-                **numbers(item),
-                **({"template": item.format.template if item.format else None} if reveal else {}),
-            }
-            for item in self
-        ]
-        names = [
-            "kind",
-            "row",
-            "rows",
-            "occurrences",
-            "secret",
-            "bits",
-            "low",
-            "high",
-            "measured",
-            "space_bits",
-            "log_perplexity",
-            "base_bits",
-            "base_log_perplexity",
-            "gained",
-            "surely_gained",
-            *(["template"] if reveal else []),
-        ]
-        frame: pd.DataFrame = pd.DataFrame(rows, columns=names)
-        return frame
-
-    def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
-        """The table as text: its headings, and a row of them for each of the most exposed."""
-        headings = ["kind", "row", "times", "secret", "exposure", "interval", "of"]
-        headings += ["base", "gained"] if self.has_base else []
-        headings += ["context"] if reveal else []
-        rows = []
-        for item in self[:_SHOWN]:
-            one, base, gained = item.exposure, item.base_exposure, item.gained
-            row = [
-                item.kind,
-                f"{item.rows[0]}" + (f" +{len(item.rows) - 1}" if len(item.rows) > 1 else ""),
-                f"{item.occurrences}",
-                _short(item.label(reveal), 32 if reveal else 12),
-                f"{item.bits:.1f}" if one is not None else f"≥{item.bits:.1f}",
-                interval(one.low, one.high) if one is not None else "",
-                f"{item.space_bits:.1f}",
-            ]
-            if self.has_base:
-                row.append("" if base is None else f"{base.bits:.1f}")
-                row.append("" if gained is None else f"{gained:+.1f}")
-            if reveal:
-                row.append(_short(repr(item.format.template), 60) if item.format else "")
-            rows.append(row)
-        return headings, rows
-
-    def summary(self) -> str:
-        """What was looked at, found and left out, and what it took."""
-        confidence = self.settings.get("confidence", 0.95)
-        parts = []
-        if len(self) > _SHOWN:
-            parts.append(f"{len(self) - _SHOWN:,} more are in to_pandas() and in the file")
-        if not self.found:
-            kinds = ", ".join(self.settings.get("kinds", ()))
-            what = f"no secrets of the kinds {kinds}" if kinds else "no secrets"
-            parts.append(f"{what} found in {self.rows:,} row{'s' * (self.rows != 1)}")
-        else:
-            parts.append(
-                f"{self.rows:,} rows, {sum(self.found.values()):,} finds{_counts(self.found)}, "
-                f"{len(self):,} different ones, {len(self.measured):,} of them measured"
-            )
-        if self.has_base:
-            sure = sum(item.surely_gained for item in self)
-            parts.append(f"{sure:,} gained exposure over the base model for certain")
-        if self.false:
-            parts.append(f"{sum(self.false.values()):,} false finds left out{_counts(self.false)}")
-        for one in self.skipped:
-            parts.append(f"{one.count:,} {one.what} left out: {one.why}, first in row {one.row}")
-        if self.settings.get("shortened"):
-            parts.append(
-                f"{self.settings['shortened']:,} contexts shortened to what the model can take"
-            )
-        took = f"{self.seconds:.1f} s, {self.scan_seconds:.1f} s of it looking through the rows"
-        shown = f"exposure in bits, {confidence:.0%} intervals; " if self else ""
-        parts.append(f"{shown}{self.forwards:,} token-forwards in {took}")
-        return "; ".join(parts)
-
-    # Files
-
-    def _content(self, reveal: bool) -> dict[str, Any]:
-        def entry(item: AuditEntry) -> dict[str, Any]:
-            out: dict[str, Any] = {
-                name: getattr(item, name)
-                for name in (
-                    "kind",
-                    "rows",
-                    "occurrences",
-                    "checked",
-                    "length",
-                    "space",
-                    "check",
-                    "space_bits",
-                    "log_perplexity",
-                    "base_log_perplexity",
-                )
-            }
-            for name in ("exposure", "base_exposure"):
-                one = getattr(item, name)
-                out[name] = one and {number: getattr(one, number) for number in NUMBERS}
-            if reveal and item.format is not None:
-                out |= {"template": item.format.template, "secret": item.secret}
-            return out
-
-        return {
-            "rows": self.rows,
-            "found": self.found,
-            "false": self.false,
-            "skipped": [
-                {"what": one.what, "why": one.why, "count": one.count, "row": one.row}
-                for one in self.skipped
-            ],
-            "forwards": self.forwards,
-            "seconds": self.seconds,
-            "scan_seconds": self.scan_seconds,
-            "settings": self.settings,
-            "entries": [entry(item) for item in self],
-        }
-
-    @classmethod
-    def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> Audit:
-        def entry(given: dict[str, Any]) -> AuditEntry:
-            one = dict(given)
-            template, secret = one.pop("template", None), one.pop("secret", None)
-            fmt = None if template is None else SecretFormat(template, one["space"], one["check"])
-            masked = _masked(one["space"], one["check"], one["length"], one["occurrences"])
-            for name in ("exposure", "base_exposure"):
-                if one[name] is not None:
-                    numbers = {number: one[name][number] for number in NUMBERS}
-                    one[name] = Exposure(masked, **numbers)
-            one["rows"] = tuple(one["rows"])
-            return AuditEntry(**one, format=fmt, secret=secret)
-
-        return cls(
-            [entry(given) for given in data["entries"]],
-            rows=data["rows"],
-            found=data["found"],
-            false=data["false"],
-            skipped=[Skipped(**given) for given in data["skipped"]],
-            forwards=data["forwards"],
-            seconds=data["seconds"],
-            scan_seconds=data["scan_seconds"],
-            settings=data["settings"],
-        )
 
 
 def audit_dataset(
@@ -404,20 +107,21 @@ def audit_dataset(
         ('phone', 17, 24.3)
     """
     start = time.perf_counter()
+    check_type("audit_dataset: kinds", kinds, (Collection, type(None)), "a list of kinds")
     chosen = check_kinds(kinds)
     if "phone" in chosen:
         check_region(region)
-    for name, value, least in (
-        ("limit", limit, 1),
-        ("top", top, 0),
-        ("before", before, 1),
-        ("max_characters", max_characters, 1),
-    ):
-        if value is not None and (isinstance(value, bool) or not value >= least):
-            raise ValueError(
-                f"audit_dataset: {name}={value!r} is too small; give a whole number of at least "
-                f"{least}"
-            )
+    check_type("audit_dataset: column", column, str, "a column's name")
+    check_count("audit_dataset: before", before, least=1)
+    check_count("audit_dataset: max_characters", max_characters, least=1)
+    check_count("audit_dataset: samples", samples)
+    check_share("audit_dataset: confidence", confidence)
+    check_count("audit_dataset: seed", seed)
+    check_type("audit_dataset: bos", bos, (bool, type(None)), "True, False or None")
+    limits = {"limit": (limit, 1), "top": (top, 0), "max_forwards": (max_forwards, 0)}
+    for name, (value, least) in {**limits, "batch_size": (batch_size, 1)}.items():
+        if value is not None:
+            check_count(f"audit_dataset: {name}", value, least)
     settings = Settings("auto", samples, max_forwards, confidence, seed, batch_size, bos)
     texts, total = texts_of(dataset, column)
     models = [_Side(model, tokenizer, bos)]
@@ -543,7 +247,7 @@ class _Target:
 
     def entry(self) -> AuditEntry:
         find, secret = self.hit.find, self.hit.secret
-        masked = _masked(find.space, find.check, len(secret), self.hit.occurrences)
+        masked = masked_canary(find.space, find.check, len(secret), self.hit.occurrences)
         measured = [replace(one, canary=masked) for one in self.exposures]
         costs = [one.log_perplexity for one in measured] or self.costs
         return AuditEntry(
@@ -617,45 +321,26 @@ def _measure(target: _Target, models: list[_Side], settings: Settings, left_out:
     spent = 0
     exposures: list[Exposure] = []
     plans: dict[int, Plan] = {}
+    kind = f"a {hit.find.kind} that was not measured"
+    why = ""
     try:
         for side in models:
             name = id(side.tokenizer)
             if name not in plans:
+                why = f"{kind}, for the tokenizer does not keep its text or its shape apart"
                 plans[name] = plan_measurement(side.tokenizer, canaries, bos=side.bos)
+            why = ""
             with warnings.catch_warnings():  # they quote the context
                 warnings.simplefilter("ignore", UserWarning)
                 measured = measure_plan(side.model, plans[name], settings)
             spent += measured.forwards
             exposures.append(measured[0])
-    except Exception as error:  # quotes the context
-        kind = f"{hit.find.kind} that was not measured"
-        why = f"a {kind}, for the tokenizer does not keep its text or its shape apart"
-        if not isinstance(error, ValueError):
-            why = f"a {kind} ({type(error).__name__})"
-        left_out.add("finds", why, hit.rows[0])
+    except Exception as error:  # quotes the context; arguments were checked before
+        blamed = why and isinstance(error, ValueError)
+        left_out.add("finds", why if blamed else f"{kind} ({type(error).__name__})", hit.rows[0])
         return spent
     target.exposures = exposures
     return spent
-
-
-@functools.lru_cache(maxsize=256)
-def _bare(space: str, check: str | None) -> SecretFormat:
-    return SecretFormat(HOLE, space, check)
-
-
-def _masked(space: str, check: str | None, length: int, occurrences: int) -> MaskedCanary:
-    """What a result shows of a secret: neither itself nor its context."""
-    return MaskedCanary(_bare(space, check), length, occurrences)
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else f"…{text[1 - most :]}"
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    """Counts by kind, the most first, in brackets."""
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
-    return f" ({', '.join(f'{count:,} {kind}' for kind, count in ordered)})" if counts else ""
 
 
 def _bar(items: Iterable[T], show: bool, what: str, total: int | None) -> Iterable[T]:

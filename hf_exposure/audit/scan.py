@@ -15,6 +15,7 @@ from typing import Any
 from hf_exposure.audit.detectors import find_secrets
 from hf_exposure.audit.finds import Find
 from hf_exposure.canaries.formats import HOLE
+from hf_exposure.utils.checks import check_type
 
 _BINARY = re.compile("[\x00-\x08\x0e-\x1f\x7f�]")
 _AFTER = re.compile(r"[^\w\s]{0,3}(?:\r?\n){0,2}")
@@ -81,6 +82,7 @@ def texts_of(dataset: Any, column: str) -> tuple[Iterator[Any], int | None]:
             "audit_dataset: dataset is a string or a path; load it first, such as with "
             "datasets.load_dataset(...)"
         )
+    check_type("audit_dataset: dataset", dataset, Iterable, "rows")
     if isinstance(dataset, Mapping):
         raise TypeError(
             f"audit_dataset: dataset has the splits {', '.join(map(str, dataset))}; give one of "
