@@ -126,10 +126,11 @@ def exposure_section(exposures: Exposures, history: History | None = None) -> st
             "",
             *_exposure_table(exposures),
             "",
-            "Exposure is log2 of the number of possible secrets less log2 of the secret's rank "
-            "among them by likelihood, in bits: 1.44 on average for a secret that was never seen. "
-            f"Measured with hf-exposure{at}, method {method}, "
-            f"{exposures.forwards:,} token-forwards; intervals at {exposures.confidence:.0%}.",
+            "Exposure, in bits, is log2 of the number of possible secrets minus log2 of the "
+            "secret's rank among them by likelihood. A secret that the model has never seen has "
+            f"1.44 bits on average. Measured with hf-exposure{at}, method {method}, "
+            f"{exposures.forwards:,} token-forwards; confidence level of the intervals: "
+            f"{exposures.confidence:.0%}.",
         ]
     )
 
@@ -161,8 +162,8 @@ def extraction_section(
         ["## Extraction of inserted secrets", ""]
         + [f"- {markdown(str(finding))}" for finding in extraction_findings(every, generations)]
         + [
-            f"- The search of {markdown(names[search.format])} ran out of token-forwards: what "
-            "it did not bring out may be there."
+            f"- The search of {markdown(names[search.format])} ran out of token-forwards, "
+            "so it may have missed secrets."
             for search in searches
             if search.cut_short
         ]
@@ -181,9 +182,9 @@ def privacy_section(statement: Mapping[str, Any]) -> str:
         "privacy."
     )
     if epsilon is not None and epsilon > _MEANT:
-        lead += " An epsilon so large promises nothing in practice."
+        lead += " An epsilon this large gives no protection in practice."
     if statement["noise_can_be_repeated"]:
-        lead += " Its noise came from a given seed: nothing is private from those who know it."
+        lead += " Its noise came from a known seed: whoever has the seed can remove it."
     rows = [
         f"| {part['steps']:,} | {part['noise_multiplier']:.4g} | {part['sampling_rate']:.4g} |"
         for part in parts
@@ -192,9 +193,9 @@ def privacy_section(statement: Mapping[str, Any]) -> str:
         [
             "## Differential privacy",
             "",
-            f"{lead} The unit is {markdown(statement['unit'])}, of {statement['rows']:,}; what "
-            "stands in several rows is protected less, and whatever was chosen by these data "
-            "beforehand (hyperparameters, say) is not counted.",
+            f"{lead} The privacy unit is {markdown(statement['unit'])}; there are "
+            f"{statement['rows']:,}. Text that occurs in several rows is protected less. Choices "
+            "made with these data beforehand, such as hyperparameters, are not counted.",
             "",
             "| steps | noise multiplier | sampling rate |",
             "|---:|---:|---:|",

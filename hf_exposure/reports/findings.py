@@ -144,99 +144,83 @@ def _memorized(exposures: Exposures) -> list[Finding]:
     if not inserted:
         return []
     first = [one for one in inserted if is_first(one)]
-    blind = [one for one in inserted if one.method == "sampling" and not is_first(one)]
-    if len(blind) == len(inserted):
-        most = max(inserted, key=lambda one: one.bits)
+    others = [one for one in inserted if not is_first(one)]
+    most = most_exposed(inserted)
+    at_most = f"of at most {most.canary.format.bits:.1f} bits"
+    if all(one.method == "sampling" for one in others) and not first:
         return [
             Finding(
                 "Whether a canary is memorized to the point of extraction was not measured.",
-                "Sampling measures exposures up to the log2 of the number of references. The most "
-                f"exposed canary has {most.bits:.1f} bits by it, of at most "
-                f"{most.canary.format.bits:.1f}.",
+                "Sampling measures exposures up to the log2 of the number of references. By it the "
+                f"most exposed canary has {most.bits:.1f} {at_most}.",
             )
         ]
-    lead = f"{_of(len(first), len(inserted))} memorized to the point of extraction."
-    if not first:
+    if first:
+        lead = f"{_of(len(first), len(inserted))} memorized to the point of extraction."
+        proved = sum(map(is_proved, first))
+        sure = f"for {proved} of them this is certain, for the others an estimate"
+        if proved in (0, len(first)):
+            sure = "this is certain" if proved else "this is an estimate"
+        told = [
+            "The model finds the secret more likely than any other string that fits in its place "
+            f"(other canaries aside), so a search for likely strings finds it first; {sure}.",
+            "The fewest repetitions that led to this: "
+            f"{min(one.canary.repetitions for one in first):,}.",
+        ]
+    else:
         # Others may come out of a search too, some strings later: that is no reason for calm.
         lead = f"{_of(0, len(inserted))} shown to be the likeliest string of its secret space."
-    detail = ""
-    if first:
-        proved = sum(map(is_proved, first))
-        sure = (
-            "this is certain"
-            if proved == len(first)
-            else "this is an estimate"
-            if not proved
-            else f"for {proved} of them this is certain, for the others an estimate"
-        )
-        detail = (
-            "The model finds the secret more likely than any other string that fits in its place "
-            f"(other canaries aside), so a search for likely strings finds it first; {sure}."
-        )
-        detail += f" The fewest repetitions that led to this: {min(_repetitions(first)):,}."
-    else:
-        most = most_exposed(inserted)
         least = "at least " if exposures.is_bound(most) else ""
-        detail = (
-            f"The most exposed canary has {least}{most.bits:.1f} ({most.low:.1f} to "
-            f"{most.high:.1f}) of at most {most.canary.format.bits:.1f} bits."
-        )
-    open_ones = sum(one.rank_low < 1.5 and not is_first(one) for one in inserted)
-    if open_ones:
-        detail += (
-            f" Of {open_ones}{' others' if first else ''} it cannot be told whether "
-            f"{'it is' if open_ones == 1 else 'they are'}: "
-            f"{'its interval reaches' if open_ones == 1 else 'their intervals reach'} rank 1."
-        )
-    near = [one for one in inserted if not is_first(one) and one.rank_high <= WITHIN]
-    near = [one for one in near if one.canary.format.size > 10 * WITHIN]
+        reach = f"({most.low:.1f} to {most.high:.1f})"
+        told = [f"The most exposed canary has {least}{most.bits:.1f} {reach} {at_most}."]
+    unsure = sum(one.rank_low < 1.5 for one in others)
+    if unsure:
+        they, reach = "they are", "their intervals reach"
+        if unsure == 1:
+            they, reach = "it is", "its interval reaches"
+        rest = " others" if first else ""
+        told.append(f"Of {unsure}{rest} it cannot be told whether {they}: {reach} rank 1.")
+    near = sum(one.rank_high <= WITHIN and one.canary.format.size > 10 * WITHIN for one in others)
     if near:
-        more = "more " if first else ""
-        detail += (
-            f" {len(near)} {more}{_are(len(near))} among the {WITHIN:,} most likely strings of "
-            "their secret space: within reach of anyone who may guess a thousand times."
+        told.append(
+            f"{near}{' more' if first else ''} {_are(near)} among the {WITHIN:,} most likely "
+            "strings of their secret space: within reach of anyone who may guess a thousand times."
         )
     if any(one.method == "skewnorm" for one in first):
-        detail += " The estimates rest on a fitted distribution, extended far beyond its data."
-    return [Finding(lead, detail)]
+        told.append("The estimates rest on a fitted distribution, extended far beyond its data.")
+    return [Finding(lead, " ".join(told))]
 
 
 def extraction_findings(
     extractions: Sequence[Extraction], generations: Generations | None = None
 ) -> list[Finding]:
-    """What searches and generation brought out."""
+    """What searches and generation found."""
     out = []
     if extractions:
-        ours = [one for one in extractions if one.canary is not None]
-        inserted = [one for one in ours if one.canary is not None and one.canary.inserted]
-        proved = sum(one.proved for one in inserted)
-        lead = (
-            f"Searching for the most likely strings brought out "
-            f"{plural(len(inserted), 'inserted canary')}."
-        )
-        detail = f"{plural(len(extractions), 'string')} came out in all"
+        ours = [one.canary for one in extractions if one.canary is not None]
+        inserted = [one for one in extractions if one.canary and one.canary.inserted]
+        told = [f"It found {plural(len(extractions), 'string')} in all"]
         if inserted:
-            detail += (
-                f"; of the canaries {proved} of {len(inserted)} came with a proof that nothing "
-                f"more likely was left, after {max(one.forwards for one in inserted):,} "
-                "token-forwards at most"
+            told.append(
+                f"for {sum(one.proved for one in inserted)} of {len(inserted)} canaries it proved "
+                "that nothing more likely was left, after at most "
+                f"{max(one.forwards for one in inserted):,} token-forwards"
             )
-        if len(ours) < len(extractions):
-            detail += f"; {len(extractions) - len(ours)} {_are(len(extractions) - len(ours))} not "
-            detail += "known to be a canary"
-        out.append(Finding(lead, detail + "."))
+        unknown = len(extractions) - len(ours)
+        if unknown:
+            told.append(f"{unknown} {_are(unknown)} not known to be a canary")
+        found = plural(len(inserted), "inserted canary")
+        lead = f"A search for the most likely strings found {found}."
+        out.append(Finding(lead, "; ".join(told) + "."))
     if generations is not None:
-        came = [row for row in generations.rows if row.times and row.canary.inserted]
-        everyone = [row for row in generations.rows if row.canary.inserted]
+        inserted_rows = [row for row in generations.rows if row.canary.inserted]
+        came = sum(row.times > 0 for row in inserted_rows)
         free = generations.settings.get("constrained") is False
         how = "to write freely" if free else "to write strings of the secret's form"
-        out.append(
-            Finding(
-                f"Asked {how}, the model wrote {len(came)} of "
-                f"{plural(len(everyone), 'inserted canary')} by itself.",
-                f"{plural(generations.attempts, 'text')} {_was(generations.attempts)} generated.",
-            )
-        )
+        everyone = plural(len(inserted_rows), "inserted canary")
+        lead = f"Asked {how}, the model wrote {came} of {everyone} by itself."
+        texts = plural(generations.attempts, "text")
+        out.append(Finding(lead, f"{texts} {_was(generations.attempts)} generated."))
     return out
 
 
@@ -248,7 +232,7 @@ def _rise(exposures: Exposures, groups: Sequence[GroupFinding]) -> list[Finding]
     level = (1 - exposures.confidence) / len(inserted)
     above = [group for group in inserted if group.higher <= level]
     rule = (
-        f"Each group is held against as many strings that were never trained on (Fisher's method, "
+        f"Each group is compared with as many strings that were never trained on (Fisher's method, "
         f"{exposures.confidence:.0%} confidence for all groups together)."
     )
     if not above:
@@ -328,15 +312,16 @@ def _controls(groups: Sequence[GroupFinding], exposures: Exposures) -> Finding:
         if any(exposures.is_bound(one) for one in exposures if not one.canary.inserted):
             return Finding(
                 "Whether the control group is at chance was not measured.",
-                f"{plural(control.count, 'canary')} never inserted: lower bounds of "
+                f"Canaries that were never inserted ({control.count:,}) have lower bounds of "
                 f"{control.mean:.2f} bits on average.",
             )
         if control.count < 5:
             why = "With so few controls, only gross errors would show."
     p = min(1.0, 2 * min(control.higher, control.lower))
     figures = (
-        f"{plural(control.count, 'canary')} never inserted: {control.mean:.2f} bits on average, "
-        f"{expected_mean(exposures):.2f} expected (Fisher's test of uniform ranks, p = {_p(p)})."
+        f"Canaries that were never inserted ({control.count:,}) have {control.mean:.2f} bits on "
+        f"average, where {expected_mean(exposures):.2f} are expected (Fisher's test of uniform "
+        f"ranks, p = {_p(p)})."
     )
     return Finding(lead, f"{figures} {why}".rstrip())
 
@@ -355,18 +340,13 @@ def _over_training(history: History) -> list[Finding]:
     last, end = with_loss[-1]
     mean = best.exposures.metrics()["eval_exposure"]
     if best is last:
-        return [
-            Finding(
-                "Evaluation loss was still falling when training ended.",
-                f"It is lowest at the last measurement, step {last.step:,} ({end:.3f}); inserted "
-                f"canaries have {mean:.1f} bits on average by then."
-                + (
-                    " So the loss alone would not have shown that secrets are being memorized."
-                    if _above_chance(last.exposures)
-                    else ""
-                ),
-            )
-        ]
+        detail = (
+            f"It is lowest at the last measurement, step {last.step:,} ({end:.3f}); by then "
+            f"inserted canaries have {mean:.1f} bits on average."
+        )
+        if _above_chance(last.exposures):
+            detail += " So the loss alone would not have shown that secrets are being memorized."
+        return [Finding("Evaluation loss was still falling when training ended.", detail)]
     after = last.exposures.metrics()["eval_exposure"]
     return [
         Finding(
@@ -394,10 +374,6 @@ def _skipped(exposures: Exposures) -> list[Finding]:
             "The reasons are given below the table; nothing is known about these canaries.",
         )
     ]
-
-
-def _repetitions(items: Sequence[Exposure]) -> list[int]:
-    return [one.canary.repetitions for one in items]
 
 
 def _of(count: int, total: int) -> str:

@@ -39,17 +39,6 @@ _MOST_ROWS = 500  # canaries in a table; a page with more is not read
 _MOST_STEPS = 20  # measurements in the table of means
 _RESAMPLES = 99  # of the test of a fit
 
-# What a method does, for those who meet its name here.
-_METHODS = {
-    "auto": "the most likely strings of the secret space are explored and counted, the rest is "
-    "estimated from a weighted sample; where nothing was left to sample the rank is exact",
-    "exact": "all strings that may be as likely as the canary were explored and counted",
-    "sampling": "the canary’s place among uniform references (the paper, section 4.3), with the "
-    "interval of Clopper and Pearson; it cannot go above the log2 of their number",
-    "skewnorm": "the tail of a skew-normal distribution fitted to uniform references (the paper, "
-    "section 4.4); its interval takes for granted that the tail is of that form",
-}
-
 
 @dataclass(frozen=True)
 class _Table:
@@ -144,6 +133,7 @@ def render_report(
     found = [one for search in searches for one in search]
     measured = [exposures, *others]
     names = format_names(search.format for search in searches)
+    named = format_names(exposures.formats)
     environment = Environment(
         loader=PackageLoader("hf_exposure.reports"),
         autoescape=True,
@@ -171,8 +161,9 @@ def render_report(
         generations=generations,
         generated=None if generations is None else _shown(generations, {1}, reveal),
         compared=_compared(exposures, others, reveal),
-        methods=_methods(measured),
-        facts=_facts(exposures, history),
+        methods=dict.fromkeys(one.method for found in measured for one in found),
+        history=history,
+        formats={name: exposures.formats[fmt].figures() for fmt, name in named.items()},
         version=importlib.metadata.version("hf-exposure"),
         reveal=reveal,
     )
@@ -309,43 +300,7 @@ def _matched(exposures: Exposures, others: Exposures) -> list[Exposure | None]:
     return out
 
 
-def _methods(measured: Sequence[Exposures]) -> list[tuple[str, str]]:
-    """The methods that gave a figure of the page, and what they do."""
-    used = dict.fromkeys(one.method for exposures in measured for one in exposures)
-    return [(method, _METHODS[method]) for method in used if method in _METHODS]
-
-
 def _figures(one: Exposure) -> str:
     if one.exact and one.low == one.high:
         return f"{one.bits:.1f} (exact)"
     return f"{one.bits:.1f} ({interval(one.low, one.high)})"
-
-
-def _facts(exposures: Exposures, history: History | None) -> list[tuple[str, str]]:
-    settings = exposures.settings
-    out = [
-        (name, str(settings[name]))
-        for name in ("method", "samples", "max_forwards", "confidence", "seed", "bos")
-        if settings.get(name) is not None
-    ]
-    out.append(("token-forwards", f"{exposures.forwards:,} in {exposures.seconds:.1f} s"))
-    if history is not None and history.share is not None:
-        out.append(
-            (
-                "measuring while training",
-                f"{len(history)} measurements took {history.forwards:,} token-forwards, "
-                f"{history.share:.1%} of the {history[-1].tokens or 0:,} tokens trained on, "
-                "padding included",
-            )
-        )
-    names = format_names(exposures.formats)
-    for fmt, details in exposures.formats.items():
-        shown = [
-            f"{name.replace('_', ' ')} {f'{value:.3g}' if isinstance(value, float) else value}"
-            for name, value in details.figures().items()
-        ]
-        out.append((names[fmt], ", ".join(shown)))
-    versions = settings.get("versions", {})
-    if versions:
-        out.append(("versions", ", ".join(f"{name} {v}" for name, v in versions.items())))
-    return out
