@@ -28,12 +28,15 @@ from .exposure.details import FormatDetails as FormatDetails
 from .exposure.epsilon import EpsilonBound as EpsilonBound
 from .exposure.epsilon import canary_scores as canary_scores
 from .exposure.epsilon import estimate_epsilon as estimate_epsilon
+from .exposure.estimators import sampling_exposure as sampling_exposure
 from .exposure.history import History as History
 from .exposure.history import Measurement as Measurement
 from .exposure.measure import measure_exposure as measure_exposure
 from .exposure.records import Exposure as Exposure
 from .exposure.results import BudgetError as BudgetError
 from .exposure.results import Exposures as Exposures
+from .exposure.skew_normal import SkewNormal as SkewNormal
+from .exposure.skew_normal import skewnorm_exposure as skewnorm_exposure
 from .metrics import metric_path as metric_path
 from .models.loading import load_model as load_model
 from .reports.cards import add_exposure_to_card as add_exposure_to_card

@@ -11,25 +11,31 @@ A canary that is inserted k times is one unit: what is measured is the epsilon o
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
+from hf_exposure.exposure.guesses import Ranked, Rule, many_runs_rules, one_run_rules
+from hf_exposure.exposure.refuting import (
+    clopper_pearson,
+    gaussian_epsilon,
+    gaussian_refutes,
+    group_delta,
+    largest_refuted,
+    least_log_level,
+    log_p_value,
+    rates_refute,
+)
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.utils.arrays import Floats
+from hf_exposure.utils.checks import check_choice, check_count, check_number, check_share
 
 METHODS = ("one_run", "one_run_fdp", "clopper_pearson")
-_LEAST_GUESSES = 8  # with fewer, all of them right prove little: 1 / 2^8
 _UNFAIR = 1e-6  # coins that fall so unevenly, or more, are taken to be no fair coins
-_LARGEST = 1e6  # no bound is searched for above it
-_MOST_LOG = 1e5  # no p-value is searched for below e to minus this
 
 
 @dataclass(frozen=True)
@@ -124,256 +130,6 @@ def _show_p(log_p: float) -> str:
     return f"{10 ** (log_p / math.log(10) - exponent):.1f}e{exponent}"
 
 
-# One run: guesses about coins
-
-
-def log_p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """Natural logarithm of the most likely that so many guesses are correct under (epsilon, delta).
-
-    Steinke, Nasr, Jagielski 2023 (arXiv 2305.08846), theorem 5.2, for m canaries, at most r guesses
-    and v correct ones. With f(v) = Pr(B >= v), where B is binomial of r trials, each a success with
-    e^epsilon / (1 + e^epsilon),
-
-        p = f(v) + 2 m delta max over i >= 1 of (f(v - i) - f(v)) / i
-
-    It is computed in logarithms: no p-value underflows.
-    """
-    right = np.arange(guesses + 1)
-    log_mass = (
-        _log_choose(guesses)
-        + right * special.log_expit(epsilon)
-        + (guesses - right) * special.log_expit(-epsilon)
-    )
-    top = float(np.max(log_mass[correct:]))
-    log_p = top + math.log(float(np.sum(np.exp(log_mass[correct:] - top))))
-    if delta > 0 and correct > 0:
-        # f(v - i) - f(v) is the mass of the i values below v; beyond i = v it stays the same.
-        below = log_mass[:correct][::-1]
-        top = float(np.max(below))
-        steepest = np.max(np.cumsum(np.exp(below - top)) / np.arange(1, correct + 1))
-        slope = math.log(2 * canaries * delta) + top + math.log(float(steepest))
-        log_p = _log_add(log_p, slope)
-    return min(log_p, 0.0)
-
-
-@lru_cache(maxsize=64)
-def _log_choose(n: int) -> Floats:
-    """(n + 1,) logarithms of n over 0, 1, ..., n."""
-    log_factorials = special.gammaln(np.arange(n + 1) + 1.0)
-    return np.asarray(log_factorials[n] - log_factorials - log_factorials[::-1])
-
-
-def gaussian_refutes(
-    canaries: int, guesses: int, correct: int, mu: float, log_alpha: float
-) -> bool:
-    """Whether so many correct guesses, or more, have probability below alpha under mu-GDP.
-
-    Mahloujifar, Melis, Chaudhuri 2024 (arXiv 2410.22235), their bound for c guesses at most and the
-    algorithm that follows from it, with the trade-off curve of N(0, 1) against N(mu, 1). With p_j
-    the probability of j correct guesses of c among m canaries, flipping one coin shows for every i
-
-        r_i = sum over j >= i of (j / m) p_j  <=  Phi(Phi^-1(h_{i-1}) + mu),
-        h_i = sum over j >= i of ((c - j) / m) p_j
-
-    Let Pr(v correct or more) be alpha; the least r_0 + h_0 that these allow comes from all of alpha
-    on v and then, downwards, no more on each number than must be. If it exceeds c / m, which is
-    what it is, the probability of v or more cannot be alpha, nor any more than that.
-    """
-    log_all = math.log(guesses / canaries) + 1e-12  # so that rounding refutes nothing
-    r = log_alpha + _log(correct / canaries)
-    h = log_alpha + _log((guesses - correct) / canaries)
-    for i in range(correct - 1, -1, -1):
-        wanted = float(special.log_ndtr(special.ndtri_exp(r) - mu))
-        if not wanted > h:
-            return False  # and so at every i below
-        more = wanted + _log(-math.expm1(h - wanted))
-        h = wanted
-        if i:
-            r = _log_add(r, more + math.log(i / (guesses - i)))
-        if _log_add(r, h) > log_all:
-            return True
-    return False
-
-
-def gaussian_epsilon(mu: float, delta: float) -> float:
-    """The epsilon of mu-GDP at a delta > 0: where the curve
-
-        delta(epsilon) = Phi(mu / 2 - epsilon / mu) - e^epsilon Phi(-mu / 2 - epsilon / mu)
-
-    (Dong, Roth, Su 2019, arXiv 1905.02383, corollary 2.13) comes down to it; 0 if it is below.
-    """
-
-    def above(epsilon: float) -> bool:
-        first = float(special.log_ndtr(mu / 2 - epsilon / mu))
-        second = epsilon + float(special.log_ndtr(-mu / 2 - epsilon / mu))
-        return second < first and first + _log(-math.expm1(second - first)) > math.log(delta)
-
-    return _largest(above, precision=1e-12) if mu > 0 else 0.0
-
-
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf
-
-
-def _log_add(a: float, b: float) -> float:
-    """log(e^a + e^b), of which at least one is finite."""
-    return max(a, b) + math.log1p(math.exp(-abs(a - b)))
-
-
-def _largest(
-    refuted: Callable[[float], bool], start: float = 0.0, precision: float = 1e-7
-) -> float:
-    """The largest value that is refuted, from below; `start` if not even that is."""
-    if not refuted(start):
-        return start
-    low, high = start, max(1.0, 2 * start)
-    while refuted(high):
-        low, high = high, 2 * high
-        if high > _LARGEST:
-            return low
-    while high - low > precision * max(1.0, high):
-        middle = (low + high) / 2
-        low, high = (middle, high) if refuted(middle) else (low, middle)
-    return low
-
-
-def _group_delta(epsilon: float, delta: float, repetitions: int) -> float:
-    """The delta of k examples at k epsilon, if it is `delta` for one at epsilon.
-
-    One example after the other: delta (1 + e^epsilon + ... + e^((k - 1) epsilon)), at most 1.
-    """
-    if delta == 0 or repetitions == 1:
-        return delta
-    if epsilon == 0:
-        return min(delta * repetitions, 1.0)
-    log_ratio = repetitions * epsilon + _log(-math.expm1(-repetitions * epsilon))
-    log_ratio -= epsilon + _log(-math.expm1(-epsilon))
-    return math.exp(min(math.log(delta) + log_ratio, 0.0))
-
-
-# Many runs: error rates
-
-
-def clopper_pearson(
-    true_positives: int, positives: int, false_positives: int, negatives: int, alpha: float
-) -> tuple[float, float]:
-    """A lower bound on the true positive rate, and an upper one on the false positive rate.
-
-    Each fails with a probability of at most alpha / 2.
-    """
-    low, high = 0.0, 1.0
-    if true_positives:
-        low = _beta_quantile(true_positives, positives - true_positives + 1, alpha / 2)
-    if false_positives < negatives:
-        high = 1 - _beta_quantile(negatives - false_positives, false_positives + 1, alpha / 2)
-    return low, high
-
-
-def _beta_quantile(a: int, b: int, share: float) -> float:
-    # As stats.beta.ppf, which takes a hundred times as long.
-    return float(special.betaincinv(a, b, share))
-
-
-def rates_refute(tpr_low: float, fpr_high: float, epsilon: float, delta: float) -> bool:
-    """Whether (epsilon, delta)-differential privacy rules such error rates out.
-
-    It asks for TPR <= e^epsilon FPR + delta and, guessing the other way round,
-    1 - FPR <= e^epsilon (1 - TPR) + delta (Kairouz, Oh, Viswanath 2015, theorem 2.1).
-    """
-    one = _log(tpr_low - delta) > epsilon + _log(fpr_high)
-    return one or _log(1 - fpr_high - delta) > epsilon + _log(1 - tpr_low)
-
-
-# Rules: who is guessed to be in, and who out
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """One way of guessing, and how it fared.
-
-    `positives` are guessed to be in, of which `true_positives` are; `negatives` are guessed to be
-    out, of which `true_negatives` are.
-    """
-
-    positives: int
-    true_positives: int
-    negatives: int
-    true_negatives: int
-    threshold: float
-
-    @property
-    def guesses(self) -> int:
-        return self.positives + self.negatives
-
-    @property
-    def correct(self) -> int:
-        return self.true_positives + self.true_negatives
-
-    @property
-    def deviations(self) -> float:
-        """How far above half of the guesses: which rule to show if none refutes anything."""
-        return (2 * self.correct - self.guesses) / math.sqrt(self.guesses)
-
-
-class _Ranked:
-    """All scores, highest first, ties in random order; knows how many of the first ones are in."""
-
-    def __init__(self, in_scores: Floats, out_scores: Floats, seed: int) -> None:
-        # Sorted, so that no order of the input matters. The generator depends on the scores too:
-        # places among ties tell who is in, so that one fixed order of places, the same in every
-        # audit, would be a bet on how many are in.
-        parts = np.sort(in_scores) + 0.0, np.sort(out_scores) + 0.0  # no negative zeros
-        scores = np.concatenate(parts)
-        digest = hashlib.sha256(b"in".join(part.tobytes() for part in parts)).digest()
-        ties = np.random.default_rng([seed, *digest]).random(len(scores))
-        order = np.lexsort((ties, -scores))
-        self.scores = scores[order]
-        self.is_in = order < len(in_scores)
-        self.size, self.in_count = len(scores), len(in_scores)
-        self._in_before = np.concatenate([[0], np.cumsum(self.is_in)])
-
-    def rule(self, first: int, last: int) -> _Rule:
-        """The first ones are guessed to be in, the last ones to be out; the others not at all."""
-        right = last - (self.in_count - int(self._in_before[self.size - last]))
-        threshold = float(self.scores[first - 1]) if first else math.inf
-        return _Rule(first, int(self._in_before[first]), last, right, threshold)
-
-    def at(self, threshold: float) -> _Rule:
-        """Whoever scores `threshold` or more is guessed to be in, everybody else to be out."""
-        first = int(np.sum(self.scores >= threshold))
-        return replace(self.rule(first, self.size - first), threshold=threshold)
-
-
-def _one_run_rules(ranked: _Ranked) -> list[_Rule]:
-    """The ends of the ranking, ever shorter: both of them, and the first alone."""
-    rules: list[_Rule] = []
-    guesses = ranked.size
-    while guesses >= _LEAST_GUESSES or not rules:
-        rules.append(ranked.rule(guesses - guesses // 2, guesses // 2))
-        if _LEAST_GUESSES <= guesses <= ranked.size // 4:
-            rules.append(ranked.rule(guesses, 0))
-        guesses //= 2
-    return rules
-
-
-def _many_runs_rules(ranked: _Ranked) -> list[_Rule]:
-    """Thresholds at the 1st, 2nd, 4th, ... highest of the scores out, and lowest of those in.
-
-    The other set of scores does not know of such a threshold. And of a set of n, the part of its
-    distribution that lies beyond its own j-th score has the distribution Beta(j, n - j + 1), or is
-    smaller: the quantile of that is what Clopper and Pearson give for j - 1 of n. So both bounds
-    hold as for a threshold that was given beforehand.
-    """
-
-    def powers(count: int) -> list[int]:
-        return [2**i for i in range(max(1, int(math.log2(count))))]
-
-    ins, outs = np.flatnonzero(ranked.is_in), np.flatnonzero(~ranked.is_in)
-    firsts = [int(outs[j - 1]) for j in powers(len(outs))]
-    firsts += [int(ins[-j]) + 1 for j in powers(len(ins))]
-    return [ranked.rule(first, ranked.size - first) for first in firsts]
-
-
 @dataclass(frozen=True)
 class _Audit:
     """The test of one method. What it refutes are values of epsilon, or of mu for a Gaussian."""
@@ -383,45 +139,45 @@ class _Audit:
     in_count: int
     delta: float
 
-    def refutes(self, rule: _Rule, value: float, copies: int, log_level: float) -> bool:
+    def refutes(self, rule: Rule, value: float, copies: int, log_level: float) -> bool:
         """Whether what was found refutes `value` for each of the copies that a canary has."""
         found = (self.size, rule.guesses, rule.correct)
         if self.method == "one_run_fdp":
             # k examples of mu-GDP are together k mu-GDP (Dong, Roth, Su 2019, theorem 2.14).
             return gaussian_refutes(*found, copies * value, log_level)
-        unit = copies * value, _group_delta(value, self.delta, copies)
+        unit = copies * value, group_delta(value, self.delta, copies)
         if self.method == "one_run":
             return log_p_value(*found, *unit) <= log_level
         return rates_refute(*self.rates(rule, log_level), *unit)
 
-    def rates(self, rule: _Rule, log_level: float) -> tuple[float, float]:
+    def rates(self, rule: Rule, log_level: float) -> tuple[float, float]:
         """The bounds on the true and the false positive rate."""
         positives, negatives = self.in_count, self.size - self.in_count
         false_positives = rule.positives - rule.true_positives
         counts = (rule.true_positives, positives, false_positives, negatives)
         return clopper_pearson(*counts, math.exp(log_level))
 
-    def largest(self, rules: list[_Rule], copies: int, log_level: float) -> tuple[float, _Rule]:
+    def largest(self, rules: list[Rule], copies: int, log_level: float) -> tuple[float, Rule]:
         """The largest epsilon for one of the copies that any rule refutes, and that rule."""
         best, by = 0.0, max(rules, key=lambda rule: rule.deviations)
         for rule in rules:
 
-            def refuted(value: float, rule: _Rule = rule) -> bool:
+            def refuted(value: float, rule: Rule = rule) -> bool:
                 return self.refutes(rule, value, copies, log_level)
 
-            value = _largest(refuted, best)
+            value = largest_refuted(refuted, best)
             if value > best:
                 best, by = value, rule
         return (gaussian_epsilon(best, self.delta) if self.method == "one_run_fdp" else best), by
 
-    def log_p_value(self, rule: _Rule) -> float:
+    def log_p_value(self, rule: Rule) -> float:
         """Natural logarithm of the p-value of epsilon = 0, not corrected for other rules."""
         if self.method == "one_run":
             return log_p_value(self.size, rule.guesses, rule.correct, 0.0, self.delta)
         # The curve with epsilon 0 at delta: 2 Phi(mu / 2) - 1 = delta.
         nothing = 2 * float(special.ndtri((1 + self.delta) / 2))
         value = nothing if self.method == "one_run_fdp" else 0.0
-        return _smallest_log(lambda level: self.refutes(rule, value, 1, level))
+        return least_log_level(lambda level: self.refutes(rule, value, 1, level))
 
 
 # The bound
@@ -502,7 +258,7 @@ def estimate_epsilon(
         >>> 2 < bound.epsilon < 11
         True
     """
-    ranked = _Ranked(_checked("in_scores", in_scores), _checked("out_scores", out_scores), seed)
+    ranked = Ranked(_checked("in_scores", in_scores), _checked("out_scores", out_scores), seed)
     _check(ranked, delta, confidence, method, guesses, threshold, repetitions)
     if threshold is not None:
         rules = [ranked.at(threshold)]
@@ -510,9 +266,9 @@ def estimate_epsilon(
         both = guesses if isinstance(guesses, tuple) else (guesses - guesses // 2, guesses // 2)
         rules = [ranked.rule(*both)]
     elif method == "clopper_pearson":
-        rules = _many_runs_rules(ranked)
+        rules = many_runs_rules(ranked)
     else:
-        rules = _one_run_rules(ranked)
+        rules = one_run_rules(ranked)
     audit = _Audit(method, ranked.size, ranked.in_count, delta)
     log_level = math.log1p(-confidence) - math.log(len(rules))
     epsilon, rule = audit.largest(rules, 1, log_level)
@@ -601,19 +357,6 @@ def _listed(numbers: list[int]) -> str:
     return f"{', '.join(rest)} or {last}" if rest else last
 
 
-def _smallest_log(refutes: Callable[[float], bool]) -> float:
-    """The logarithm of the smallest level at which something is refuted; 0 if at none."""
-    if not refutes(math.log(0.999999)):
-        return 0.0
-    low, high = -1.0, 0.0
-    while refutes(low) and low > -_MOST_LOG:
-        low, high = 2 * low, low
-    while high - low > 1e-5 * max(1.0, -low):
-        middle = (low + high) / 2
-        low, high = (low, middle) if refutes(middle) else (middle, high)
-    return high
-
-
 def _checked(name: str, scores: ArrayLike) -> Floats:
     try:
         values = np.asarray(scores, dtype=np.float64)
@@ -632,7 +375,7 @@ def _checked(name: str, scores: ArrayLike) -> Floats:
 
 
 def _check(
-    ranked: _Ranked,
+    ranked: Ranked,
     delta: float,
     confidence: float,
     method: str,
@@ -641,20 +384,16 @@ def _check(
     repetitions: int,
 ) -> None:
     where, size, ins = "estimate_epsilon", ranked.size, ranked.in_count
-    if method not in METHODS:
-        known = ", ".join(map(repr, METHODS))
-        raise ValueError(f"{where}: method={method!r} is not known; use one of {known}")
-    if not 0 <= delta < 1:
+    check_choice(f"{where}: method", method, METHODS)
+    if check_number(f"{where}: delta", delta, 0) >= 1:
         raise ValueError(f"{where}: delta={delta} is out of range; use 0 or more, and less than 1")
     if method == "one_run_fdp" and delta == 0:
         raise ValueError(
             f"{where}: delta=0 with method='one_run_fdp', but a Gaussian has no finite epsilon at "
             "delta 0; give a small delta such as 1e-6, or use 'one_run'"
         )
-    if not 0 < confidence < 1:
-        raise ValueError(f"{where}: confidence={confidence} is out of range; use 0.95, say")
-    if isinstance(repetitions, bool) or not isinstance(repetitions, int) or repetitions < 1:
-        raise ValueError(f"{where}: repetitions={repetitions!r} must be a whole number from 1 on")
+    check_share(f"{where}: confidence", confidence)
+    check_count(f"{where}: repetitions", repetitions, least=1)
     if threshold is not None and math.isnan(threshold):
         raise ValueError(f"{where}: threshold is NaN; give a score")
     if guesses is not None:

@@ -262,7 +262,7 @@ class ExposureEstimate:
 
 
 def sampling_exposure(
-    cost: float,
+    log_perplexity: float,
     references: Floats,
     confidence: float = 0.95,
     tie: float = 0.0,
@@ -277,10 +277,14 @@ def sampling_exposure(
     The interval is Clopper and Pearson's for the share of R that is not costlier.
 
     Args:
-        cost: the canary's log-perplexity in bits.
-        references: (n,) those of uniform draws from R.
-        tie: costs closer than this count as equal, and widen the interval.
+        log_perplexity: the canary's, in bits.
+        references: (n,) log-perplexities in bits of uniform draws from R.
+        confidence: confidence level of the interval.
+        tie: log-perplexities closer than this, in bits, count as equal, and widen the interval.
         log2_size: log2 of the size of R, the most that an exposure can be.
+
+    Returns:
+        The exposure in bits, with its interval and p-value.
 
     Raises:
         ValueError: there are no references.
@@ -288,8 +292,8 @@ def sampling_exposure(
     n = len(references)
     if n == 0:
         raise ValueError("sampling: there are no references; draw at least one")
-    k = int(np.sum(references <= cost + tie))
-    below = int(np.sum(references < cost - tie))
+    k = int(np.sum(references <= log_perplexity + tie))
+    below = int(np.sum(references < log_perplexity - tie))
     alpha = 1.0 - confidence
     most = float(stats.beta.ppf(1 - alpha / 2, k + 1, n - k)) if k < n else 1.0
     least = float(stats.beta.ppf(alpha / 2, below, n - below + 1)) if below else 0.0

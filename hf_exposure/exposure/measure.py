@@ -35,6 +35,7 @@ from hf_exposure.models.processes import Processes
 from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.tree.scoring import ScoredTree, Scorer
 from hf_exposure.utils.arrays import Floats
+from hf_exposure.utils.checks import check_choice
 from hf_exposure.utils.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -111,10 +112,7 @@ def measure_exposure(
             f"measure_exposure: tokenizer is of type {type(tokenizer).__name__}; give the model's, "
             "such as AutoTokenizer.from_pretrained(...)"
         )
-    if unscorable not in ("raise", "warn"):
-        raise ValueError(
-            f"measure_exposure: unscorable={unscorable!r} is not known; use 'raise' or 'warn'"
-        )
+    check_choice("measure_exposure: unscorable", unscorable, ("raise", "warn"))
     plan = plan_measurement(tokenizer, canaries, bos=bos, unscorable=unscorable)
     # An accelerator of one process may be in a group of several: trainings of their own.
     shared = accelerator is not None and accelerator.num_processes > 1

@@ -14,6 +14,7 @@ from hf_exposure.canaries.masking import mask_secrets
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.utils.arrays import Ints
+from hf_exposure.utils.checks import check_choice, check_count, check_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,27 +45,17 @@ class Settings:
     min_samples: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(
-                f"measure_exposure: method={self.method!r} is not known; "
-                f"use one of {', '.join(map(repr, METHODS))}"
-            )
+        check_choice("measure_exposure: method", self.method, METHODS)
+        check_share("measure_exposure: confidence", self.confidence)
+        check_count("measure_exposure: seed", self.seed)
         least = {"sampling": 1, "skewnorm": 10}.get(self.method, 0)
         for name, value, low in (
             ("samples", self.samples, least),
             ("max_forwards", self.max_forwards, 0),
             ("batch_size", self.batch_size, 1),
         ):
-            if value is not None and (isinstance(value, bool) or not value >= low):
-                raise ValueError(
-                    f"measure_exposure: {name}={value!r} is too small for method="
-                    f"{self.method!r}; give a whole number of at least {low}"
-                )
-        if not 0 < self.confidence < 1:
-            raise ValueError(
-                f"measure_exposure: confidence={self.confidence!r} is not between 0 and 1; "
-                "0.95 is usual"
-            )
+            if value is not None:
+                check_count(f"measure_exposure: {name}", value, low)
 
 
 @dataclass(frozen=True)

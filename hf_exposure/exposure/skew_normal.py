@@ -36,6 +36,9 @@ class SkewNormal:
     def fit(cls, references: Floats) -> SkewNormal:
         """The maximum likelihood fit.
 
+        Args:
+            references: (n,) log-perplexities in bits; finite.
+
         Raises:
             ValueError: there are fewer than 10 references, or they are all the same.
         """
@@ -56,13 +59,13 @@ class SkewNormal:
         ks = float(stats.kstest(references, stats.skewnorm(shape, loc, scale).cdf).statistic)
         return cls(float(shape), float(loc), float(scale), ks, references)
 
-    def density(self, costs: Floats) -> Floats:
-        """The probability density at each cost, per bit."""
-        return np.asarray(stats.skewnorm.pdf(costs, self.shape, self.loc, self.scale))
+    def density(self, log_perplexities: Floats) -> Floats:
+        """(n,) the probability density at each of (n,) log-perplexities, per bit."""
+        return np.asarray(stats.skewnorm.pdf(log_perplexities, self.shape, self.loc, self.scale))
 
-    def exposure(self, cost: float) -> float:
-        """-log2 of the mass below `cost`, in bits: the paper's extrapolation, not capped."""
-        return float(_tail_bits(np.array([cost]), self.shape, self.loc, self.scale)[0])
+    def exposure(self, log_perplexity: float) -> float:
+        """-log2 of the mass below it, in bits: the paper's extrapolation, not capped."""
+        return float(_tail_bits(np.array([log_perplexity]), self.shape, self.loc, self.scale)[0])
 
     def p_value(self, resamples: int = 100, seed: int = 0) -> float:
         """Goodness of the fit: how often a sample of the fitted distribution, fitted again, is as
@@ -81,22 +84,33 @@ class SkewNormal:
 
 
 def skewnorm_exposure(
-    cost: float, fit: SkewNormal, log2_size: float, confidence: float = 0.95
+    log_perplexity: float, fit: SkewNormal, log2_size: float, confidence: float = 0.95
 ) -> ExposureEstimate:
-    """Exposure by extrapolation: -log2 of the fitted mass below the cost (the paper, section 4.4).
+    """Exposure by extrapolation: -log2 of the fitted mass below it (the paper, section 4.4).
 
     It is capped at log2 of the size of R; `raw_bits` is not. The interval shows how well so many
     references determine the fit (a bootstrap by moments around the fit); that the tail goes on
     like a skew-normal is assumed.
+
+    Args:
+        log_perplexity: the canary's, in bits.
+        fit: of the log-perplexities of uniform references, see `SkewNormal.fit`.
+        log2_size: log2 of the size of R.
+        confidence: confidence level of the interval.
+
+    Returns:
+        The exposure in bits, with its interval and p-value.
     """
-    raw = fit.exposure(cost)
-    if not math.isfinite(cost):
+    raw = fit.exposure(log_perplexity)
+    if not math.isfinite(log_perplexity):
         return ExposureEstimate(0.0, 0.0, 0.0, 1.0, 0.0)
     draw = np.random.default_rng(0)
     references = fit.references
     places = draw.integers(len(references), size=(_RESAMPLES, len(references)))
-    resampled = _tail_bits(np.full(_RESAMPLES, cost), *_by_moments(*_moments(references[places])))
-    centre = _tail_bits(np.array([cost]), *_by_moments(*_moments(references)))[0]
+    resampled = _tail_bits(
+        np.full(_RESAMPLES, log_perplexity), *_by_moments(*_moments(references[places]))
+    )
+    centre = _tail_bits(np.array([log_perplexity]), *_by_moments(*_moments(references)))[0]
     alpha = 1.0 - confidence
     ends = raw + np.quantile(resampled, [alpha / 2, 1 - alpha / 2]) - centre
 

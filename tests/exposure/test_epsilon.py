@@ -18,15 +18,17 @@ from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.epsilon import (
     METHODS,
     EpsilonBound,
-    _smallest_log,
     canary_scores,
-    clopper_pearson,
     estimate_epsilon,
-    gaussian_epsilon,
-    gaussian_refutes,
-    log_p_value,
 )
 from hf_exposure.exposure.records import Exposure
+from hf_exposure.exposure.refuting import (
+    clopper_pearson,
+    gaussian_epsilon,
+    gaussian_refutes,
+    least_log_level,
+    log_p_value,
+)
 from hf_exposure.exposure.results import Exposures
 
 RUNS = 250
@@ -147,7 +149,7 @@ def largest_probability(m: int, c: int, v: int, mu: float) -> float:
 def test_the_gaussian_test_is_the_optimum_of_the_constraints_it_comes_from(
     m: int, c: int, v: int, mu: float
 ) -> None:
-    found = math.exp(_smallest_log(lambda level: gaussian_refutes(m, c, v, mu, level)))
+    found = math.exp(least_log_level(lambda level: gaussian_refutes(m, c, v, mu, level)))
     assert 0 < found < 1
     assert found == pytest.approx(largest_probability(m, c, v, mu), rel=1e-3)
 
@@ -161,7 +163,7 @@ def test_the_gaussian_test_is_no_smaller_than_the_probability_under_a_gaussian_m
     ranked = np.take_along_axis(coins, order, axis=1)
     correct = ranked[:, -1] + (1 - ranked[:, 0])
     share = float(np.mean(correct == 2))
-    bound = math.exp(_smallest_log(lambda level: gaussian_refutes(m, 2, 2, mu, level)))
+    bound = math.exp(least_log_level(lambda level: gaussian_refutes(m, 2, 2, mu, level)))
     assert share - 0.005 < bound <= 1
 
 
@@ -513,13 +515,13 @@ def test_the_threshold_and_the_counts_are_those_of_the_rule() -> None:
         ({"in_scores": [1.0, math.nan]}, "in_scores has 1 scores that are NaN"),
         ({"out_scores": [[1.0, 2.0]]}, "out_scores must be one list"),
         ({"in_scores": ["a"]}, "in_scores must be a list of numbers"),
-        ({"delta": -0.1}, "delta=-0.1 is out of range"),
+        ({"delta": -0.1}, "delta=-0.1 is too small"),
         ({"delta": 1.0}, "delta=1.0 is out of range"),
         ({"delta": math.nan}, "delta=nan is out of range"),
         ({"delta": 0, "method": "one_run_fdp"}, "no finite epsilon"),
         ({"confidence": 1.0}, "confidence=1.0 is out of range"),
         ({"confidence": 0.0}, "confidence=0.0 is out of range"),
-        ({"method": "magic"}, "method='magic' is not known; use one of 'one_run', 'one_run_fdp'"),
+        ({"method": "magic"}, "method='magic' is not known; use 'one_run', 'one_run_fdp' or"),
         ({"guesses": 0}, "guesses=0 must be"),
         ({"guesses": 7}, "of 1 to 6 together"),
         ({"guesses": (1, -1)}, "must be a whole number"),
@@ -527,7 +529,7 @@ def test_the_threshold_and_the_counts_are_those_of_the_rule() -> None:
         ({"guesses": 2, "threshold": 1.0}, "guesses and threshold do not go together"),
         ({"guesses": 2, "method": "clopper_pearson"}, "do not go together"),
         ({"threshold": math.nan}, "threshold is NaN"),
-        ({"repetitions": 0}, "repetitions=0 must be"),
+        ({"repetitions": 0}, "repetitions=0 is too small"),
         ({"out_scores": list(range(100))}, "cannot come from fair coins"),
     ],
 )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hf_exposure import estimate_epsilon
-from hf_exposure.exposure.epsilon import gaussian_epsilon
+from hf_exposure.exposure.refuting import gaussian_epsilon
 from tests.peers import load_peer
 
 SEEDS = range(30)

@@ -1,7 +1,7 @@
 """The exposure of canaries, as a module of Hugging Face `evaluate`.
 
-The formulas are those of `hf_exposure.exposure.estimators`, the measurement on a model is that of
-`hf_exposure.exposure.measure`; here is what makes them a metric. evaluate's own checks want as many
+The formulas are `hf_exposure.sampling_exposure` and `skewnorm_exposure`, the measurement on a model
+is `measure_exposure`; here is what makes them a metric. evaluate's own checks want as many
 references as predictions. Canaries are few and references many, so the shorter of the two is filled
 up with NaN on its way into evaluate's files, and the NaN are taken out again when they come back.
 """
@@ -17,8 +17,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_exposure.exposure.estimators import ExposureEstimate, exp2, sampling_exposure
-from hf_exposure.exposure.skew_normal import SkewNormal, skewnorm_exposure
+import hf_exposure
 
 METHODS = ("sampling", "skewnorm")  # those that need no model
 _SETTINGS = ("samples", "max_forwards", "seed", "batch_size", "bos", "accelerator", "progress")
@@ -153,11 +152,11 @@ class Exposure(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
             predictions (list/array/tensor, *optional*): the canaries' log-perplexities in bits.
             references (list/array/tensor, *optional*): the references'.
         """
-        costs = _costs("predictions", predictions)
-        others = _costs("references", references)
-        rows = max(len(costs), len(others))
+        own = _log_perplexities("predictions", predictions)
+        others = _log_perplexities("references", references)
+        rows = max(len(own), len(others))
         super().add_batch(
-            predictions=costs + [math.nan] * (rows - len(costs)),
+            predictions=own + [math.nan] * (rows - len(own)),
             references=others + [math.nan] * (rows - len(others)),
             **kwargs,
         )
@@ -172,12 +171,12 @@ class Exposure(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         # evaluate.combine gives them the names that they have in `compute`.
         prediction = kwargs.pop("predictions", prediction)
         reference = kwargs.pop("references", reference)
-        cost = _costs("prediction", None if prediction is None else [prediction])
-        other = _costs("reference", None if reference is None else [reference])
-        if not cost and not other:
+        own = _log_perplexities("prediction", None if prediction is None else [prediction])
+        other = _log_perplexities("reference", None if reference is None else [reference])
+        if not own and not other:
             raise ValueError("exposure: add needs a prediction, a reference, or both")
-        cost, other = cost or [math.nan], other or [math.nan]
-        super().add(prediction=cost[0], reference=other[0], **kwargs)
+        own, other = own or [math.nan], other or [math.nan]
+        super().add(prediction=own[0], reference=other[0], **kwargs)
 
     def compute(
         self,
@@ -217,7 +216,7 @@ class Exposure(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
             model, tokenizer = _loaded(model, model_id, canaries, given)
             canaries = _canaries(canaries, format)
             method = method or "auto"
-            measured = _measured(model, tokenizer, canaries, method, confidence, settings)
+            measured = _by_model(model, tokenizer, canaries, method, confidence, settings)
             return measured if self.process_id == 0 else None
         if useless := [name for name, value in (given | settings).items() if value is not None]:
             raise ValueError(
@@ -259,7 +258,7 @@ class Exposure(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
 
 
 def _by_references(
-    costs: list[float],
+    predictions: list[float],
     references: Any,
     method: str,
     log2_size: float | None,
@@ -267,26 +266,28 @@ def _by_references(
 ) -> dict[str, Any]:
     """Where the canaries stand among the references."""
     for name, values, whose in (
-        ("predictions", costs, "the canaries'"),
+        ("predictions", predictions, "the canaries'"),
         ("references", references, "uniformly drawn secrets'"),
     ):
         if not len(values):
             raise ValueError(f"exposure: {name} is empty; give {whose} log-perplexities")
     most = math.inf if log2_size is None else float(log2_size)
     extra: dict[str, Any] = {"num_references": len(references), "log2_size": log2_size}
-    estimates: list[ExposureEstimate]
     if method == "skewnorm":
         fit = _fit(references[np.isfinite(references)])
-        estimates = [skewnorm_exposure(cost, fit, most, confidence) for cost in costs]
+        estimates = [hf_exposure.skewnorm_exposure(x, fit, most, confidence) for x in predictions]
         extra["raw_exposure"] = [float(one.raw_bits) for one in estimates]
         extra["fit"] = {"shape": fit.shape, "loc": fit.loc, "scale": fit.scale, "ks": fit.ks}
     else:
         estimates = [
-            sampling_exposure(cost, references, confidence, log2_size=most) for cost in costs
+            hf_exposure.sampling_exposure(x, references, confidence, log2_size=most)
+            for x in predictions
         ]
 
     def ranks(bits: list[float]) -> list[float] | None:
-        return None if log2_size is None else [max(1.0, exp2(most - value)) for value in bits]
+        if log2_size is None:
+            return None
+        return [max(1.0, 2.0 ** (most - x) if most - x < 1024 else math.inf) for x in bits]
 
     exposure = [float(one.bits) for one in estimates]
     low = [float(one.low) for one in estimates]
@@ -307,21 +308,19 @@ def _by_references(
     }
 
 
-def _fit(references: Any) -> SkewNormal:
+def _fit(references: Any) -> Any:
     try:
-        return SkewNormal.fit(references)
+        return hf_exposure.SkewNormal.fit(references)
     except ValueError as error:
         reason = str(error).split(";")[0]
         raise ValueError(f"exposure: {reason}; give others, or use method='sampling'") from None
 
 
-def _measured(
+def _by_model(
     model: Any, tokenizer: Any, canaries: Any, method: str, confidence: float, settings: Any
 ) -> dict[str, Any]:
     """What `measure_exposure` finds, in the form of this metric."""
-    from hf_exposure.exposure.measure import measure_exposure
-
-    found = measure_exposure(
+    found = hf_exposure.measure_exposure(
         model, tokenizer, canaries, method=method, confidence=confidence, **settings
     )
     inserted = [float(one.bits) for one in found if one.canary.inserted]
@@ -367,10 +366,8 @@ def _loaded(model: Any, model_id: Any, canaries: Any, given: dict[str, Any]) -> 
             "exposure: with model_id the tokenizer is loaded too; give its folder or id, or give a "
             "loaded model as well, as model"
         )
-    from hf_exposure.models.loading import load_model
-
     try:
-        return load_model(
+        return hf_exposure.load_model(
             os.fspath(model_id),
             tokenizer=None if tokenizer is None else os.fspath(tokenizer),
             revision=given["revision"],
@@ -383,31 +380,21 @@ def _loaded(model: Any, model_id: Any, canaries: Any, given: dict[str, Any]) -> 
 
 def _canaries(given: Any, format: Any) -> Any:
     """The canary set in whatever form it was given. What may be a secret is not shown in errors."""
-    from hf_exposure.canaries.canary import Canary
-    from hf_exposure.canaries.formats import SecretFormat
-    from hf_exposure.canaries.sets import Canaries
-    from hf_exposure.utils.names import is_hub_id
-
-    if isinstance(given, (Canaries, str, os.PathLike)):
+    if isinstance(given, (hf_exposure.Canaries, str, os.PathLike)):
         if format is not None:
             raise ValueError(
                 "exposure: format is for a list of secrets; a canary set knows its own, so leave "
                 "it out"
             )
-        if isinstance(given, Canaries):
+        if isinstance(given, hf_exposure.Canaries):
             return given
-        if os.path.isfile(given):
-            return Canaries.load(given)
-        if not is_hub_id(os.fspath(given)):
+        if not os.path.isfile(given) and os.fspath(given).count("/") != 1:
             raise ValueError(
                 "exposure: canaries is a string that names no file; give the path of a manifest "
                 "that Canaries.save wrote, the Hub id of a set, or a list of secrets with their "
                 "format"
             )
-        try:
-            return Canaries.from_hub(os.fspath(given))
-        except RuntimeError as error:
-            raise RuntimeError(f"exposure: canaries: {error}") from None
+        return hf_exposure.load_canaries(os.fspath(given), argument="exposure: canaries")
     if not isinstance(given, Iterable):
         raise TypeError(
             "exposure: canaries must be a canary set, the path of its manifest, or a list of "
@@ -417,17 +404,18 @@ def _canaries(given: Any, format: Any) -> Any:
     if isinstance(format, dict):
         if missing := {"template", "secret"} - format.keys():
             raise ValueError(f"exposure: format has no {sorted(missing)[0]!r}")
-        format = SecretFormat.from_dict(format)
+        format = hf_exposure.SecretFormat.from_dict(format)
     if format is None and any(isinstance(item, str) for item in items):
         raise ValueError(
             "exposure: canaries are strings, but format is missing; give their SecretFormat"
         )
-    return Canaries(
-        Canary(format, item, repetitions=1) if isinstance(item, str) else item for item in items
+    return hf_exposure.Canaries(
+        hf_exposure.Canary(format, item, repetitions=1) if isinstance(item, str) else item
+        for item in items
     )
 
 
-def _costs(name: str, values: Any) -> list[float]:
+def _log_perplexities(name: str, values: Any) -> list[float]:
     """Log-perplexities as plain numbers, from a list, an array or a tensor on any device."""
     if values is None:
         return []
