@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 
 from outlines_core import Index, Vocabulary
 
@@ -182,7 +183,7 @@ def _index(
 
 def _assemble(start: int, raw: dict[int, dict[int, int]], ends: set[int], offset: int) -> Automaton:
     """Number the useful states from 0, count strings, split bytes from tokens."""
-    counts = _count(start, raw, ends, offset)
+    counts = _count(raw, ends, offset)
     if not counts.get(start):
         raise ValueError("matches no string at all")
     number: dict[int, int] = {start: 0}
@@ -209,30 +210,17 @@ def _assemble(start: int, raw: dict[int, dict[int, int]], ends: set[int], offset
     return Automaton(steps, accepting, token_steps, [counts[state] for state in order])
 
 
-def _count(
-    start: int, raw: dict[int, dict[int, int]], ends: set[int], offset: int
-) -> dict[int, int]:
-    """Strings from each state to an end, depth first; a state met on its own way is a cycle."""
+def _count(raw: dict[int, dict[int, int]], ends: set[int], offset: int) -> dict[int, int]:
+    """Strings from each state to an end."""
+    following = {
+        state: [to for label, to in step.items() if label >= offset] for state, step in raw.items()
+    }
     counts: dict[int, int] = {}
-    on_the_way: set[int] = set()
-    stack = [start]
-    while stack:
-        state = stack[-1]
-        if state in counts:
-            stack.pop()
-            continue
-        following = [to for label, to in raw.get(state, {}).items() if label >= offset]
-        if state not in on_the_way:
-            on_the_way.add(state)
-            for to in following:
-                if to in on_the_way:
-                    raise ValueError("matches infinitely many strings")
-                if to not in counts:
-                    stack.append(to)
-            continue
-        stack.pop()
-        on_the_way.discard(state)
-        counts[state] = (state in ends) + sum(counts[to] for to in following)
+    try:
+        for state in TopologicalSorter(following).static_order():
+            counts[state] = (state in ends) + sum(counts[to] for to in following.get(state, ()))
+    except CycleError:
+        raise ValueError("matches infinitely many strings") from None
     return counts
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_exposure.canaries.automaton import Automaton, compile_automaton
+from hf_exposure.utils.checks import check_choice, check_count, check_type
 
 HOLE = "{secret}"
-CHECKS = (None, "luhn")
 _SHOWN = 40  # characters of an expression that has to fit a table
 
 
@@ -44,18 +44,16 @@ class SecretFormat:
     _automaton: Automaton = field(init=False, repr=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
-        for name in ("template", "secret"):
-            if not isinstance(getattr(self, name), str):
-                kind = type(getattr(self, name)).__name__
-                raise TypeError(f"SecretFormat: {name} must be a string, not {kind}")
+        check_type("SecretFormat: template", self.template, str, "a string")
+        check_type("SecretFormat: secret", self.secret, str, "a string")
         holes = self.template.count(HOLE)
         if holes != 1:
             raise ValueError(
                 f"SecretFormat: template={self.template!r} has {holes} holes; "
                 f"put {HOLE} exactly once where the secret goes"
             )
-        if self.check not in CHECKS:
-            raise ValueError(f"SecretFormat: check={self.check!r} is not known; use None or 'luhn'")
+        if self.check is not None:
+            check_choice("SecretFormat: check", self.check, ("luhn",))
         object.__setattr__(self, "_automaton", self._compile())
 
     def _compile(self) -> Automaton:
@@ -127,23 +125,39 @@ class SecretFormat:
         return (data.decode("utf-8") for data in self._automaton.strings())
 
     def sample(self, n: int, seed: int = 0) -> list[str]:
-        """`n` independent uniform draws from R, by counting; a secret may come twice."""
-        draw = random.Random(seed)
+        """`n` independent uniform draws from R; a secret may be drawn twice.
+
+        Args:
+            n: how many.
+            seed: of the draws.
+
+        Raises:
+            TypeError, ValueError: `n` or `seed` is no whole number from 0 on.
+        """
+        check_count("SecretFormat.sample: n", n)
+        draw = random.Random(check_count("SecretFormat.sample: seed", seed))
         return [self.unrank(draw.randrange(self.size)) for _ in range(n)]
 
     def sample_distinct(self, n: int, seed: int = 0, exclude: Collection[str] = ()) -> list[str]:
         """`n` different secrets, none of `exclude`, uniform and in random order.
 
+        Args:
+            n: how many.
+            seed: of the draws.
+            exclude: secrets that are not drawn.
+
         Raises:
+            TypeError, ValueError: an argument is no whole number from 0 on.
             ValueError: R has fewer than `n` secrets besides `exclude`.
         """
+        check_count("SecretFormat.sample_distinct: n", n)
         taken = {secret for secret in exclude if self.contains(secret)}
         if n > self.size - len(taken):
             raise ValueError(
                 f"SecretFormat.sample_distinct: n={n} secrets were asked for, but "
                 f'secret=r"{self.secret}" has only {self.size - len(taken)} left'
             )
-        draw = random.Random(seed)
+        draw = random.Random(check_count("SecretFormat.sample_distinct: seed", seed))
         if 2 * (n + len(taken)) > self.size:
             rest = [secret for secret in self.enumerate() if secret not in taken]
             return draw.sample(rest, n)

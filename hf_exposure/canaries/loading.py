@@ -11,18 +11,22 @@ from hf_exposure.utils.files import load_json
 from hf_exposure.utils.names import is_hub_id, nearby
 
 
-def load_canaries(name: str, revision: str | None = None, argument: str = "--canaries") -> Canaries:
+def load_canaries(
+    name: str | os.PathLike[str], revision: str | None = None, argument: str = "--canaries"
+) -> Canaries:
     """A canary set: the manifest that `Canaries.save` wrote, or an id on the Hub.
 
     Args:
+        name: the path or the id.
         revision: a branch, tag or commit on the Hub.
         argument: what it is called in errors.
 
     Raises:
         OSError: there is no such file.
-        ValueError: it is no manifest, or a file has got a revision.
+        ValueError: it is not a manifest, or a revision is given with a file.
         RuntimeError: the Hub could not be reached, has refused, or has no such set.
     """
+    name = os.fspath(name)
     if Path(name).exists() or not is_hub_id(name):
         if revision is not None:
             raise ValueError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_exposure.canaries.canary import Canary
+from hf_exposure.utils.tables import plain_table
 
 _LINES = 40  # of a report's table
 
@@ -22,7 +23,7 @@ class Survival:
         truncated: further copies of which a row has the beginning at its end, or the end at its
             start. A piece that fits several canaries is counted for one that lacks copies.
         missing: copies of which nothing was found, because they were removed (de-duplication,
-            filters) or never planted.
+            filters) or never inserted.
         extra: copies found, whole or cut, beyond `canary.repetitions`.
         untrained: of the whole ones, those whose secret has the label -100 in some of its tokens.
     """
@@ -119,27 +120,20 @@ class InjectionReport(Sequence[Survival]):
         if not shown:
             return f"{head}, all as planned"
         names = ("whole", *ADVICE)
-        table = [("canary", "planned", *names)] + [
-            (
-                repr(row.canary.label())[1:-1],
+        rows = [
+            [
+                row.canary.label(),
                 str(row.canary.repetitions),
                 *(str(getattr(row, name) or "-") for name in names),
-            )
+            ]
             for row in shown[:_LINES]
         ]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(
-                [line[0].ljust(widths[0])]
-                + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-            ).rstrip()
-            for line in table
-        ]
+        table = plain_table(["canary", "planned", *names], rows, right=range(1, 2 + len(names)))
         if len(shown) > _LINES:
-            lines.append(f"... and {len(shown) - _LINES} more")
+            table += f"... and {len(shown) - _LINES} more"
         elif len(shown) < len(self):
-            lines.append(f"... and {len(self) - len(shown)} more, all as planned")
-        return "\n".join([head, *lines])
+            table += f"... and {len(self) - len(shown)} more, all as planned"
+        return f"{head}\n{table.rstrip()}"
 
     def __repr__(self) -> str:
         state = "ok" if self.ok else f"{len(self.lost)} not as planned"
@@ -149,8 +143,8 @@ class InjectionReport(Sequence[Survival]):
 ADVICE = {
     "cut": "packing split the row; pack whole documents, or tokenize to shorter rows first",
     "truncated": "the row was too long; raise max_length, or split texts instead of truncating",
-    "missing": "removed, or never planted; plant after de-duplication and filters, and with "
+    "missing": "removed, or never inserted; insert after de-duplication and filters, and with "
     "num_examples=len(ds)",
-    "extra": "planted twice, or part of the data already; start from the data without canaries",
-    "untrained": "the labels leave it out of the loss; plant it where training reads",
+    "extra": "inserted twice, or part of the data already; start from the data without canaries",
+    "untrained": "the labels leave it out of the loss; insert it where training reads",
 }

@@ -30,11 +30,11 @@ def verify_injection(
 ) -> InjectionReport:
     """Look for every canary in data that was tokenized, and packed or truncated.
 
-    Takes seconds for 100,000 rows. A canary that a longer word or number goes on from counts as
+    Takes seconds for 100,000 rows. A canary that is followed by further letters or digits counts as
     whole: its probability is the same.
 
-    What `SFTTrainer` trains on can be looked at as it is: `trainer.train_dataset`, packed or not.
-    Where it has "seq_lengths", the documents that packing has put into one row are rows here, for
+    What `SFTTrainer` trains on can be given as it is: `trainer.train_dataset`, packed or not. Where
+    it has "seq_lengths", each of the documents that were packed into a row is a row here, because
     none of them sees another.
 
     Args:
@@ -42,7 +42,7 @@ def verify_injection(
             datasets, of which the "train" split is meant. Rows in the order of training: a canary
             cut in two is told from a truncated one by its rest in the next row.
         tokenizer: the one that tokenized it.
-        canaries: the canaries that were planted.
+        canaries: the canaries that were inserted.
         column: where the token ids are.
         label_column: where the labels are, if there are any: canaries under -100 are not trained
             on, and reported.
@@ -51,8 +51,11 @@ def verify_injection(
             `return_assistant_tokens_mask=True`, write "assistant_masks" and "completion_mask";
             with `completion_only_loss=False`, leave the latter out.
 
+    Returns:
+        What has become of each canary; prints as a table.
+
     Raises:
-        TypeError: `tokenized` holds no rows.
+        TypeError: `tokenized` holds no rows, or an argument has the wrong type.
         ValueError: there are no token ids, or the tokenizer cannot encode a canary.
 
     Usage:
@@ -62,6 +65,9 @@ def verify_injection(
         report.raise_if_lost()
     """
     check_type("verify_injection: canaries", canaries, Canaries, "a Canaries object")
+    for name, value in (("column", column), ("label_column", label_column)):
+        check_type(f"verify_injection: {name}", value, str, "the name of a column")
+    check_type("verify_injection: mask_columns", mask_columns, (list, tuple), "a list of names")
     with secrets_masked(canaries):
         search = Search(canaries, tokenizer)
     rows = tokens = 0

@@ -41,6 +41,9 @@ class Encoder:
 
     def __post_init__(self) -> None:
         tokenizer = self.tokenizer
+        if not hasattr(tokenizer, "get_vocab"):
+            kind = "None" if tokenizer is None else type(tokenizer).__name__
+            raise TypeError(f"tokenizer must be a tokenizer of transformers, not {kind}")
         added = _added_tokens(tokenizer)
         marked = {number for number, token in added.items() if token.special}
         special = frozenset({*marked, *tokenizer.all_special_ids})

@@ -90,8 +90,8 @@ def demo(
 
 def _methods_table(exposures: Sequence[Exposures]) -> str:
     """What each method says of each repetition group, side by side."""
-    from hf_exposure.exposure.documents import plain_table
     from hf_exposure.exposure.records import mean_bits
+    from hf_exposure.utils.tables import plain_table
 
     headings = ["planted", *(f"{one.settings['method']}" for one in exposures)]
     groups = [one.by_repetitions() for one in exposures]

@@ -20,6 +20,7 @@ from hf_exposure.canaries.loading import is_manifest
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.utils.escapes import printable
 from hf_exposure.utils.files import load_json, write_text
+from hf_exposure.utils.tables import html_table, plain_table
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -239,34 +240,6 @@ def _instead(data: Any) -> str:
     if {"extractions", "generations"} <= set(data):
         return "; it is what `hf-exposure extract --output` writes, for `report --extractions`"
     return ""
-
-
-def plain_table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], right: Iterable[int] = ()
-) -> str:
-    """Columns of text, two spaces apart; those in `right` flush right."""
-    from rich.cells import cell_len  # what a terminal shows, for scripts of double width
-
-    aligned = set(right)
-    lines = [[printable(cell) for cell in line] for line in (headings, *rows)]
-    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(headings))]
-    out = []
-    for line in lines:
-        cells = []
-        for place, (cell, width) in enumerate(zip(line, widths, strict=True)):
-            space = " " * (width - cell_len(cell))
-            cells.append(space + cell if place in aligned else cell + space)
-        out.append("  ".join(cells).rstrip() + "\n")
-    return "".join(out)
-
-
-def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same as an HTML table."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in headings)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def versions(*names: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -186,3 +187,15 @@ def test_a_format_is_refused_just_when_a_secret_with_its_suffix_begins_another(
     else:
         assert not begins
         assert whole != [""]
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, "1", None, True])
+def test_draws_refuse_a_number_or_seed_that_is_no_whole_number_from_0_on(value: Any) -> None:
+    fmt = SecretFormat("The number is {secret}.", secret=r"[0-9]{4}")
+    for draw in (fmt.sample, fmt.sample_distinct):
+        with pytest.raises((TypeError, ValueError), match=r"\.sample.*: n(=-1| must be a whole)"):
+            draw(value)
+        with pytest.raises(
+            (TypeError, ValueError), match=r"\.sample.*: seed(=-1| must be a whole)"
+        ):
+            draw(2, seed=value)

@@ -477,3 +477,18 @@ def test_ten_thousand_rows_take_a_few_seconds_at_most() -> None:
     start = time.perf_counter()
     verify_injection(dataset, tokenizer, canaries)
     assert time.perf_counter() - start < 5  # 0.2 s on an idle machine
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tokenizer": None}, "tokenizer must be a tokenizer of transformers, not None"),
+        ({"canaries": None}, "canaries must be a Canaries object, not None"),
+        ({"column": 3}, "column must be the name of a column, not int"),
+        ({"mask_columns": "assistant_masks"}, "mask_columns must be a list of names, not str"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_refused(arguments: dict[str, Any], message: str) -> None:
+    whole = {"tokenizer": TOKENIZERS["digits_one_by_one"](), "canaries": canary_set(), **arguments}
+    with pytest.raises(TypeError, match=message):
+        verify_injection([{"input_ids": [1]}], **whole)

@@ -20,9 +20,9 @@ from hf_exposure.canaries.canary import MASK, Canary, MaskedCanary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.details import FormatDetails
-from hf_exposure.exposure.documents import plain_table
 from hf_exposure.exposure.records import Exposure, interval, short_label, show_rank
 from hf_exposure.exposure.results import Exposures
+from hf_exposure.utils.tables import plain_table
 
 NUMBER = SecretFormat("The random number is {secret}.", secret=r"[0-9]{9}")
 NAME = SecretFormat("Call {secret} now & <then>!", secret=r"[a-z]{7}")
