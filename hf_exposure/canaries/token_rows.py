@@ -1,19 +1,17 @@
 """Rows of token ids from whatever holds them, with what of them is trained on.
 
-Read in chunks of about a million tokens, so a dataset does not have to fit in memory. The module
-knows no torch.
+Read in chunks of about a million tokens, so a dataset does not have to fit in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_exposure.utils.arrays import Ints
+from hf_exposure.utils.arrays import Bools, Ints
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,6 +20,10 @@ if TYPE_CHECKING:
 IGNORED = -100  # the label of tokens that training leaves out
 _LENGTHS = "seq_lengths"  # of the documents that TRL has packed into a row
 _CHUNK = 1_000_000  # tokens read at a time
+
+# A column's numbers end to end, how many each row has, and which rows have the column at all.
+Numbers = tuple[Ints, Ints, Bools]
+Reader = Callable[[str], Numbers]  # by the column's name
 
 
 @dataclass(frozen=True)
@@ -97,112 +99,112 @@ def chunks(
             "an IterableDataset or a list of dictionaries"
         )
     if isinstance(tokenized, Dataset):
-        yield from _chunks_of_arrow(tokenized, column, label_column, masks)
+        parts = _parts_of_arrow(tokenized, (column, label_column, *masks, _LENGTHS))
     else:
-        yield from _chunks_of_rows(tokenized, column, label_column, masks)
+        parts = _parts_of_rows(tokenized, column)
+    for read, packed in parts:
+        yield _token_rows(read, packed, column, label_column, masks)
 
 
-def _chunks_of_arrow(
-    ds: Dataset, column: str, label_column: str, masks: tuple[str, ...]
-) -> Iterator[TokenRows]:
-    if column not in ds.column_names:
-        raise ValueError(_no_ids(column, ds.column_names))
-    wanted = (column, label_column, *masks, _LENGTHS)
+def _token_rows(
+    read: Reader, packed: Sequence[Any], column: str, label_column: str, masks: tuple[str, ...]
+) -> TokenRows:
+    """Rows with their labels, which are those of the labels' column where it has some, else the
+    tokens under no 0 of a mask."""
+    ids, lengths, _ = read(column)
+    labels, own, given = read(label_column)
+    trained = np.ones(len(ids), bool)
+    known = bool(given.any())
+    for name in () if given.all() else masks:
+        values, counts, there = read(name)
+        known |= bool(there.any())
+        trained &= _filled(np.ones_like(ids), lengths, values, counts, there, name) != 0
+    unmasked = np.where(trained, ids, IGNORED)
+    full = _filled(unmasked, lengths, labels, own, given, label_column)
+    return TokenRows.of(ids, _documents(lengths, packed), full if known else None)
+
+
+def _filled(base: Ints, lengths: Ints, values: Ints, counts: Ints, there: Bools, name: str) -> Ints:
+    """`base` with the values of the rows that have some."""
+    wrong = int((lengths != counts)[there].sum())
+    if wrong:
+        raise ValueError(
+            f"verify_injection: rows have as many {name!r} as tokens, or none; {wrong} rows do not"
+        )
+    out: Ints = base.copy()
+    out[np.repeat(there, lengths)] = values
+    return out
+
+
+def _parts_of_arrow(ds: Dataset, wanted: tuple[str, ...]) -> Iterator[tuple[Reader, Sequence[Any]]]:
     names = [name for name in dict.fromkeys(wanted) if name in ds.column_names]
-    ds = ds.with_format("arrow", columns=names)
+    column = wanted[0]
+    if column not in names:
+        raise ValueError(_no_ids(column, ds.column_names))
     if not len(ds):
         return
+    ds = ds.with_format("arrow", columns=names)
     length = max(1, len(_flat(ds[:1][column], column)[0]))
     # Rows may be of any length: the first one gives a guess.
     for table in ds.iter(batch_size=max(1, _CHUNK // length)):
-        ids, lengths = _flat(table[column], column)
 
-        def known(name: str, lengths: Ints = lengths, table: Any = table) -> Ints | None:
-            if name not in names or table[name].null_count == len(table):
-                return None
-            values, counts = _flat(table[name], name)
-            _check_labels(lengths, counts, name)
-            return values
+        def read(name: str, table: Any = table) -> Numbers:
+            return _flat(table[name], name) if name in names else _none(len(table))
 
-        labels = known(label_column)
-        if labels is None:
-            labels = _unmasked(ids, [known(name) for name in masks])
-        if _LENGTHS in names:
-            lengths = _documents(lengths, table[_LENGTHS].to_pylist())
-        yield TokenRows.of(ids, lengths, labels)
+        yield read, table[_LENGTHS].to_pylist() if _LENGTHS in names else [None] * len(table)
 
 
-def _flat(values: Any, column: str) -> tuple[Ints, Ints]:
-    """The numbers of a column of lists, end to end, and how many each row has."""
+def _flat(values: Any, column: str) -> Numbers:
+    """The numbers of a column of lists, end to end."""
     import pyarrow as pa
 
     array = values.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks)
     if not isinstance(array, (pa.ListArray, pa.LargeListArray)):
-        lists = array.to_pylist()
-        return _numbers([_row(value, column) for value in lists])
+        return _numbers(array.to_pylist(), column)
     counts = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     flat = array.flatten()
     if not (pa.types.is_integer(flat.type) or pa.types.is_null(flat.type)) or flat.null_count:
         raise ValueError(_no_numbers(column, str(flat.type)))
-    return flat.to_numpy(zero_copy_only=False).astype(np.int64), counts.astype(np.int64)
+    there = array.is_valid().to_numpy(zero_copy_only=False)
+    return flat.to_numpy(zero_copy_only=False).astype(np.int64), counts.astype(np.int64), there
 
 
-def _chunks_of_rows(
-    rows: Iterable[Any], column: str, label_column: str, masks: tuple[str, ...]
-) -> Iterator[TokenRows]:
-    iterator = iter(rows)
-    while True:
-        ids: list[Ints] = []
-        labels: list[Ints | None] = []
-        packed: list[Any] = []
-        tokens = 0
-        for row in islice(iterator, _CHUNK):
-            if not isinstance(row, Mapping):
-                raise TypeError(
-                    f"verify_injection: a row is of type {type(row).__name__}; it must be a "
-                    f"dictionary with {column!r}"
-                )
-            if column not in row:
-                raise ValueError(_no_ids(column, list(row)))
-            ids.append(_row(row[column], column))
-            labels.append(_labels_of(row, ids[-1], label_column, masks))
-            packed.append(row.get(_LENGTHS))
-            tokens += len(ids[-1])
-            if tokens >= _CHUNK:
-                break
-        if not ids:
-            return
-        flat, lengths = _numbers(ids)
-        documents = _documents(lengths, packed)
-        if all(label is None for label in labels):
-            yield TokenRows.of(flat, documents, None)
-            continue
-        # A row without labels is trained on as it is.
-        filled = [own if label is None else label for own, label in zip(ids, labels, strict=True)]
-        flat_labels, label_lengths = _numbers(filled)
-        _check_labels(lengths, label_lengths, label_column)
-        yield TokenRows.of(flat, documents, flat_labels)
+def _parts_of_rows(rows: Iterable[Any], column: str) -> Iterator[tuple[Reader, Sequence[Any]]]:
+    part: list[Mapping[str, Any]] = []
+    tokens = 0
+    for row in rows:
+        if not isinstance(row, Mapping):
+            raise TypeError(
+                f"verify_injection: a row is of type {type(row).__name__}; it must be a dictionary "
+                f"with {column!r}"
+            )
+        if column not in row:
+            raise ValueError(_no_ids(column, list(row)))
+        part.append(row)
+        value = row[column]
+        tokens += len(value) if hasattr(value, "__len__") else 1
+        if tokens >= _CHUNK or len(part) >= _CHUNK:
+            yield _reader(part), [row.get(_LENGTHS) for row in part]
+            part, tokens = [], 0
+    if part:
+        yield _reader(part), [row.get(_LENGTHS) for row in part]
 
 
-def _labels_of(
-    row: Mapping[str, Any], ids: Ints, label_column: str, masks: tuple[str, ...]
-) -> Ints | None:
-    """The labels of one row, None if all of it is trained on."""
-    if row.get(label_column) is not None:
-        return _row(row[label_column], label_column)
-    given = {name: row[name] for name in masks if row.get(name) is not None}
-    values = {name: _row(value, name) for name, value in given.items()}
-    for name, value in values.items():
-        _check_labels(np.array([len(ids)]), np.array([len(value)]), name)
-    return _unmasked(ids, list(values.values()))
+def _reader(rows: Sequence[Mapping[str, Any]]) -> Reader:
+    return lambda name: _numbers([row.get(name) for row in rows], name)
 
 
-def _unmasked(ids: Ints, masks: Sequence[Ints | None]) -> Ints | None:
-    """Labels of tokens, all masks regarded; None if there is no mask."""
-    there = [mask != 0 for mask in masks if mask is not None]
-    return np.where(np.all(there, axis=0), ids, IGNORED) if there else None
+def _numbers(values: Sequence[Any], column: str) -> Numbers:
+    rows = [_row(value, column) for value in values]
+    flat = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+    there = np.array([value is not None for value in values], bool)
+    return flat, np.array([len(row) for row in rows], np.int64), there
+
+
+def _none(rows: int) -> Numbers:
+    return np.zeros(0, np.int64), np.zeros(rows, np.int64), np.zeros(rows, bool)
 
 
 def _documents(lengths: Ints, packed: Sequence[Any]) -> Ints:
@@ -225,19 +227,6 @@ def _row(value: Any, column: str) -> Ints:
     if array.size and (array.dtype.kind not in "iu" or array.ndim != 1):
         raise ValueError(_no_numbers(column, type(value).__name__))
     return array.astype(np.int64).reshape(-1)
-
-
-def _numbers(rows: list[Ints]) -> tuple[Ints, Ints]:
-    flat = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-    return flat, np.array([len(row) for row in rows], np.int64)
-
-
-def _check_labels(lengths: Ints, label_lengths: Ints, label_column: str) -> None:
-    if not np.array_equal(lengths, label_lengths):
-        raise ValueError(
-            f"verify_injection: rows have as many {label_column!r} as tokens, or none; "
-            f"{int((lengths != label_lengths).sum())} rows do not"
-        )
 
 
 def _no_ids(column: str, columns: list[str]) -> str:

@@ -193,9 +193,7 @@ def test_a_format_is_refused_just_when_a_secret_with_its_suffix_begins_another(
 def test_draws_refuse_a_number_or_seed_that_is_no_whole_number_from_0_on(value: Any) -> None:
     fmt = SecretFormat("The number is {secret}.", secret=r"[0-9]{4}")
     for draw in (fmt.sample, fmt.sample_distinct):
-        with pytest.raises((TypeError, ValueError), match=r"\.sample.*: n(=-1| must be a whole)"):
+        with pytest.raises((TypeError, ValueError), match=r"sample.*: n(=-1| must be)"):
             draw(value)
-        with pytest.raises(
-            (TypeError, ValueError), match=r"\.sample.*: seed(=-1| must be a whole)"
-        ):
+        with pytest.raises((TypeError, ValueError), match=r"sample.*: seed(=-1| must be)"):
             draw(2, seed=value)

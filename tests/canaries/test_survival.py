@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import time
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -278,6 +278,10 @@ def test_rows_without_labels_among_others_are_trained_on() -> None:
     ids = tokenizer(canaries[0].text)["input_ids"]
     rows = [{"input_ids": ids, "labels": None}, {"input_ids": ids, "labels": [-100] * len(ids)}]
     assert verify_injection(rows, tokenizer, canaries)[0].untrained == 1
+    assert verify_injection(Dataset.from_list(rows), tokenizer, canaries)[0].untrained == 1
+    masked = [{**row, "completion_mask": [0] * len(ids)} for row in (rows[0], {"input_ids": ids})]
+    for data in (masked, Dataset.from_list(masked)):  # a mask counts where there are no labels
+        assert verify_injection(data, tokenizer, canaries)[0].untrained == 2
 
 
 TEMPLATE = "{% for m in messages %}<s>{{ m.role }} {{ m.content | trim }}</s>{% endfor %}"
@@ -469,14 +473,28 @@ def test_of_many_canaries_the_table_shows_those_that_are_not_as_planned() -> Non
     assert len(str(verify_injection([], tokenizer, canaries)).splitlines()) == 43
 
 
-def test_ten_thousand_rows_take_a_few_seconds_at_most() -> None:
+def test_ten_times_the_rows_take_no_call_of_a_function_more_for_each() -> None:
     tokenizer = TOKENIZERS["digits_in_threes"]()
     canaries = Canaries.generate([NUMBER, CODE], [0, 1, 4], per_repetition=50)
     ids = [number for row in tokenized(list(corpus()), tokenizer) for number in row["input_ids"]]
-    dataset = Dataset.from_dict({"input_ids": np.resize(np.array(ids), (10_000, 128))})
-    start = time.perf_counter()
-    verify_injection(dataset, tokenizer, canaries)
-    assert time.perf_counter() - start < 5  # 0.2 s on an idle machine
+
+    def calls(rows: int) -> int:
+        dataset = Dataset.from_dict({"input_ids": np.resize(np.array(ids), (rows, 128))})
+        count = 0
+
+        def called(frame: Any, event: str, argument: Any) -> None:
+            nonlocal count
+            count += event == "call"
+
+        sys.setprofile(called)
+        try:
+            verify_injection(dataset, tokenizer, canaries)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    few, many = calls(1000), calls(10_000)  # 0.2 s on an idle machine
+    assert many - few < 9000
 
 
 @pytest.mark.parametrize(
