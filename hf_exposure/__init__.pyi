@@ -50,7 +50,7 @@ from .reports.plots import plot_log_perplexities as plot_log_perplexities
 from .training.callback import ExposureCallback as ExposureCallback
 from .training.private.accounting import noise_for_epsilon as noise_for_epsilon
 from .training.private.accounting import spent_epsilon as spent_epsilon
-from .training.private.trainer import PrivacyArguments as PrivacyArguments
+from .training.private.arguments import PrivacyArguments as PrivacyArguments
 from .training.private.trainer import PrivateTrainer as PrivateTrainer
 from .tree.scoring import Scorer as Scorer
 

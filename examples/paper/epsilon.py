@@ -92,7 +92,7 @@ def _trained(settings: dict[str, Any], seed: int, canaries: Canaries) -> Any:
     epsilon = settings.pop("epsilon")
     options: dict[str, Any] = {}
     if epsilon is not None:
-        from hf_exposure.training.private.trainer import PrivacyArguments, PrivateTrainer
+        from hf_exposure import PrivacyArguments, PrivateTrainer
 
         options["trainer_class"] = PrivateTrainer
         options["privacy"] = PrivacyArguments(target_epsilon=epsilon, noise_seed=seed)

@@ -79,7 +79,7 @@ def run(one: Run) -> dict[str, Any]:
     )
     options: dict[str, Any] = {}
     if privacy is not None:
-        from hf_exposure.training.private.trainer import PrivacyArguments, PrivateTrainer
+        from hf_exposure import PrivacyArguments, PrivateTrainer
 
         options["trainer_class"] = PrivateTrainer
         options["privacy"] = PrivacyArguments(**privacy, noise_seed=one.seed)

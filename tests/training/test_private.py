@@ -42,13 +42,10 @@ from hf_exposure.training.private.accounting import (
     noise_for_epsilon,
     spent_epsilon,
 )
+from hf_exposure.training.private.arguments import PrivacyArguments
+from hf_exposure.training.private.batches import PoissonBatches
 from hf_exposure.training.private.per_sample import PerSampleGradients, row_losses
-from hf_exposure.training.private.trainer import (
-    PRIVACY_FILE,
-    PoissonBatches,
-    PrivacyArguments,
-    PrivateTrainer,
-)
+from hf_exposure.training.private.trainer import PRIVACY_FILE, PrivateTrainer
 from tests.architectures import ARCHITECTURES, make
 from tests.tiny import TOKENIZERS, corpus, llama
 
@@ -888,16 +885,20 @@ def test_fp16_and_several_processes_are_refused(tmp_path: Path) -> None:
         ({"target_epsilon": 0.0}, "target_epsilon=0.0"),
         ({"noise_multiplier": -1.0}, "noise_multiplier=-1.0"),
         ({"noise_multiplier": math.inf}, "noise_multiplier=inf"),
+        ({"noise_multiplier": math.nan}, "noise_multiplier=nan"),
+        ({"target_epsilon": math.inf}, "target_epsilon=inf"),
+        ({"target_epsilon": "8"}, "target_epsilon must be a number, not str"),
         ({"noise_multiplier": 1.0, "delta": 0.0}, "delta=0.0"),
         ({"noise_multiplier": 1.0, "per_sample_max_grad_norm": 0.0}, "max_grad_norm=0.0"),
         ({"noise_multiplier": 1.0, "accountant": "gdp"}, "accountant='gdp'"),
         ({"noise_multiplier": 1.0, "per_sample": "ghost"}, "per_sample='ghost'"),
         ({"noise_multiplier": 1.0, "max_physical_batch_size": 0}, "max_physical_batch_size=0"),
+        ({"noise_multiplier": 1.0, "max_physical_batch_size": 2.5}, "must be a whole number"),
         ({"noise_multiplier": 1.0, "noise_seed": -1}, "noise_seed=-1"),
     ],
 )
 def test_bad_privacy_arguments_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         PrivacyArguments(**options)
 
 
@@ -1155,8 +1156,8 @@ def test_without_opacus_the_error_says_what_to_install(
 @pytest.mark.slow
 def test_opacus_is_not_imported_before_it_is_needed() -> None:
     code = (
-        "import sys, hf_exposure.training.private.trainer as p; "
-        "p.PrivacyArguments(noise_multiplier=1.0)"
+        "import sys, hf_exposure; "
+        "hf_exposure.PrivateTrainer; hf_exposure.PrivacyArguments(noise_multiplier=1.0)"
     )
     code += "; print('opacus' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

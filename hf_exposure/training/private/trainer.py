@@ -18,31 +18,34 @@ the first step two rows' gradients are compared with those of a plain backward p
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
-import secrets
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_exposure.reports.cards import add_privacy_to_card
 from hf_exposure.training.private.accounting import (
-    ACCOUNTANTS,
     noise_for_epsilon,
     opacus,
     spent_epsilon,
 )
+from hf_exposure.training.private.arguments import (
+    PrivacyArguments,
+    expected_batch_size,
+    planned_steps,
+    rate_and_delta,
+    seeds_of,
+    steps_per_epoch,
+)
+from hf_exposure.training.private.batches import Collate, PoissonBatches
 from hf_exposure.training.private.per_sample import (
-    PER_SAMPLE,
     TOLERANCE,
     TOLERANCE_BF16,
     PerSampleGradients,
@@ -50,6 +53,7 @@ from hf_exposure.training.private.per_sample import (
 )
 from hf_exposure.training.private.refusals import refuse
 from hf_exposure.training.trainer import evaluation_in
+from hf_exposure.utils.checks import check_type
 from hf_exposure.utils.files import write_text
 
 PRIVACY_FILE = "privacy.json"  # beside the weights: what they have spent
@@ -58,164 +62,6 @@ _HARMLESS = (  # of hooks on an embedding, whose input has no gradient, and unde
     "Full backward hook is firing when gradients are computed",
     "In CPU autocast, but the target dtype is not supported",
 )
-
-
-@dataclass(frozen=True)
-class PrivacyArguments:
-    """How private the training is to be.
-
-    Usable with `HfArgumentParser` beside `TrainingArguments`.
-
-    Args:
-        target_epsilon: choose the least noise with which the whole training spends no more.
-        noise_multiplier: or the noise itself: its standard deviation in the sum of the gradients,
-            divided by `per_sample_max_grad_norm`. 0 clips only, and epsilon is infinite.
-        delta: of (epsilon, delta). None is 1 / (10 n) for n rows; 1 / n or more is refused, since
-            publishing one row at random would be within it.
-        per_sample_max_grad_norm: to what the norm of each row's gradient is clipped.
-        accountant: "rdp" (Renyi divergences; always holds, fast) or "prv" (privacy random
-            variables; a tenth or so tighter; where epsilon is above 50 it gives what "rdp" gives).
-        max_physical_batch_size: how many rows go through the model at once, which bounds the
-            memory: that many gradients are held at once. None is `per_device_train_batch_size`.
-        per_sample: how a row's gradient is taken: "hooks" (layer by layer, the fastest),
-            "functorch" (each layer again under `vmap`), or "loop" (one row at a time; the slowest,
-            and right for every architecture).
-        noise_seed: makes batches and noise repeatable, and void as a guarantee against those who
-            know it; None takes it from the operating system.
-
-    Raises:
-        ValueError: an argument is out of range, or not exactly one of `target_epsilon` and
-            `noise_multiplier` is given.
-    """
-
-    target_epsilon: float | None = field(
-        default=None, metadata={"help": "epsilon that the whole training may spend"}
-    )
-    noise_multiplier: float | None = field(
-        default=None, metadata={"help": "noise, in units of per_sample_max_grad_norm"}
-    )
-    delta: float | None = field(default=None, metadata={"help": "of (epsilon, delta)"})
-    per_sample_max_grad_norm: float = field(
-        default=1.0, metadata={"help": "norm to which the gradient of each row is clipped"}
-    )
-    accountant: str = field(default="rdp", metadata={"help": "rdp or prv"})
-    max_physical_batch_size: int | None = field(
-        default=None, metadata={"help": "rows that go through the model at once"}
-    )
-    per_sample: str = field(default="hooks", metadata={"help": "hooks, functorch or loop"})
-    noise_seed: int | None = field(
-        default=None, metadata={"help": "repeatable batches and noise, for experiments only"}
-    )
-
-    def __post_init__(self) -> None:
-        where = "PrivacyArguments"
-        if (self.target_epsilon is None) == (self.noise_multiplier is None):
-            raise ValueError(
-                f"{where}: target_epsilon={self.target_epsilon} and "
-                f"noise_multiplier={self.noise_multiplier}; give exactly one of them"
-            )
-        if self.target_epsilon is not None and not 0 < self.target_epsilon < math.inf:
-            raise ValueError(
-                f"{where}: target_epsilon={self.target_epsilon} must be above 0 and finite; "
-                "noise_multiplier=0 trains without a guarantee"
-            )
-        if self.noise_multiplier is not None and not 0 <= self.noise_multiplier < math.inf:
-            raise ValueError(
-                f"{where}: noise_multiplier={self.noise_multiplier} must be 0 or more, and finite"
-            )
-        if self.delta is not None and not 0 < self.delta < 1:
-            raise ValueError(f"{where}: delta={self.delta} must be between 0 and 1")
-        if not 0 < self.per_sample_max_grad_norm < math.inf:
-            raise ValueError(
-                f"{where}: per_sample_max_grad_norm={self.per_sample_max_grad_norm} must be above "
-                "0 and finite"
-            )
-        for name, known in (("accountant", ACCOUNTANTS), ("per_sample", PER_SAMPLE)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{where}: {name}={getattr(self, name)!r} is not known; use one of "
-                    f"{', '.join(map(repr, known))}"
-                )
-        if self.max_physical_batch_size is not None and self.max_physical_batch_size < 1:
-            raise ValueError(
-                f"{where}: max_physical_batch_size={self.max_physical_batch_size} must be 1 or more"
-            )
-        if self.noise_seed is not None and self.noise_seed < 0:
-            raise ValueError(f"{where}: noise_seed={self.noise_seed} must be 0 or more")
-
-
-# Which rows
-
-
-class PoissonBatches(Sampler[list[int]]):
-    """Batches that each row is in by a coin of its own, in `parts` parts of about equal size.
-
-    The coins of a step depend on the seed and the number of the step alone, so a training that is
-    taken up again goes on as if it had not been interrupted. A part may be empty.
-
-    Args:
-        rows: how many rows there are.
-        rate: each row's probability.
-        steps: batches in an epoch.
-        parts: what the Trainer accumulates for one step.
-        seed: of the coins.
-        first_step: called at the beginning of an epoch: the number of its first step.
-    """
-
-    def __init__(
-        self,
-        rows: int,
-        rate: float,
-        steps: int,
-        parts: int = 1,
-        seed: int = 0,
-        first_step: Callable[[], int] = lambda: 0,
-    ) -> None:
-        self.rows, self.rate, self.steps = rows, rate, steps
-        self.parts, self.seed, self.first_step = parts, seed, first_step
-
-    def __len__(self) -> int:
-        return self.steps * self.parts
-
-    def __iter__(self) -> Iterator[list[int]]:
-        first = self.first_step()
-        for step in range(first, first + self.steps):
-            for part in np.array_split(self.batch(step), self.parts):
-                yield part.tolist()
-
-    def batch(self, step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The rows of one step, in order."""
-        # Doubles: single precision would make a rate of 1e-5 wrong by up to half a percent.
-        coins = np.random.default_rng([self.seed, step]).random(self.rows)
-        return np.flatnonzero(coins < self.rate)
-
-
-class _Collate:
-    """A collator that can also make an empty batch, and sees to it that rows stay rows."""
-
-    def __init__(self, collate: Callable[[list[Any]], Any], rows: Any) -> None:
-        self.collate, self.rows = collate, rows
-
-    def __call__(self, rows: list[Any]) -> dict[str, Any]:
-        batch = self.collate(rows or [self.rows[0]])
-        size = max(1, len(rows))
-        for name, value in batch.items():
-            if isinstance(value, torch.Tensor) and (not value.dim() or len(value) != size):
-                raise ValueError(
-                    f"PrivateTrainer: the data collator made {name!r} of shape "
-                    f"{tuple(value.shape)} of {size} rows; each row must stay a row of the batch, "
-                    "so use one that pads, such as DataCollatorForLanguageModeling(tokenizer, "
-                    "mlm=False)"
-                )
-        if "labels" not in batch:
-            raise ValueError(
-                "PrivateTrainer: the data collator made no 'labels'; use "
-                "DataCollatorForLanguageModeling(tokenizer, mlm=False)"
-            )
-        return {name: rows_of(value, slice(0, len(rows))) for name, value in batch.items()}
-
-
-# The Trainer
 
 
 class PrivateTrainer(Trainer):
@@ -286,22 +132,19 @@ class PrivateTrainer(Trainer):
         privacy: PrivacyArguments,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(privacy, PrivacyArguments):
-            raise TypeError(
-                "PrivateTrainer: privacy must be a PrivacyArguments object, such as "
-                f"PrivacyArguments(target_epsilon=8.0), not {type(privacy).__name__}"
-            )
+        wanted = "a PrivacyArguments object, such as PrivacyArguments(target_epsilon=8.0)"
+        check_type("PrivateTrainer: privacy", privacy, PrivacyArguments, wanted)
         opacus("optimizers")
         refuse(type(self), PrivateTrainer, model, args, train_dataset, kwargs)
         assert args is not None
         args = copy.copy(args)
         args.max_grad_norm = 0.0  # rows are clipped, not batches
         self.privacy = privacy
-        self.sampling_rate, self.delta = _rate_and_delta(args, privacy, len(train_dataset))
+        self.sampling_rate, self.delta = rate_and_delta(args, privacy, len(train_dataset))
         self.rows = len(train_dataset)
-        self.expected_batch_size = _expected(args)
+        self.expected_batch_size = expected_batch_size(args)
         self._accountant = opacus("accountants").create_accountant(mechanism=privacy.accountant)
-        self._seeds = _seeds(privacy.noise_seed)
+        self._seeds = seeds_of(privacy.noise_seed)
         self._gradients: PerSampleGradients | None = None
         self._to_skip = 0  # steps of the epoch that were taken before it was interrupted
         self._losses: tuple[float, int] = (0.0, 0)  # their sum in this step, and of how many rows
@@ -332,7 +175,7 @@ class PrivateTrainer(Trainer):
         if privacy.noise_multiplier is not None:
             return privacy.noise_multiplier
         assert privacy.target_epsilon is not None
-        steps = _planned_steps(self.args, self.rows) - taken
+        steps = planned_steps(self.args, self.rows) - taken
         last = self.spent[-1][0] if self.spent else 0.0
         ahead = [*self.spent, (last, self.sampling_rate, max(0, steps))]
         if last and spent_epsilon(ahead, self.delta, privacy.accountant) <= privacy.target_epsilon:
@@ -388,7 +231,7 @@ class PrivateTrainer(Trainer):
         batches = PoissonBatches(
             rows,
             self.sampling_rate,
-            _steps_per_epoch(self.args, rows),
+            steps_per_epoch(self.args, rows),
             parts,
             self._seeds[0],
             self._first_step,
@@ -397,7 +240,7 @@ class PrivateTrainer(Trainer):
         return DataLoader(
             plain.dataset,
             batch_sampler=batches,
-            collate_fn=_Collate(plain.collate_fn, plain.dataset),
+            collate_fn=Collate(plain.collate_fn, plain.dataset),
             num_workers=plain.num_workers,
             pin_memory=plain.pin_memory,
             worker_init_fn=plain.worker_init_fn,
@@ -536,51 +379,7 @@ class PrivateTrainer(Trainer):
             for entry in stored["steps"]
         ]
         state = json.loads((Path(str(folder)) / "trainer_state.json").read_text(encoding="utf-8"))
-        taken, per_epoch = state["global_step"], _steps_per_epoch(self.args, stored["rows"])
+        taken, per_epoch = state["global_step"], steps_per_epoch(self.args, stored["rows"])
         self._to_skip = 0 if self.args.ignore_data_skip else taken % per_epoch
         self.noise_multiplier = self._planned_noise(taken)
         return str(folder)
-
-
-def _expected(args: TrainingArguments) -> int:
-    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps)
-
-
-def _rate_and_delta(
-    args: TrainingArguments, privacy: PrivacyArguments, rows: int
-) -> tuple[float, float]:
-    expected = _expected(args)
-    if expected > rows:
-        raise ValueError(
-            f"PrivateTrainer: a batch of {expected} rows (per_device_train_batch_size times "
-            f"gradient_accumulation_steps) of the {rows} in train_dataset is more than all; "
-            "lower one of them"
-        )
-    delta = 1 / (10 * rows) if privacy.delta is None else privacy.delta
-    if delta >= 1 / rows:
-        raise ValueError(
-            f"PrivateTrainer: delta={delta} is 1 / {rows} or more, for the {rows} rows of "
-            "train_dataset: publishing one of them would be within it; give a smaller one, such "
-            f"as {1 / (10 * rows):.2g}"
-        )
-    return expected / rows, delta
-
-
-def _steps_per_epoch(args: TrainingArguments, rows: int) -> int:
-    """As many as the Trainer would take."""
-    size = args.per_device_train_batch_size
-    batches = rows // size if args.dataloader_drop_last else math.ceil(rows / size)
-    return max(1, math.ceil(batches / args.gradient_accumulation_steps))
-
-
-def _planned_steps(args: TrainingArguments, rows: int) -> int:
-    if args.max_steps > 0:
-        return int(args.max_steps)
-    return math.ceil(args.num_train_epochs * _steps_per_epoch(args, rows))
-
-
-def _seeds(seed: int | None) -> tuple[int, int]:
-    """Of the batches, and of the noise: two numbers that tell nothing of each other."""
-    entropy = secrets.token_bytes(32) if seed is None else str(seed).encode()
-    batches, noise = (hashlib.sha256(name + entropy).digest()[:16] for name in (b"rows", b"noise"))
-    return int.from_bytes(batches, "big"), int.from_bytes(noise, "big")
