@@ -153,6 +153,11 @@ class ExposureCallback(TrainerCallback):
         """All measurements of this training, each canary's own figures included."""
         return self._keeper.history
 
+    @property
+    def settings(self) -> Settings:
+        """How each measurement is made."""
+        return self._meter.settings
+
     def _forget(self) -> None:
         """Weights may have changed: nothing is known of the present step."""
         self._evaluating = False  # between an evaluation's first batch and its row in the log
