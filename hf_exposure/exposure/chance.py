@@ -6,7 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from scipy import stats
 
 from hf_exposure.exposure.records import Exposure, mean_bits
@@ -59,15 +61,15 @@ def group_findings(exposures: Exposures) -> list[GroupFinding]:
                 mean_bits(group),
                 min(bits),
                 max(bits),
-                float(null.sf(_fisher([one.p_value for one in group]))),
-                float(null.cdf(_fisher([_least_p_value(one) for one in group]))),
+                float(_fisher([one.p_value for one in group]).pvalue),
+                float(null.cdf(_fisher([_least_p_value(one) for one in group]).statistic)),
             )
         )
     return out
 
 
-def _fisher(p_values: Sequence[float]) -> float:
-    return -2 * math.fsum(math.log(max(p, 1e-300)) for p in p_values)
+def _fisher(p_values: Sequence[float]) -> Any:
+    return stats.combine_pvalues(np.maximum(p_values, 1e-300), method="fisher")
 
 
 def _least_p_value(one: Exposure) -> float:

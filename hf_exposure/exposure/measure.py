@@ -226,13 +226,13 @@ def measure_scorer(
             group = [canaries[place] for place in places]
             secrets = [canary.secret for canary in group]
             forwards = scorer.forwards
-            costs = scorer.log_perplexities(fmt, secrets, before)
+            log_perplexities = scorer.log_perplexities(fmt, secrets, before)
             # In another order, so that whatever hangs on the batch shows.
             again = scorer.log_perplexities(fmt, secrets[::-1], before)[::-1]
-            finite = np.isfinite(costs) & np.isfinite(again)
-            noise = float(np.abs(costs[finite] - again[finite]).max(initial=0.0))
-            tie = _tie(noise, costs)
-            measured = by_references(scorer, group, costs, tie, settings, before)
+            finite = np.isfinite(log_perplexities) & np.isfinite(again)
+            noise = float(np.abs(log_perplexities[finite] - again[finite]).max(initial=0.0))
+            tie = _tie(noise, log_perplexities)
+            measured = by_references(scorer, group, log_perplexities, tie, settings, before)
             results.update(zip(places, measured.exposures, strict=True))
             formats[fmt] = replace(
                 measured.details,
@@ -249,10 +249,13 @@ def measure_scorer(
     )
 
 
-def _tie(noise: float, costs: Floats) -> float:
-    """Costs closer than this are equal, as far as can be told."""
+def _tie(noise: float, log_perplexities: Floats) -> float:
+    """Log-perplexities closer than this are equal, as far as can be told."""
     # Single precision keeps 24 bits of each log-probability, whatever was seen of the noise.
-    return max(4 * noise, 2.0**-20 * float(costs[np.isfinite(costs)].max(initial=1.0)))
+    return max(
+        4 * noise,
+        2.0**-20 * float(log_perplexities[np.isfinite(log_perplexities)].max(initial=1.0)),
+    )
 
 
 def _measure_group(
@@ -262,12 +265,12 @@ def _measure_group(
     # The longest paths show the most rounding; a handful is enough.
     decoder.probe(sorted(group.paths, key=len)[-4:])
     noise = max(scored.gather(decoder.noise))
-    costs = scored.follow(group.paths)
-    tie = _tie(noise, costs)
+    log_perplexities = scored.follow(group.paths)
+    tie = _tie(noise, log_perplexities)
     if settings.method in ("sampling", "skewnorm"):
-        measured = by_references(scored, canaries, costs, tie, settings, tree.before)
+        measured = by_references(scored, canaries, log_perplexities, tie, settings, tree.before)
     else:
-        measured = by_tree(scored, group, canaries, costs, tie, settings)
+        measured = by_tree(scored, group, canaries, log_perplexities, tie, settings)
     details = replace(
         measured.details,
         noise_bits=noise,

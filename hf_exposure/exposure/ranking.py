@@ -30,12 +30,12 @@ def by_tree(
     scored: ScoredTree,
     group: Group,
     canaries: list[Canary],
-    costs: Floats,
+    log_perplexities: Floats,
     tie: float,
     settings: Settings,
 ) -> GroupResult:
     """`auto` and `exact`: explore, and sample what is left unless all is certain."""
-    bound = float(costs[np.isfinite(costs)].max(initial=-math.inf)) + tie
+    bound = float(log_perplexities[np.isfinite(log_perplexities)].max(initial=-math.inf)) + tie
     depth = float(np.mean([len(path) for path in group.paths]))
     exact, unfinished = settings.method == "exact", ""
     needed: float | None = None
@@ -65,14 +65,18 @@ def by_tree(
         n = min(n, max(settings.min_samples, int(scored.room / longest)))
         n = n if n >= min(_FEWEST, settings.samples) else 0
     if not explored.complete and n > 0:
-        sampled = sample(scored, explored, n, settings.seed, costs)
+        sampled = sample(scored, explored, n, settings.seed, log_perplexities)
     controls = np.array([not canary.inserted for canary in canaries])
-    estimates = ranks(scored, explored, sampled, costs, controls, tie, settings.confidence)
+    estimates = ranks(
+        scored, explored, sampled, log_perplexities, controls, tie, settings.confidence
+    )
     method = "exact" if settings.method == "exact" and not unfinished else "auto"
     return GroupResult(
         [
-            Exposure.of_rank(canary, float(cost), estimate, method)
-            for canary, cost, estimate in zip(canaries, costs, estimates, strict=True)
+            Exposure.of_rank(canary, float(log_perplexity), estimate, method)
+            for canary, log_perplexity, estimate in zip(
+                canaries, log_perplexities, estimates, strict=True
+            )
         ],
         FormatDetails(
             explored=visited,
@@ -95,37 +99,37 @@ def ranks(
     scored: ScoredTree,
     explored: Explored,
     sampled: Sampled | None,
-    costs: Floats,
+    log_perplexities: Floats,
     controls: Bools,
     tie: float,
     confidence: float,
 ) -> list[RankEstimate]:
     """The rank of each canary of the group.
 
-    Every canary's cost is known, so canaries are left out of what was explored and sampled, and
-    the controls, which are ordinary strings of R, are put back one by one. The inserted ones do
-    not count for each other.
+    The canaries' own log-perplexities are known, so they are left out of what was explored and
+    sampled, and the controls, which are ordinary strings of R, are put back one by one. The
+    inserted ones do not count for each other.
 
     Args:
-        costs: (m,) the canaries' log-perplexities.
+        log_perplexities: (m,) the canaries' log-perplexities.
         controls: (m,) which of them were never inserted.
-        tie: costs closer than this count as equal.
+        tie: log-perplexities closer than this count as equal.
     """
     frontier = explored.frontier
     unexplored = Unexplored(frontier.costs, scored.tree.log2_counts[frontier.states])
     inserted = int(np.sum(~controls))
     out = []
-    for place in range(len(costs)):
+    for place in range(len(log_perplexities)):
         others = controls.copy()
         others[place] = False
         strings = scored.tree.format.size - (inserted - int(not controls[place]))
-        if math.isinf(costs[place]):
+        if math.isinf(log_perplexities[place]):
             out.append(last_rank(strings))
             continue
         out.append(
             weighted_rank(
-                costs[place],
-                np.concatenate([explored.costs, costs[others]]),
+                log_perplexities[place],
+                np.concatenate([explored.costs, log_perplexities[others]]),
                 unexplored,
                 np.zeros(0) if sampled is None else sampled.costs,
                 np.zeros(0) if sampled is None else sampled.log2_density,
@@ -135,7 +139,9 @@ def ranks(
                 tie=tie,
                 confidence=confidence,
                 largest_log2_weight=(
-                    math.inf if sampled is None else sampled.largest_log2_weight(costs[place] + tie)
+                    math.inf
+                    if sampled is None
+                    else sampled.largest_log2_weight(log_perplexities[place] + tie)
                 ),
             )
         )

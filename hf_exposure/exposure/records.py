@@ -50,8 +50,10 @@ class Exposure:
     raw_bits: float | None = None
 
     @classmethod
-    def of_rank(cls, canary: Canary, cost: float, estimate: RankEstimate, method: str) -> Exposure:
-        """From a rank: log2 of |R| less log2 of it. `cost` is the log-perplexity in bits."""
+    def of_rank(
+        cls, canary: Canary, log_perplexity: float, estimate: RankEstimate, method: str
+    ) -> Exposure:
+        """From a rank: log2 of |R| less log2 of it. Log-perplexities are in bits."""
         most = canary.format.bits
 
         def bits(log2_rank: float) -> float:
@@ -68,14 +70,19 @@ class Exposure:
             certified=bits(estimate.log2_upper_bound),
             ties=estimate.ties,
             exact=estimate.exact,
-            log_perplexity=cost,
+            log_perplexity=log_perplexity,
             method=method,
             p_value=estimate.p_value,
         )
 
     @classmethod
     def of_estimate(
-        cls, canary: Canary, cost: float, estimate: ExposureEstimate, ties: int, method: str
+        cls,
+        canary: Canary,
+        log_perplexity: float,
+        estimate: ExposureEstimate,
+        ties: int,
+        method: str,
     ) -> Exposure:
         """From an exposure in bits, as the paper's estimators give it.
 
@@ -95,10 +102,10 @@ class Exposure:
             rank=rank(estimate.bits),
             rank_low=rank(estimate.high),
             rank_high=rank(estimate.low),
-            certified=min(most, max(0.0, most - cost)),
+            certified=min(most, max(0.0, most - log_perplexity)),
             ties=ties,
             exact=False,
-            log_perplexity=cost,
+            log_perplexity=log_perplexity,
             method=method,
             p_value=estimate.p_value,
             raw_bits=estimate.raw_bits,

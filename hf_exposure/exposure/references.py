@@ -27,7 +27,7 @@ from hf_exposure.utils.arrays import Floats
 def by_references(
     scorer: Scorer,
     canaries: list[Canary],
-    costs: Floats,
+    log_perplexities: Floats,
     tie: float,
     settings: Settings,
     before: str = "",
@@ -39,8 +39,8 @@ def by_references(
 
     Args:
         canaries: of one format.
-        costs: (m,) their log-perplexities in bits, by the same scorer.
-        tie: costs closer than this count as equal.
+        log_perplexities: (m,) their log-perplexities in bits, by the same scorer.
+        tie: log-perplexities closer than this count as equal.
         before: text before the template.
     """
     fmt = canaries[0].format
@@ -56,25 +56,31 @@ def by_references(
         fit = SkewNormal.fit(finite)
     names = np.array(secrets, dtype=object)
     out = []
-    for canary, cost in zip(canaries, costs.tolist(), strict=True):
+    for canary, log_perplexity in zip(canaries, log_perplexities.tolist(), strict=True):
         others = references[names != canary.secret]
         if fit is not None:
-            estimate = skewnorm_exposure(cost, fit, fmt.bits, settings.confidence)
+            estimate = skewnorm_exposure(log_perplexity, fit, fmt.bits, settings.confidence)
         elif whole:
-            out.append(Exposure.of_rank(canary, cost, _whole_rank(cost, others, tie), "sampling"))
+            out.append(
+                Exposure.of_rank(
+                    canary, log_perplexity, _whole_rank(log_perplexity, others, tie), "sampling"
+                )
+            )
             continue
         else:
-            estimate = sampling_exposure(cost, others, settings.confidence, tie, log2_size=fmt.bits)
-        ties = int(np.sum((others <= cost + tie) & (others >= cost - tie)))
-        out.append(Exposure.of_estimate(canary, cost, estimate, ties, settings.method))
+            estimate = sampling_exposure(
+                log_perplexity, others, settings.confidence, tie, log2_size=fmt.bits
+            )
+        ties = int(np.sum((others <= log_perplexity + tie) & (others >= log_perplexity - tie)))
+        out.append(Exposure.of_estimate(canary, log_perplexity, estimate, ties, settings.method))
     return GroupResult(out, FormatDetails(references=references, whole_space=whole, fit=fit))
 
 
-def _whole_rank(cost: float, others: Floats, tie: float) -> RankEstimate:
+def _whole_rank(log_perplexity: float, others: Floats, tie: float) -> RankEstimate:
     """The rank among all other strings of R."""
     nothing = np.zeros(0)
     return weighted_rank(
-        cost,
+        log_perplexity,
         others,
         Unexplored(nothing, nothing),
         nothing,
