@@ -12,7 +12,7 @@ from hf_exposure.utils.names import is_hub_id, nearby
 
 
 def load_canaries(
-    name: str | os.PathLike[str], revision: str | None = None, argument: str = "--canaries"
+    name: str | os.PathLike[str], revision: str | None = None, argument: str = "load_canaries"
 ) -> Canaries:
     """A canary set: the manifest that `Canaries.save` wrote, or an id on the Hub.
 
@@ -39,7 +39,7 @@ def load_canaries(
         raise RuntimeError(f"{argument}: {error}{nearby(name, 'file')}") from None
 
 
-def load_manifest(name: str | os.PathLike[str], argument: str = "--canaries") -> Canaries:
+def load_manifest(name: str | os.PathLike[str], argument: str = "load_manifest") -> Canaries:
     """A canary set from its manifest.
 
     Raises:

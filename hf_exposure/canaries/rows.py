@@ -35,15 +35,17 @@ def load_rows(name: str, *, config: str | None = None, split: str = "train") -> 
     path = Path(name)
     if path.suffix in _READERS:
         if not path.is_file():
-            raise OSError(f"--dataset: there is no file {name!r}")
+            raise OSError(f"load_rows: there is no file {name!r}")
         if split != "train":
-            raise ValueError(f"--split: a file such as {name!r} has no splits; leave it out")
+            raise ValueError(
+                f"load_rows: split={split!r}: a file such as {name!r} has no splits; leave it out"
+            )
         if path.stat().st_size == 0:
-            raise ValueError(f"--dataset: the file {name!r} is empty")
+            raise ValueError(f"load_rows: the file {name!r} is empty")
         return _read(name, _READERS[path.suffix], data_files=str(path), split="train")
     if path.is_file():
         raise ValueError(
-            f"--dataset: {name!r} ends in none of {', '.join(_READERS)}, so it is not known how to "
+            f"load_rows: {name!r} ends in none of {', '.join(_READERS)}, so it is not known how to "
             "read it; rename it"
         )
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
@@ -51,11 +53,11 @@ def load_rows(name: str, *, config: str | None = None, split: str = "train") -> 
         if not isinstance(rows, DatasetDict):
             return rows
         if split not in rows:
-            raise ValueError(f"--split: {name!r} has no split {split!r}, only {list(rows)}")
+            raise ValueError(f"load_rows: split={split!r}: {name!r} has only {list(rows)}")
         return rows[split]
     if looks_like_a_path(name) and not path.is_dir():
         raise OSError(
-            f"--dataset: there is no file or folder {name!r}; give a .jsonl, .csv, .parquet or "
+            f"load_rows: there is no file or folder {name!r}; give a .jsonl, .csv, .parquet or "
             ".txt file, a folder that save_to_disk wrote, or a Hub id"
         )
     return _read(name, name, config, split=split)
@@ -70,7 +72,7 @@ def _read(name: str, *arguments: Any, **options: Any) -> Dataset:
     except Exception as error:
         inner = error.__cause__ or error.__context__ or error
         raise OSError(
-            f"--dataset: {name!r}{nearby(name)} cannot be read: {first_line(inner)}"
+            f"load_rows: {name!r}{nearby(name)} cannot be read: {first_line(inner)}"
         ) from error
 
 
@@ -84,11 +86,13 @@ def check_output(target: str | os.PathLike[str]) -> None:
     path = Path(target)
     if path.suffix and path.suffix not in _WRITERS:
         raise ValueError(
-            f"--output: {os.fspath(target)!r} ends in {path.suffix!r}; use one of "
+            f"save_rows: {os.fspath(target)!r} ends in {path.suffix!r}; use one of "
             f"{', '.join(_WRITERS)}, or the name of a folder"
         )
     if not path.suffix and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"--output: {os.fspath(target)!r} is there already; name another one")
+        raise FileExistsError(
+            f"save_rows: {os.fspath(target)!r} is there already; name another one"
+        )
 
 
 def save_rows(rows: Dataset, target: str | os.PathLike[str]) -> Path:

@@ -62,6 +62,28 @@ def _one_line(message: Warning | str, category: type[Warning], *where: Any, **li
     return _formatted(message, category, *where, **line)
 
 
+# What functions call their arguments, and what the command line does.
+_OPTIONS = {
+    "load_model: name": "--model",
+    "load_model: tokenizer": "--tokenizer",
+    "load_model: dtype=": "--dtype: ",
+    "load_model: device=": "--device: ",
+    "load_rows: split=": "--split: ",
+    "load_rows: ": "--dataset: ",
+    "save_rows: ": "--output: ",
+    "load_canaries: ": "--canaries: ",
+    "load_manifest: ": "--canaries: ",
+}
+
+
+def in_options(message: str) -> str:
+    """An error of a function in the words of the command line."""
+    for begin, option in _OPTIONS.items():
+        if message.startswith(begin):
+            message = option + message[len(begin) :]
+    return message.replace("say where it is with tokenizer=", "give --tokenizer")
+
+
 def main() -> None:
     """Run it. What goes wrong is said in one line; HF_EXPOSURE_TRACEBACK=1 shows where."""
     warnings.formatwarning = _one_line
@@ -79,7 +101,7 @@ def main() -> None:
             sys.exit(1)
         if os.environ.get("HF_EXPOSURE_TRACEBACK"):
             raise
-        said = str(error).strip()
+        said = in_options(str(error).strip())
         expected = isinstance(error, (ValueError, TypeError, OSError, RuntimeError, ImportError))
         fail(said if said and expected else f"{type(error).__name__}: {said}")
         sys.exit(1)

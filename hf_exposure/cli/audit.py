@@ -114,9 +114,9 @@ def audit(
             batch_size=batch_size,
             progress=shows_progress(as_json),
         )
-    if output is not None:
-        result.save(output, reveal)
     if as_json:
         print_json(result.to_dict(reveal))
     else:
         out.print(result.table(reveal))
+    if output is not None:
+        result.save(output, reveal)

@@ -131,17 +131,17 @@ def discover(
         except ValueError as error:
             said = str(error).replace("prefix_tokens + suffix", "--prefix-tokens + --suffix")
             raise ValueError(said.replace("--suffix_tokens", "--suffix-tokens")) from error
-    if output is not None:
-        found.save(output, reveal)
     tables = [found.rates(counts, targets, wide) for wide in ([False, True] if near else [False])]
     if as_json:
         rates = [table.to_dict() for table in tables]
         print_json({**found.to_dict(reveal), "rates": rates})
-        return
-    out.print(found.table(reveal))
-    for table in tables:
-        out.print()
-        out.print(table.table())
+    else:
+        out.print(found.table(reveal))
+        for table in tables:
+            out.print()
+            out.print(table.table())
+    if output is not None:
+        found.save(output, reveal)
 
 
 def _check_columns(dataset: str, there: list[str], names: str | tuple[str, ...] | None) -> None:

@@ -114,8 +114,6 @@ def extract(
         "extractions": [one.to_dict(reveal) for one in found],
         "generations": written.to_dict(reveal) if written is not None else None,
     }
-    if output is not None:
-        write_text(output, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     if as_json:
         print_json(data)
     else:
@@ -123,6 +121,8 @@ def extract(
             out.print(one.table(reveal))
         if written is not None:
             out.print(written.table(reveal))
+    if output is not None:
+        write_text(output, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     if card is not None or push_to_card:
         name = model if push_to_card else None
         add_to_card(card, name, revision, create_pr, None, extractions=found, generations=written)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -51,7 +52,8 @@ def check_file(
         return
     if path.is_dir():
         raise typer.BadParameter(f"{argument}: {str(path)!r} is a folder; name a file in it")
-    check_folder(path.parent, argument)
+    if not path.exists() or path.is_file():  # a device is written to as it is
+        check_folder(path.parent, argument)
     if any(other is not None and Path(other).resolve() == path.resolve() for other in apart):
         raise typer.BadParameter(
             f"{argument}: {str(path)!r} is another file of this command already; name a new one"
@@ -64,10 +66,21 @@ def check_file(
 
 
 def check_folder(path: Path, argument: str) -> None:
-    """Refuse what no folder can be made of, nor is one already."""
-    there = next((one for one in (path, *path.parents) if one.exists()), None)
-    if there is not None and not there.is_dir():
+    """Refuse what no folder can be made of, nor is one already, or where nothing can be written:
+    that is tried."""
+    there = next((one for one in (path, *path.absolute().parents) if one.exists()), None)
+    if there is None:
+        return
+    if not there.is_dir():
         raise typer.BadParameter(f"{argument}: {str(there)!r} is a file, not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise typer.BadParameter(
+            f"{argument}: nothing can be written to {str(there)!r} ({reason})"
+        ) from None
 
 
 def check_new(path: Path, overwrite: bool) -> None:

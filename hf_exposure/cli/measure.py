@@ -139,12 +139,12 @@ def measure(
     data = exposures.to_dict(reveal)
     if beside is not None:  # what reads exposures leaves this aside
         data |= {"base": beside.base.to_dict(reveal), "gained": beside.gained}
-    if output is not None:
-        write_text(output, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if as_json:
         print_json(data)
     else:
         out.print((beside or exposures).table(reveal))
+    if output is not None:
+        write_text(output, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if card is not None or push_to_card:
         add_to_card(card, model if push_to_card else None, revision, create_pr, exposures)
 

@@ -21,7 +21,7 @@ def load_model(
     device: str | None = None,
     dtype: str = "auto",
     gguf_file: str | None = None,
-    argument: str = "--model",
+    argument: str = "load_model: name",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer.
 
@@ -44,15 +44,17 @@ def load_model(
 
     check_model_name(name, argument)
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"--dtype: {dtype!r} is not known; use auto, float32, bfloat16 or float16")
+        raise ValueError(
+            f"load_model: dtype={dtype!r} is not known; use auto, float32, bfloat16 or float16"
+        )
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "auto":
         try:
             torch.zeros(1, device=where)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(
-                f"--device: {where!r} cannot be used here: {first_line(error)}; leave it out to "
-                "take what is there"
+                f"load_model: device={where!r} cannot be used here: {first_line(error)}; leave "
+                "it out to take what is there"
             ) from error
     spread = {"device_map": "auto"} if device == "auto" else {}
     weights = {"gguf_file": gguf_file} if gguf_file else {}
@@ -64,7 +66,7 @@ def load_model(
         except Exception as error:
             raise OSError(
                 f"{argument}: no tokenizer can be loaded from {name!r}{nearby(name)}; save it "
-                f"with the model, or give --tokenizer: {first_line(error)}"
+                f"with the model, or say where it is with tokenizer=: {first_line(error)}"
             ) from error
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -80,7 +82,7 @@ def load_model(
     return model, tok
 
 
-def check_model_name(name: str, argument: str = "--model") -> None:
+def check_model_name(name: str, argument: str) -> None:
     """Refuse the name of a folder that is not there.
 
     Raises:
@@ -90,7 +92,7 @@ def check_model_name(name: str, argument: str = "--model") -> None:
         raise OSError(f"{argument}: there is no folder {name!r}; give one that is, or a Hub id")
 
 
-def load_tokenizer(name: str, argument: str = "--tokenizer") -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, argument: str = "load_model: tokenizer") -> PreTrainedTokenizerBase:
     """A tokenizer by folder or Hub id.
 
     Args:

@@ -525,3 +525,46 @@ def test_a_measurement_of_nothing_is_an_error(
     )
     assert "no canary could be scored" in told and "vocabulary" in told
     assert not output.exists()
+
+
+def test_what_was_measured_is_shown_before_a_file_that_cannot_be_written(
+    model_folder: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(sys.modules["hf_exposure.cli.measure"], "write_text", full)
+    given = ["--model", model_folder, "--canaries", manifest, "--output", tmp_path / "out.json"]
+    done = CliRunner().invoke(cli.app, [*map(str, ["measure", *given]), "--samples", "10"])
+    assert str(done.exception) == "the disk is full"
+    assert "exposure in bits" in " ".join(done.output.split())
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_model_loads(
+    manifest: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(**where: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", denied)
+    given = ["--model", "me/none", "--canaries", manifest, "--output", tmp_path / "out.json"]
+    shown = fail(capsys, monkeypatch, "measure", *given)
+    assert "nothing can be written to" in shown.replace("│ ", "")
+
+
+def test_functions_speak_python_and_commands_speak_of_options(
+    manifest: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hf_exposure import load_canaries, load_model, load_rows
+
+    for function, name, option in (
+        (load_model, "./none", "--model"),
+        (load_rows, "./none.jsonl", "--dataset"),
+        (load_canaries, "./none.json", "--canaries"),
+    ):
+        with pytest.raises(OSError, match=f"^{function.__name__}: ") as caught:
+            function(name)
+        assert "--" not in str(caught.value)
+        assert cli.in_options(str(caught.value)).startswith(f"{option}: ")
+    shown = fail(capsys, monkeypatch, "measure", "--model", "./none", "--canaries", manifest)
+    assert "--model: there is no folder './none'" in shown
