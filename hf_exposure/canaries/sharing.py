@@ -93,7 +93,8 @@ def download_manifest(
     Raises:
         RuntimeError: the Hub could not be reached, has refused, or has no such set.
     """
-    with one_error(f"load canaries from {repo_id!r}"):
+    missing = f"the repository has no {MANIFEST}, so Canaries.push_to_hub has not made it"
+    with one_error(f"load canaries from {repo_id!r}", missing=missing):
         return Path(
             hf_hub_download(repo_id, MANIFEST, repo_type="dataset", revision=revision, token=token)
         )

@@ -36,8 +36,12 @@ def push_exposure(
     All other lines of the card stay as they are, those too that somebody else changes meanwhile.
 
     Args:
+        repo_id: the model's repository, "owner/name".
+        exposures: what was measured.
+        token: a Hub token; None takes the one that is logged in.
         revision: the branch whose card it is.
         create_pr: as a pull request.
+        commit_message: the commit's title.
         parts: `extractions`, `generations`, `history` and `model_name` of `add_exposure_to_card`.
 
     Returns:

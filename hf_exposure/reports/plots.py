@@ -61,6 +61,9 @@ def plot_exposure_over_training(
         ax: where to draw; None makes a figure.
         loss: the entry of each measurement's metrics to draw on a second axis; left out where there
             is none.
+
+    Returns:
+        The axes.
     """
     ax = axes(ax, "step", "exposure (bits)")
     items = [one for entry in history for one in entry.exposures]
@@ -114,6 +117,9 @@ def plot_log_perplexities(
         fmt: the format to draw; None takes the first one with references.
         ax: where to draw; None makes a figure.
         reveal: write the secrets beside their marks.
+
+    Returns:
+        The axes.
 
     Raises:
         ValueError: there are no references, or none of this format.
@@ -181,6 +187,9 @@ def plot_exposure_by_repetitions(exposures: Exposures, ax: Axes | None = None) -
     Args:
         exposures: one measurement.
         ax: where to draw; None makes a figure.
+
+    Returns:
+        The axes.
     """
     ax = axes(ax, "times inserted", "exposure (bits)")
     ax.set_xscale("symlog", base=2, linthresh=1)
@@ -233,6 +242,9 @@ def plot_extraction_cost(
             measured canary have no exposure, and are left out.
         exposures: of the same canaries, with their secrets.
         ax: where to draw; None makes a figure.
+
+    Returns:
+        The axes.
     """
     ax = axes(ax, "exposure (bits)", "token-forwards until it was out")
     pairs = [(one, exposure_of(one, exposures)) for one in extractions]
@@ -282,7 +294,7 @@ def exposure_of(one: Extraction, exposures: Exposures) -> Exposure | None:
     return measured if same == (ours.format, ours.repetitions, len(ours.secret)) else None
 
 
-# What they share
+# Parts of the figures
 
 
 def _draw_loss(ax: Axes, history: History, loss: str) -> Any:

@@ -23,12 +23,13 @@ class RefusedError(Exception):
 
 
 @contextmanager
-def one_error(what: str, mask: Callable[[str], str] = str) -> Iterator[None]:
+def one_error(what: str, mask: Callable[[str], str] = str, missing: str = "") -> Iterator[None]:
     """Whatever the Hub's client raises as one sentence; retries are its own.
 
     Args:
         what: what was tried, for the sentence.
         mask: takes secrets out of what the client says.
+        missing: what it means that a file is not there, if that can be told.
 
     Raises:
         RuntimeError: the sentence.
@@ -40,11 +41,11 @@ def one_error(what: str, mask: Callable[[str], str] = str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, _EXPECTED) and not _of_the_connection(error):
             raise
-        said = mask(_reason(error))
+        said = mask(_reason(error, missing))
         raise RuntimeError(f"could not {what}: {said}") from None
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, missing: str = "") -> str:
     """What went wrong, and what to do."""
     if isinstance(error, GatedRepoError):
         return "access to the repository has to be asked for on its page"
@@ -59,7 +60,7 @@ def _reason(error: Exception) -> str:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         return f"the Hub cannot be reached ({_line(cause)}); try again later"
     if isinstance(error, EntryNotFoundError):
-        return f"the repository has no such file: {_line(error)}"
+        return missing or f"the repository has no such file: {_line(error)}"
     if isinstance(error, HfHubHTTPError):
         code = error.response.status_code
         hint = {
@@ -73,7 +74,7 @@ def _reason(error: Exception) -> str:
         said = " ".join((error.server_message or "").split())[:200].rstrip(".:")
         return f"the Hub answers {code} ({said or _line(error)}){hint}"
     if isinstance(error.__cause__, Exception) and type(error) is RuntimeError:
-        return _reason(error.__cause__)  # of the upload of a large file
+        return _reason(error.__cause__, missing)  # of the upload of a large file
     if isinstance(error, ValueError):  # a name, or a card, that is not valid there
         return " ".join(str(error).split())[:500]
     if isinstance(error, KeyError):
