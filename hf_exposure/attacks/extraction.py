@@ -1,7 +1,7 @@
 """Get secrets back out by shortest-path search, which proves what it finds.
 
 Secrets are masked in all that is printed or written, unless `reveal=True`: one that comes out and
-was not planted may be somebody's.
+was not inserted may be somebody's.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Extraction:
         proved: whether no string of the secret space is more likely but those before it in the
             list, up to the rounding of scoring.
         forwards: token-forwards spent until it was found and, if it is, proved.
-        canary: the planted canary that it is, if canaries were given.
+        canary: the inserted canary that it is, if canaries were given.
         format: the secret format that was searched.
         place: the canary's position in the set.
     """
@@ -196,7 +196,7 @@ def extract_secrets(
             come to its end by then, a beam looks with the rest for something to return, marked as
             not proved, and need not use all of it. The check of the decoder on first use (about
             ten times the tokens of one canary) is made whatever the budget, and counted.
-        canaries: what was planted, to tell which canary came out and in which context to look. If
+        canaries: what was inserted, to tell which canary came out and in which context to look. If
             none of them has this format, none can come out, which is warned of.
         bos: whether special tokens come first; None follows the tokenizer's default.
         batch_size: rows of a forward; None chooses, and memory running out halves it.

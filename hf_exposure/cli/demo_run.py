@@ -1,4 +1,4 @@
-"""The demo: a small model, real text, planted canaries, and what became of them.
+"""The demo: a small model, real text, inserted canaries, and what became of them.
 
 Everything is made on the spot: a tokenizer and a Llama of four layers, trained from scratch on the
 help texts that every Python has, or on another text.
@@ -41,7 +41,7 @@ class DemoResult:
     """What the demo made.
 
     Attributes:
-        canaries: what was planted.
+        canaries: what was inserted.
         history: the exposures after every epoch.
         exposures: those of the trained model, our estimator first, then the paper's two.
         extracted: the secrets that came out by search.
@@ -74,7 +74,7 @@ def run_demo(
     after_epoch: Callable[[Measurement], None] = lambda measurement: None,
     **model_settings: Any,
 ) -> DemoResult:
-    """Plant canaries in real text, train a small model on it, and show what it has memorized.
+    """Insert canaries into real text, train a small model on it, and show what it has memorized.
 
     Args:
         folder: where the model, the canaries and the report go.

@@ -76,7 +76,7 @@ def inject(
 
     check_output(output)
     if output.resolve() == Path(dataset).resolve():
-        raise typer.BadParameter("--output is --dataset: name another file for the planted rows")
+        raise typer.BadParameter("--output is --dataset: name another file for the new rows")
     check_new(output, overwrite)
     if output.suffix:
         check_file(output, apart=[canaries])
@@ -89,7 +89,7 @@ def inject(
         given = [f"--{name.replace('_', '-')}" for name in _DRAWING if _is_given(context, name)]
         if given:
             raise typer.BadParameter(
-                f"{str(canaries)!r} is there already; leave out {' and '.join(given)} to plant its "
+                f"{str(canaries)!r} is there already; leave out {' and '.join(given)} to insert its "
                 "canaries, or name another file with --canaries"
             )
         chosen = load_manifest(canaries)
