@@ -142,7 +142,7 @@ def measure(
 ) -> tuple[list[Row], dict[str, Any]]:
     """All methods under one multiplier."""
     fmt = tree.format
-    decoder = Decoder(model, tree.prompt, tree.columns)
+    decoder = Decoder(model, tree.prompt, tree.token_ids)
     start = time.perf_counter()
     truth = all_costs(tree, decoder)
     enumerated, seconds = decoder.forwards, time.perf_counter() - start
@@ -150,7 +150,7 @@ def measure(
     places = order[np.array(size.ranks) - 1]
     paths = tree.paths([fmt.unrank(int(place)) for place in places])
 
-    decoder = Decoder(model, tree.prompt, tree.columns)
+    decoder = Decoder(model, tree.prompt, tree.token_ids)
     decoder.probe(paths[-4:])
     scorer = ScoredTree(tree, decoder)
     costs = scorer.follow(paths)

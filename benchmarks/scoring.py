@@ -39,9 +39,10 @@ from hf_exposure.cli.demo_run import FORMAT, KNOWN
 from hf_exposure.cli.small import paragraphs, small_llama, tokenize, train_tokenizer
 from hf_exposure.models.decoder import Decoder
 from hf_exposure.models.undisturbed import undisturbed
+from hf_exposure.tree.explorer import Explorer
 from hf_exposure.tree.frontier import DepthFirst
 from hf_exposure.tree.tokens import TokenTree
-from hf_exposure.tree.walk import Explorer, walk
+from hf_exposure.tree.walk import walk
 from hf_exposure.utils.files import write_text
 
 REPETITIONS = 32
@@ -196,7 +197,7 @@ def tree_way(model: Any, tokenizer: Any, fmt: SecretFormat) -> Way:
     def score(secrets: Sequence[str]) -> tuple[Scores, int]:
         tree = TokenTree(fmt, tokenizer)
         with undisturbed(model):
-            decoder = Decoder(model, tree.prompt, tree.columns)
+            decoder = Decoder(model, tree.prompt, tree.token_ids)
             decoder.probe(tree.random_paths(4))
             everything = Explorer()
             walk(decoder, tree, everything, DepthFirst())

@@ -111,7 +111,7 @@ def measure(name: str, folder: Path, kind: str) -> Row:
     share = 0.0 if tree._proved else tree.false_share
     length = sum(map(len, paths)) / len(paths)
     return Row(
-        name, kind, tree.way, "", share, tree._proved, setup, step, len(tree.columns), length
+        name, kind, tree.way, "", share, tree._proved, setup, step, len(tree.token_ids), length
     )
 
 

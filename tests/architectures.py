@@ -568,13 +568,13 @@ def compare(model: Any, seed: int = 0) -> Comparison:
     paths = tree().paths(FORMAT.sample(4, seed=seed))
     with undisturbed(model), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        decoder = Decoder(model, tree().prompt, tree().columns, batch_size=4)
+        decoder = Decoder(model, tree().prompt, tree().token_ids, batch_size=4)
         decoder.probe(paths)
         branches, worst = decoder.root(), _difference(model, decoder.root())
         for _ in range(5):
             n = 7 if decoder.joins else decoder.batch_size
             rows = draw.integers(len(branches.paths), size=n)
-            columns = draw.integers(len(tree().columns), size=n)
+            columns = draw.integers(len(tree().token_ids), size=n)
             parts = [part for _, part in decoder.step(branches, rows, columns)]
             branches = parts[0]
             if len(parts) > 1:
@@ -593,9 +593,9 @@ def compare(model: Any, seed: int = 0) -> Comparison:
 def _difference(model: Any, branches: Any) -> float:
     """The largest difference in bits to a plain forward of the same tokens."""
     prompt = np.tile(tree().prompt, (len(branches.paths), 1))
-    ids = np.concatenate([prompt, tree().columns[branches.paths]], axis=1)
+    ids = np.concatenate([prompt, tree().token_ids[branches.paths]], axis=1)
     logits = logits_of(model(input_ids=torch.tensor(ids)))[:, -1].double()
-    bits = -torch.log_softmax(logits, dim=-1).numpy()[:, tree().columns] / math.log(2)
+    bits = -torch.log_softmax(logits, dim=-1).numpy()[:, tree().token_ids] / math.log(2)
     return float(np.abs(branches.bits - bits).max())
 
 

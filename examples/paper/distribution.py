@@ -134,7 +134,7 @@ def every_log_perplexity(
     """
     tree = TokenTree(fmt, tokenizer)
     with undisturbed(model):
-        decoder = Decoder(model, tree.prompt, tree.columns)
+        decoder = Decoder(model, tree.prompt, tree.token_ids)
         decoder.probe(tree.paths([fmt.unrank(0), fmt.unrank(fmt.size - 1)]))
         paths, costs = every_leaf(decoder, tree)
     order = np.argsort(costs, kind="stable")

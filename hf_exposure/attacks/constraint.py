@@ -52,7 +52,7 @@ class Constraint(LogitsProcessor):
         columns, states = self._children(path, state)
         before = path.tolist()
         return [
-            int(self._tree.columns[column])
+            int(self._tree.token_ids[column])
             for column, following in zip(columns.tolist(), states.tolist(), strict=True)
             if self._leads_on(np.array([*before, column]), following)
         ]

@@ -24,9 +24,10 @@ from hf_exposure.exposure.planning import check_context, context_before, first_t
 from hf_exposure.exposure.records import short_label
 from hf_exposure.models.decoder import Decoder
 from hf_exposure.models.undisturbed import undisturbed
+from hf_exposure.tree.explorer import Explorer
 from hf_exposure.tree.frontier import Beam, CheapestFirst, Frontier, Nodes
 from hf_exposure.tree.tokens import TokenTree
-from hf_exposure.tree.walk import Explorer, unvisited, walk
+from hf_exposure.tree.walk import unvisited, walk
 from hf_exposure.utils.checks import check_count, check_type
 from hf_exposure.utils.progress import progress_bar
 from hf_exposure.utils.words import plural, times
@@ -234,7 +235,7 @@ def extract_secrets(
     start = time.perf_counter()
     tree = TokenTree(fmt, tokenizer, before=before, bos=first_tokens(canaries, bos))
     with undisturbed(model), progress_bar(progress, "extraction") as tick:
-        decoder = Decoder(model, tree.prompt, tree.columns, batch_size=batch_size)
+        decoder = Decoder(model, tree.prompt, tree.token_ids, batch_size=batch_size)
         limit = math.inf if max_forwards is None else max_forwards
         samples = tree.random_paths(4)
         check_context(decoder.context, tree, samples)

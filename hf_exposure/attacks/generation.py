@@ -138,7 +138,7 @@ def generate_secrets(
     with masked, undisturbed(model), aside, _counting(model) as forwards, bar as tick:
         for group in plan.groups:
             tree, fmt = group.tree, group.tree.format
-            known.check_tokens(max(*tree.prompt, int(tree.columns.max())))
+            known.check_tokens(max(*tree.prompt, int(tree.token_ids.max())))
             check_context(known.context, tree, group.paths)
             room = (known.context or _LONGEST) - len(tree.prompt)
             begun = kept.of(fmt)

@@ -11,8 +11,9 @@ from scipy import special
 
 from hf_exposure.exposure.exploring import Explored
 from hf_exposure.tree.frontier import DepthFirst
+from hf_exposure.tree.sampler import Sampler
 from hf_exposure.tree.scoring import ScoredTree
-from hf_exposure.tree.walk import Sampler, walk
+from hf_exposure.tree.walk import walk
 from hf_exposure.utils.arrays import Floats, Ints
 
 _AIMS = 4  # canaries at most that proposals aim at

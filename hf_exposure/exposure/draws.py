@@ -11,8 +11,10 @@ import numpy as np
 from hf_exposure.exposure.aims import Aims, aim, uniform_secrets
 from hf_exposure.exposure.exploring import Explored
 from hf_exposure.tree.frontier import DepthFirst
+from hf_exposure.tree.proposals import POWERS
+from hf_exposure.tree.sampler import Sampler
 from hf_exposure.tree.scoring import ScoredTree
-from hf_exposure.tree.walk import POWERS, Sampler, walk
+from hf_exposure.tree.walk import walk
 from hf_exposure.utils.arrays import Floats, Ints
 
 _MODEL = int(np.flatnonzero(POWERS == 1.0)[0])  # the proposal that is the model's distribution

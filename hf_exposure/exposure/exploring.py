@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_exposure.models.decoder import Decoder
+from hf_exposure.tree.explorer import Explorer
 from hf_exposure.tree.frontier import CheapestFirst, DepthFirst, Frontier
 from hf_exposure.tree.prefixes import Prefixes
 from hf_exposure.tree.scoring import ScoredTree
 from hf_exposure.tree.tokens import TokenTree
-from hf_exposure.tree.walk import Explorer, unvisited, walk
+from hf_exposure.tree.walk import unvisited, walk
 from hf_exposure.utils.arrays import Floats, Ints
 
 _BEGIN = 32  # prefixes that all processes visit alike before they share the rest

@@ -160,7 +160,7 @@ def measure_plan(
                 decoder = Decoder(
                     model,
                     tree.prompt,
-                    tree.columns,
+                    tree.token_ids,
                     batch_size=settings.batch_size,
                     turn=processes.forward_turn,
                 )

@@ -24,21 +24,21 @@ _KEPT = 1 << 21  # pairs that are remembered
 
 @dataclass
 class PathTests:
-    """Tests of paths of columns; see `tokens` for what a path and a column are.
+    """Tests of paths of tokens; see `tokens` for what those are.
 
     Args:
         encoder: text to tokens.
-        automaton: that of the tree, its token steps by columns.
-        columns: (C,) the token of each column.
+        automaton: that of the tree, its token steps by tokens of the tree.
+        token_ids: (C,) the tokenizer's id of each token.
         readings: (C,) the bytes that each may stand for.
-        head: the text before the first column.
+        head: the text before the first token.
         padded: whether the text begins with a space that the tokenizer has put there.
         core: the tokens of the head.
     """
 
     encoder: Encoder
     automaton: Automaton
-    columns: Ints
+    token_ids: Ints
     readings: list[tuple[bytes, ...]]
     head: bytes
     padded: bool
@@ -50,9 +50,9 @@ class PathTests:
     def spell(self, path: Sequence[int] | Ints) -> tuple[bytes, int]:
         """What a path spells, and the state at its end."""
         out, state = b"", 0
-        for column in path:
-            options = self.readings[int(column)]
-            following = self.automaton.token_steps[state][int(column)]
+        for token in path:
+            options = self.readings[int(token)]
+            following = self.automaton.token_steps[state][int(token)]
             data = options[0]
             if len(options) > 1:
                 data = next(d for d in options if self.automaton.run(d, state) == following)
@@ -74,7 +74,7 @@ class PathTests:
                 data = self.spell(path[:length])[0]
             texts.append((self.head + data).decode()[self.padded :])
             lengths.append(length)
-        ids_of = self.columns[paths].tolist()
+        ids_of = self.token_ids[paths].tolist()
         return np.array(
             [
                 ids == [*self.core, *path[:length]]
@@ -95,7 +95,7 @@ class PathTests:
                 texts.append((self.head + data + ending).decode()[self.padded :])
         width = len(self.core) + paths.shape[1]
         for place, ids in zip(places, self.encoder(texts), strict=True):
-            if ids[:width] == [*self.core, *self.columns[paths[place]].tolist()]:
+            if ids[:width] == [*self.core, *self.token_ids[paths[place]].tolist()]:
                 fit[place] = True
         if self._admitted:
             for place in np.flatnonzero(~fit).tolist():
@@ -127,12 +127,12 @@ class PathTests:
 
     def pairs_fit(self, firsts: Ints, seconds: Ints) -> Bools:
         """(n,) whether each second token may follow the first, -1 for the prompt's end."""
-        keys, place = np.unique((firsts + 1) * len(self.columns) + seconds, return_inverse=True)
+        keys, place = np.unique((firsts + 1) * len(self.token_ids) + seconds, return_inverse=True)
         asked = keys.tolist()
         if len(self._pairs) > _KEPT:
             self._pairs.clear()
         new = [key for key in asked if key not in self._pairs]
-        pairs = [(key // len(self.columns) - 1, key % len(self.columns)) for key in new]
+        pairs = [(key // len(self.token_ids) - 1, key % len(self.token_ids)) for key in new]
         opening = sum(first < 0 for first, _ in pairs)  # the keys ascend
         begin = np.array([[second] for _, second in pairs[:opening]], dtype=np.int64)
         fits = [*self.texts_fit(begin).tolist(), *self._test_pairs(pairs[opening:]).values()]
@@ -158,7 +158,7 @@ class PathTests:
             left = [(pair, text) for pair, text in left if not out[pair]]
             encoded = self.encoder([anchor + text for _, text in left])
             for (pair, _), ids in zip(left, encoded, strict=True):
-                if ids[-2:] == [self.columns[pair[0]], self.columns[pair[1]]]:
+                if ids[-2:] == [self.token_ids[pair[0]], self.token_ids[pair[1]]]:
                     out[pair] = True
         return out
 

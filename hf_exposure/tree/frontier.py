@@ -25,7 +25,7 @@ class Nodes:
     Attributes:
         parents: the branches that they continue.
         rows: (n,) each node's row in `parents`.
-        columns: (n,) its token.
+        tokens: (n,) its token.
         states: (n,) its state in the tree's automaton.
         costs: (n,) bits of the path up to and with its token.
         tags: (n,) numbers that whoever walks has given them.
@@ -33,7 +33,7 @@ class Nodes:
 
     parents: Branches
     rows: Ints
-    columns: Ints
+    tokens: Ints
     states: Ints
     costs: Floats
     tags: Ints
@@ -45,7 +45,7 @@ class Nodes:
         return Nodes(
             self.parents,
             self.rows[place],
-            self.columns[place],
+            self.tokens[place],
             self.states[place],
             self.costs[place],
             self.tags[place],
@@ -53,8 +53,8 @@ class Nodes:
 
     @property
     def paths(self) -> Ints:
-        """(n, depth) columns from the prompt to each node."""
-        return np.concatenate([self.parents.paths[self.rows], self.columns[:, None]], axis=1)
+        """(n, depth) tokens from the prompt to each node."""
+        return np.concatenate([self.parents.paths[self.rows], self.tokens[:, None]], axis=1)
 
     def sorted(self) -> Nodes:
         """The same nodes, cheapest first."""
@@ -78,7 +78,7 @@ def _one(pieces: Sequence[Nodes]) -> Nodes:
     return Nodes(
         together([(nodes.parents, nodes.rows) for nodes in pieces]),
         np.arange(sum(map(len, pieces))),
-        np.concatenate([nodes.columns for nodes in pieces]),
+        np.concatenate([nodes.tokens for nodes in pieces]),
         np.concatenate([nodes.states for nodes in pieces]),
         np.concatenate([nodes.costs for nodes in pieces]),
         np.concatenate([nodes.tags for nodes in pieces]),

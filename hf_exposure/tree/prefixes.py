@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hf_exposure.tree.explorer import Explorer
 from hf_exposure.tree.frontier import Nodes
-from hf_exposure.tree.walk import POWERS, Explorer
+from hf_exposure.tree.proposals import POWERS
 from hf_exposure.utils.arrays import Floats, Ints
 
 
@@ -17,8 +18,8 @@ class Prefixes:
     """Prefixes of which none begins with another one.
 
     Attributes:
-        paths: (f, depth) their columns, -1 behind the end of each.
-        depths: (f,) how many columns each has.
+        paths: (f, depth) their tokens, -1 behind the end of each.
+        depths: (f,) how many tokens each has.
         costs: (f,) bits.
         states: (f,) their states in the tree's automaton.
         powers: (f, 5) log2 of the powers' probabilities of coming by them.
@@ -62,17 +63,17 @@ class Prefixes:
         return len(self.costs)
 
     def path(self, place: int) -> Ints:
-        """(depth,) columns of one."""
+        """(depth,) tokens of one."""
         return self.paths[place, : self.depths[place]]
 
     def place_of(self, path: Ints) -> int | None:
         """The place of the one that `path` begins with, if any."""
         first, last = 0, len(self)
-        for depth, column in enumerate(path[: self.paths.shape[1]]):
+        for depth, token in enumerate(path[: self.paths.shape[1]]):
             level = self.paths[first:last, depth]
             first, last = (
-                first + int(np.searchsorted(level, column, "left")),
-                first + int(np.searchsorted(level, column, "right")),
+                first + int(np.searchsorted(level, token, "left")),
+                first + int(np.searchsorted(level, token, "right")),
             )
             if first == last:
                 return None

@@ -13,8 +13,9 @@ from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.models.decoder import Decoder
 from hf_exposure.models.processes import Processes
 from hf_exposure.tree.frontier import DepthFirst
+from hf_exposure.tree.sampler import Sampler
 from hf_exposure.tree.tokens import TokenTree
-from hf_exposure.tree.walk import Sampler, walk
+from hf_exposure.tree.walk import walk
 from hf_exposure.utils.arrays import Floats, Ints
 
 T = TypeVar("T")

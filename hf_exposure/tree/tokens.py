@@ -47,7 +47,7 @@ WAYS = ("single", "pairs", "text", "leaves")
 class TokenTree:
     """The tree of token prefixes of a secret space.
 
-    Tokens are columns here: positions in `columns`, the tokens that occur in some secret.
+    Tokens are numbered here: places in `token_ids`, those that occur in some secret.
 
     Args:
         fmt: the secret format.
@@ -57,7 +57,7 @@ class TokenTree:
 
     Attributes:
         prompt: the tokens before the first that depends on the secret, special ones included.
-        columns: (C,) the token of each column.
+        token_ids: (C,) the tokenizer's id of each token.
         way: how canonical paths are told, one of `WAYS`.
         false_share: the share of random leaves that were not canonical.
 
@@ -105,28 +105,28 @@ class TokenTree:
 
         Args:
             states: (n,) states, 0 at the root.
-            last: (n,) the last token's column, -1 at the root.
+            last: (n,) the last token, -1 at the root.
         """
         if self.way == "pairs":
-            return states * (len(self.columns) + 1) + last + 1
+            return states * (len(self.token_ids) + 1) + last + 1
         return states
 
     def children(self, key: int) -> tuple[Ints, Ints]:
-        """Columns and states of a node's children, both (n,). Some may turn out impossible."""
+        """Tokens and states of a node's children, both (n,). Some may turn out impossible."""
         if key not in self._children:
             if self._kept > _KEPT:
                 self._children.clear()
                 self._kept = 0
             state, last = key, -1
             if self.way == "pairs":
-                state, last = divmod(key, len(self.columns) + 1)
+                state, last = divmod(key, len(self.token_ids) + 1)
                 last -= 1
-            columns, states = self._allowed[state]
-            if self.way == "pairs" and (last < 0 or len(columns) <= _EAGER):
-                fine = self._tests.pairs_fit(np.full(len(columns), last), columns)
-                columns, states = columns[fine], states[fine]
-                self._kept += len(columns)
-            self._children[key] = columns, states
+            tokens, states = self._allowed[state]
+            if self.way == "pairs" and (last < 0 or len(tokens) <= _EAGER):
+                fine = self._tests.pairs_fit(np.full(len(tokens), last), tokens)
+                tokens, states = tokens[fine], states[fine]
+                self._kept += len(tokens)
+            self._children[key] = tokens, states
         return self._children[key]
 
     def possible(self, paths: Ints) -> Bools:
@@ -160,7 +160,7 @@ class TokenTree:
         texts = [self._text(secret) for secret in secrets]
         out = []
         for secret, ids in zip(secrets, self._encoder(texts), strict=True):
-            path = self._columns_of(ids)
+            path = self._path_of(ids)
             if path is None:
                 raise ValueError(
                     f"tokenizer: splits {self.format.template!r} otherwise with one of its secrets "
@@ -177,19 +177,19 @@ class TokenTree:
         end = len(data) - len(self.format.suffix.encode())
         return data[:end].decode("utf-8", "replace")
 
-    def descend(self, tokens: Sequence[int]) -> tuple[Ints, int | None]:
-        """The columns of the first tokens that lead to a leaf or on from the prompt, and the state
-        there; None as the state if a token leads out of the tree before that."""
+    def descend(self, ids: Sequence[int]) -> tuple[Ints, int | None]:
+        """The tokens of the first ids that lead to a leaf or on from the prompt, and the state
+        there; None as the state if one leads out of the tree before that."""
         state = 0
         path: list[int] = []
-        for token in tokens:
+        for number in ids:
             if self.leaf[state]:
                 break
-            column = self._column_of.get(token, -1)
-            following = self._automaton.token_steps[state].get(column)
+            token = self._token_of.get(number, -1)
+            following = self._automaton.token_steps[state].get(token)
             if following is None:
                 return np.array(path, dtype=np.int64), None
-            path.append(column)
+            path.append(token)
             state = following
         return np.array(path, dtype=np.int64), state
 
@@ -292,17 +292,17 @@ class TokenTree:
             check=fmt.check,
             vocabulary=words,
         )
-        used = sorted({token for steps in whole.token_steps for token in steps})
-        self.columns: Ints = np.array(used, dtype=np.int64)
-        number_of = {token: column for column, token in enumerate(used)}
-        self._column_of = number_of
+        used = sorted({number for step in whole.token_steps for number in step})
+        self.token_ids: Ints = np.array(used, dtype=np.int64)
+        number_of = {number: token for token, number in enumerate(used)}
+        self._token_of = number_of
         steps = [{number_of[t]: to for t, to in step.items()} for step in whole.token_steps]
         self._automaton = type(whole)(whole.steps, whole.accepting, steps, whole.counts)
-        self._readings = [readings[token] for token in used]
+        self._readings = [readings[number] for number in used]
         self._tests = PathTests(
             self._encoder,
             self._automaton,
-            self.columns,
+            self.token_ids,
             self._readings,
             self._head,
             self._padded,
@@ -314,8 +314,8 @@ class TokenTree:
     def _refuse_two_meanings(self) -> None:
         """A path has to spell one string: WordPiece writes "a.b" and "a. b" with equal tokens."""
         for state, step in enumerate(self._automaton.token_steps):
-            for column in step:
-                options = self._readings[column]
+            for token in step:
+                options = self._readings[token]
                 if len(options) > 1:
                     fitting = [d for d in options if self._automaton.run(d, state) is not None]
                     if len(fitting) > 1:
@@ -333,7 +333,7 @@ class TokenTree:
         Returns the way, the share of random leaves that are not canonical under it, and whether
         every leaf is known to be canonical.
         """
-        paths = [self._columns_of(ids) for ids in encodings]
+        paths = [self._path_of(ids) for ids in encodings]
         known = [path for path in paths if path is not None]
         if len(known) < len(paths):
             raise ValueError(
@@ -398,8 +398,8 @@ class TokenTree:
         for _ in range(steps):
             step = next(trail[-1], None)
             if step is not None:
-                column, state = step
-                path.append(column)
+                token, state = step
+                path.append(token)
                 if self.leaf[state]:
                     return np.array(path)
                 trail.append(self._random_steps(state, path.copy(), draw))
@@ -414,13 +414,13 @@ class TokenTree:
         self, state: int, path: list[int], draw: np.random.Generator
     ) -> Iterator[tuple[int, int]]:
         """The possible children of a node in random order, found as they are asked for."""
-        columns, states = self._allowed[state]
-        order = draw.permutation(len(columns))
+        tokens, states = self._allowed[state]
+        order = draw.permutation(len(tokens))
         for begin in range(0, len(order), 16):
             some = order[begin : begin + 16]
-            paths = np.array([[*path, column] for column in columns[some].tolist()])
+            paths = np.array([[*path, token] for token in tokens[some].tolist()])
             for place in some[self.possible(paths)].tolist():
-                yield int(columns[place]), int(states[place])
+                yield int(tokens[place]), int(states[place])
 
     def _count_walkable(self) -> int | None:
         """How many leaves the walk would come to, or None if it is long in finding them; only for
@@ -433,19 +433,19 @@ class TokenTree:
                 return None
             last = paths[:, -1] if paths.shape[1] else np.array([-1])
             children = [self.children(int(key)) for key in self.key(states, last)]
-            row = np.repeat(np.arange(len(states)), [len(columns) for columns, _ in children])
-            columns = np.concatenate([columns for columns, _ in children])
+            row = np.repeat(np.arange(len(states)), [len(tokens) for tokens, _ in children])
+            tokens = np.concatenate([tokens for tokens, _ in children])
             states = np.concatenate([following for _, following in children])
-            paths = np.concatenate([paths[row], columns[:, None]], axis=1)
+            paths = np.concatenate([paths[row], tokens[:, None]], axis=1)
             fit = self.possible(paths)
             found += int(self.leaf[states[fit]].sum())
             inner = fit & ~self.leaf[states]
             states, paths = states[inner], paths[inner]
         return found
 
-    # Tokens, columns, texts
+    # Ids, tokens, texts
 
-    def _columns_of(self, ids: Sequence[int]) -> Ints | None:
+    def _path_of(self, ids: Sequence[int]) -> Ints | None:
         cut = len(self._core)
         path, state = self.descend(ids[cut:])
         whole = list(ids[:cut]) == self._core and cut + len(path) == len(ids)
@@ -456,10 +456,10 @@ class TokenTree:
 
 
 def _arrays(step: dict[int, int]) -> tuple[Ints, Ints]:
-    columns = sorted(step)
+    tokens = sorted(step)
     return (
-        np.array(columns, dtype=np.int64),
-        np.array([step[column] for column in columns], dtype=np.int64),
+        np.array(tokens, dtype=np.int64),
+        np.array([step[token] for token in tokens], dtype=np.int64),
     )
 
 

@@ -15,10 +15,11 @@ from hf_exposure.exposure.draws import Sampled, sample
 from hf_exposure.exposure.exploring import Explored, explore
 from hf_exposure.exposure.ranking import ranks
 from hf_exposure.models.decoder import Decoder
+from hf_exposure.tree.explorer import Explorer
 from hf_exposure.tree.frontier import DepthFirst
 from hf_exposure.tree.scoring import ScoredTree
 from hf_exposure.tree.tokens import TokenTree
-from hf_exposure.tree.walk import Explorer, walk
+from hf_exposure.tree.walk import walk
 from tests.tiny import TOKENIZERS, llama
 
 FORMAT = SecretFormat("The number is {secret}.", secret="[0-9]{3}")
@@ -38,7 +39,7 @@ class Space:
         self.order = np.argsort(self.costs)
 
     def scorer(self, **settings: Any) -> ScoredTree:
-        decoder = Decoder(self.model, self.tree.prompt, self.tree.columns, batch_size=128)
+        decoder = Decoder(self.model, self.tree.prompt, self.tree.token_ids, batch_size=128)
         return ScoredTree(self.tree, decoder, **settings)
 
     def at(self, *ranks: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -225,7 +226,7 @@ def test_the_same_seed_gives_the_same_draws_whatever_the_batch_size() -> None:
         paths, costs = one.at(5, 900)
         found = []
         for batch in (3, 500):
-            decoder = Decoder(one.model, one.tree.prompt, one.tree.columns, batch_size=batch)
+            decoder = Decoder(one.model, one.tree.prompt, one.tree.token_ids, batch_size=batch)
             scorer = ScoredTree(one.tree, decoder)
             explored = explore(scorer, float(costs.max()) + 1e-4, paths, max_forwards=20)
             sampled = sample(scorer, explored, 200, 7, costs)

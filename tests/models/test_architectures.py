@@ -134,7 +134,7 @@ def test_exact_ranks_are_those_of_brute_force(name: str) -> None:
 @each_architecture
 def test_a_mistake_would_show(name: str) -> None:
     """Costs hang on tokens before the last one, far more than the tests let differ."""
-    ids = torch.tensor([[*tree().prompt, *tree().columns[tree().paths(["123"])[0]]]])
+    ids = torch.tensor([[*tree().prompt, *tree().token_ids[tree().paths(["123"])[0]]]])
     swapped = ids.clone()
     swapped[0, -4:-1] = ids[0, [-2, -4, -3]]
     both = [logits_of(made(name)(input_ids=tokens))[0, -1] for tokens in (ids, swapped)]

@@ -179,7 +179,7 @@ def test_mixed_precision_shows_in_what_rounding_is_allowed(mixed: bool) -> None:
     """Its weights are in single precision, so that only the logits tell."""
     model = llama(len(TOKENIZER))
     tree = TokenTree(NUMBER, TOKENIZER)
-    decoder = Decoder(wrapped(model) if mixed else model, tree.prompt, tree.columns)
+    decoder = Decoder(wrapped(model) if mixed else model, tree.prompt, tree.token_ids)
     with undisturbed(model):
         decoder.probe(tree.random_paths(4))
     one, off = np.full((1, 1), 20.0), np.full((1, 1), 20.3)

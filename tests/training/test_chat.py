@@ -166,7 +166,7 @@ def test_the_end_of_turn_token_does_not_count() -> None:
     plan = plan_measurement(encoder, canary_set())
     # Three digits, and the full stop that follows them in the secret format.
     assert {len(path) for path in plan.groups[0].paths} == {4}
-    assert encoder.convert_tokens_to_ids("<|im_end|>") not in plan.groups[0].tree.columns
+    assert encoder.convert_tokens_to_ids("<|im_end|>") not in plan.groups[0].tree.token_ids
 
 
 def test_secrets_are_extracted_in_the_same_place() -> None:

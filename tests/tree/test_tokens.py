@@ -89,7 +89,7 @@ def leaves(tree: TokenTree) -> list[tuple[int, ...]]:
 
 
 def tokens(tree: TokenTree, path: Any) -> tuple[int, ...]:
-    return (*tree.prompt, *tree.columns[list(path)].tolist())
+    return (*tree.prompt, *tree.token_ids[list(path)].tolist())
 
 
 @pytest.mark.parametrize(("kind", "name"), PAIRS)
@@ -248,14 +248,14 @@ def test_added_tokens_that_are_not_special_are_tokens_like_others(kind: str) -> 
     tree = TokenTree(fmt, tokenizer)
     expected = {encoded(tokenizer, fmt.render(secret)) for secret in fmt.enumerate()}
     assert {tokens(tree, path) for path in leaves(tree)} == expected
-    assert set(tokenizer.convert_tokens_to_ids(["00", "7.", "  "])) <= set(tree.columns.tolist())
+    assert set(tokenizer.convert_tokens_to_ids(["00", "7.", "  "])) <= set(tree.token_ids.tolist())
     assert len(expected) == fmt.size
 
 
 def test_special_tokens_never_occur_within_a_secret() -> None:
     tokenizer = TOKENIZERS["freely_merged"]()
     tree = TokenTree(SecretFormat("a {secret}!", secret="[<s/]{1,4}"), tokenizer)
-    assert not set(tree.columns.tolist()) & set(tokenizer.all_special_ids)
+    assert not set(tree.token_ids.tolist()) & set(tokenizer.all_special_ids)
     with pytest.raises(ValueError, match="does not keep the text"):
         TokenTree(SecretFormat("a {secret}!", secret="[<>s/]{1,4}"), tokenizer)  # "<s>"
 

@@ -17,9 +17,12 @@ import torch
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.models.decoder import Decoder
 from hf_exposure.models.next_tokens import Branches
+from hf_exposure.tree.explorer import Explorer
 from hf_exposure.tree.frontier import Beam, CheapestFirst, DepthFirst, Frontier, Nodes, by_depth
+from hf_exposure.tree.proposals import POWERS, powers_of
+from hf_exposure.tree.sampler import Sampler
 from hf_exposure.tree.tokens import TokenTree
-from hf_exposure.tree.walk import POWERS, Explorer, Sampler, powers_of, unvisited, walk
+from hf_exposure.tree.walk import unvisited, walk
 from tests.tiny import TOKENIZERS, llama
 
 FREE = np.zeros(0, dtype=np.int64)
@@ -43,7 +46,7 @@ class Space:
         return dict(zip(self.secrets, self.costs.tolist(), strict=True))
 
     def decoder(self, **settings: Any) -> Decoder:
-        return Decoder(self.model, self.tree.prompt, self.tree.columns, **settings)
+        return Decoder(self.model, self.tree.prompt, self.tree.token_ids, **settings)
 
     def named(self, paths: Any) -> list[str]:
         return [self.tree.secret(path) for path in paths]
@@ -156,6 +159,54 @@ def test_what_is_found_hangs_neither_on_the_batch_size_nor_on_memory(
     explorer = Explorer()
     assert walk(decoder, known.tree, explorer, frontier())
     same_costs(found(known, explorer), known.cost_of)
+
+
+class Served:
+    """A model that tells of the allowed next tokens only, prefix by prefix and without a cache."""
+
+    joins = True
+
+    def __init__(self, known: Space) -> None:
+        self.known, self.forwards, self.batch_size = known, 0, 8
+        self.asked: set[tuple[int, ...]] = set()
+
+    def root(self) -> Branches:
+        return Branches(np.zeros((1, 0), dtype=np.int64), np.zeros((0, 0)))
+
+    def price(self, parents: Branches) -> int:
+        return 1
+
+    def step(self, parents: Branches, rows: Any, tokens: Any) -> Any:
+        for begin in range(0, len(rows), self.batch_size):
+            some = np.arange(begin, min(begin + self.batch_size, len(rows)))
+            paths = np.concatenate([parents.paths[rows[some]], tokens[some, None]], axis=1)
+            yield some, Branches(paths, np.zeros((0, 0)))
+
+    def next_bits(self, branches: Branches, rows: Any, tokens: Any) -> Any:
+        ids = self.known.tree.token_ids
+        out = np.zeros(len(rows))
+        for row, path in enumerate(branches.paths):
+            here = rows == row
+            prompt = [*self.known.tree.prompt, *ids[path].tolist()]
+            nats = -self.known.model(torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1)
+            out[here] = nats[ids[tokens[here]]].numpy() / math.log(2)
+            self.forwards += 1
+            self.asked |= {(*path.tolist(), token) for token in tokens[here].tolist()}
+        return out
+
+    def settle(self, waiting: Any) -> None:
+        list(waiting)
+
+
+@each_frontier
+def test_a_model_that_tells_of_allowed_tokens_only_is_walked_in_the_same_way(frontier: Any) -> None:
+    known = space(fmt=MIXED)
+    served, explorer = Served(known), Explorer()
+    assert walk(served, known.tree, explorer, frontier())
+    same_costs(found(known, explorer), known.cost_of)
+    leaves = {tuple(path) for path in explorer.paths}
+    assert served.asked >= {path[:n] for path in leaves for n in range(1, len(path) + 1)}
+    assert len(served.asked) < served.forwards * len(known.tree.token_ids)
 
 
 @each_frontier
@@ -488,7 +539,7 @@ def test_draws_of_a_space_of_a_hundred_bits_stay_random_to_the_last_token() -> N
     """A position has 53 binary digits: what it hands down has to come from somewhere else."""
     tokenizer = TOKENIZERS["digits_one_by_one"]()
     tree = TokenTree(SecretFormat("The number is {secret}.", secret="[0-9]{30}"), tokenizer)
-    decoder = Decoder(llama(len(tokenizer), scale=0.02), tree.prompt, tree.columns)
+    decoder = Decoder(llama(len(tokenizer), scale=0.02), tree.prompt, tree.token_ids)
     n = 500
     sampler = Sampler([FREE] * n, np.full(n, 4), spread(n, 0))
     walk(decoder, tree, sampler, DepthFirst())
@@ -544,7 +595,7 @@ def test_a_token_of_probability_zero_is_never_drawn() -> None:
     assert (step[[1, 3, 4]] == 0).all()
     sampler = Sampler([FREE] * 40, np.full(40, 4), spread(40, 0))
     kept = sampler.select(np.array([0, 1]), nodes)
-    assert set(kept.columns.tolist()) <= {0, 2}
+    assert set(kept.tokens.tolist()) <= {0, 2}
 
 
 # Frontiers
@@ -611,7 +662,7 @@ def test_pieces_of_one_depth_become_one() -> None:
 def test_a_large_space_is_enumerated_without_a_warning() -> None:
     tokenizer = TOKENIZERS["digits_one_by_one"]()
     tree = TokenTree(SecretFormat("The number is {secret}.", secret="[0-9]{4}"), tokenizer)
-    decoder = Decoder(llama(len(tokenizer)), tree.prompt, tree.columns)
+    decoder = Decoder(llama(len(tokenizer)), tree.prompt, tree.token_ids)
     explorer = Explorer()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,0 +1,63 @@
+"""Proposals: how a draw goes from a node to one of its children, and how likely that is."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hf_exposure.tree.frontier import Nodes
+from hf_exposure.utils.arrays import Bools, Floats, Ints
+
+# Proposals draw each token with its probability to these powers: after strong memorization the
+# model's own samples are all the same few strings, early in training they are nearly uniform.
+POWERS = np.array([10.0, 3.0, 1.0, 0.3, 0.1])
+
+
+def powers_of(nodes: Nodes, inside: Bools) -> Floats:
+    """(n, 5) log2 of each proposal's probability of going from the parent to each child.
+
+    A child outside, or of probability 0, has none. Children are row by row.
+    """
+    inside = inside & np.isfinite(nodes.costs)
+    scores = np.full((len(nodes), len(POWERS)), -np.inf)
+    scores[inside] = -nodes.costs[inside, None] * POWERS
+    return normalized(scores, nodes.rows, inside)
+
+
+def normalized(scores: Floats, rows: Ints, inside: Bools) -> Floats:
+    """(n, k) log2 of probabilities in proportion to 2^score among the children of each row; none
+    for a child outside. Scores inside are finite."""
+    out = np.full(scores.shape, -np.inf)
+    if not inside.any():
+        return out
+    row = rows[inside]
+    begin = np.flatnonzero(np.diff(row, prepend=-1))
+    sizes = np.diff(begin, append=len(row))
+    scaled = scores[inside]
+    scaled = scaled - np.repeat(np.maximum.reduceat(scaled, begin, axis=0), sizes, axis=0)
+    total = np.add.reduceat(np.exp2(scaled), begin, axis=0)
+    out[inside] = scaled - np.repeat(np.log2(total), sizes, axis=0)
+    return out
+
+
+class Rows:
+    """(n, k) numbers to which rows are added; room is made by doubling."""
+
+    def __init__(self, width: int = len(POWERS)) -> None:
+        self._data = np.zeros((64, width))
+        self._used = 1  # the root, whose probability is 1
+
+    def __len__(self) -> int:
+        return self._used
+
+    def __getitem__(self, place: Ints) -> Floats:
+        return np.asarray(self._data[place])
+
+    def add(self, rows: Floats) -> Ints:
+        """Add rows and return their places."""
+        begin, self._used = self._used, self._used + len(rows)
+        if self._used > len(self._data):
+            grown = np.zeros((2 * self._used, self._data.shape[1]))
+            grown[:begin] = self._data[:begin]
+            self._data = grown
+        self._data[begin : self._used] = rows
+        return np.arange(begin, self._used)
