@@ -67,4 +67,4 @@ def rounding(costs: Floats, dtype: torch.dtype) -> float:
     way, about. That is rare where only some numbers are in it, so that a few paths may not show
     it."""
     largest = float(costs[np.isfinite(costs)].max(initial=0.0))
-    return torch.finfo(dtype).eps / 4 * largest
+    return torch.finfo(dtype).eps / 8 * largest
