@@ -89,8 +89,8 @@ def inject(
         given = [f"--{name.replace('_', '-')}" for name in _DRAWING if _is_given(context, name)]
         if given:
             raise typer.BadParameter(
-                f"{str(canaries)!r} is there already; leave out {' and '.join(given)} to insert its "
-                "canaries, or name another file with --canaries"
+                f"{str(canaries)!r} is there already; leave out {' and '.join(given)} to insert "
+                "its canaries, or name another file with --canaries"
             )
         chosen = load_manifest(canaries)
     else:
