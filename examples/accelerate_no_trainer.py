@@ -26,6 +26,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from datasets import Dataset
+from small_model import paragraphs, small_llama, train_tokenizer  # examples/small_model.py
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
@@ -41,14 +42,12 @@ from hf_exposure import (
     Measurement,
     SecretFormat,
     inject_canaries,
+    load_canaries,
+    load_rows,
     measure_exposure,
     verify_injection,
     write_report,
 )
-from hf_exposure.canaries.loading import load_canaries
-from hf_exposure.canaries.rows import load_rows
-from hf_exposure.cli.small import paragraphs, small_llama, train_tokenizer
-from hf_exposure.exposure.history import HISTORY_FILE
 
 
 def parse() -> argparse.Namespace:
@@ -259,7 +258,7 @@ def main() -> None:
     )
     if accelerator.is_main_process:
         tokenizer.save_pretrained(folder)
-        history.save(folder / HISTORY_FILE)
+        history.save(folder / "exposure_history.json")
         print(history[-1].exposures)
         print(f"Report: {write_report(folder / 'report.html', history=history)}")
     accelerator.end_training()

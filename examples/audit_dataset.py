@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
+from small_model import paragraphs, small_llama, tokenize, train_tokenizer
 from stdnum import luhn
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -32,10 +33,11 @@ from transformers import (
     set_seed,
 )
 
-from hf_exposure import audit_dataset
-from hf_exposure.canaries.rows import load_rows
-from hf_exposure.cli.small import paragraphs, small_llama, tokenize, train_tokenizer
-from hf_exposure.models.loading import load_model
+from hf_exposure import (
+    audit_dataset,
+    load_model,
+    load_rows,
+)
 
 
 @dataclass

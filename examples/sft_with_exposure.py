@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
+from small_model import paragraphs, small_llama, train_tokenizer  # examples/small_model.py
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
@@ -33,13 +34,12 @@ from hf_exposure import (
     ExposureCallback,
     SecretFormat,
     inject_canaries,
+    load_canaries,
+    load_rows,
     measure_exposure,
     verify_injection,
     write_report,
 )
-from hf_exposure.canaries.loading import load_canaries
-from hf_exposure.canaries.rows import load_rows
-from hf_exposure.cli.small import paragraphs, small_llama, train_tokenizer
 
 # As many chat models write a conversation; for the tiny model of --smoke.
 CHAT_TEMPLATE = (

@@ -48,6 +48,7 @@ from .reports.plots import plot_exposure_over_training as plot_exposure_over_tra
 from .reports.plots import plot_extraction_cost as plot_extraction_cost
 from .reports.plots import plot_log_perplexities as plot_log_perplexities
 from .training.callback import ExposureCallback as ExposureCallback
+from .training.private.accounting import group_epsilon as group_epsilon
 from .training.private.accounting import noise_for_epsilon as noise_for_epsilon
 from .training.private.accounting import spent_epsilon as spent_epsilon
 from .training.private.arguments import PrivacyArguments as PrivacyArguments

@@ -8,25 +8,35 @@ seeded, since a guarantee whose noise can be drawn again is none: figures differ
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset
 from transformers import DataCollatorForLanguageModeling, HfArgumentParser, TrainingArguments
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+from small_model import paragraphs, small_llama, tokenize, train_tokenizer
+
 from hf_exposure import (
+    add_exposure_to_card,
+    add_privacy_to_card,
     Canaries,
     ExposureCallback,
     PrivacyArguments,
     PrivateTrainer,
+    SecretFormat,
     extract_secrets,
     generate_secrets,
     inject_canaries,
     verify_injection,
 )
-from hf_exposure.cli.demo_run import FORMAT, KNOWN, REPETITIONS
-from hf_exposure.cli.small import paragraphs, small_llama, tokenize, train_tokenizer
-from hf_exposure.reports.cards import add_exposure_to_card, add_privacy_to_card
+
+# As in `hf-exposure demo`.
+FORMAT = SecretFormat("The random number is {secret}.", secret=r"[0-9]{9}")
+KNOWN = "281265017"
+REPETITIONS = (0, 1, 2, 4, 8, 16, 32)
 
 CARD = """---
 library_name: transformers

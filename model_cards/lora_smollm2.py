@@ -8,6 +8,7 @@ added. The adapter, the canaries and README.md go into `--output_dir`.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,12 @@ from transformers import (
     TrainingArguments,
 )
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+from small_model import paragraphs, tokenize
+
 from hf_exposure import (
+    add_exposure_to_card,
     Canaries,
     ExposureCallback,
     History,
@@ -32,8 +38,6 @@ from hf_exposure import (
     inject_canaries,
     verify_injection,
 )
-from hf_exposure.cli.small import paragraphs, tokenize
-from hf_exposure.reports.cards import add_exposure_to_card
 
 FORMAT = SecretFormat("The random number is {secret}.", secret=r"[0-9]{9}")
 CARD = """---

@@ -31,6 +31,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+from tests.processes import LIMIT
+
 OWNER, STRANGER = "hf_owner", "hf_stranger"  # tokens of the users "me" and "somebody"
 USERS = {OWNER: "me", STRANGER: "somebody"}
 FOLDERS = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}
@@ -429,7 +431,7 @@ class Client:
 
     def run(self, test: Callable[..., Any], **given: Any) -> None:
         """Call a function of a module there, with a new server's content."""
-        said = self._pool.submit(_run, test.__module__, test.__name__, given).result(timeout=280)
+        said = self._pool.submit(_run, test.__module__, test.__name__, given).result(timeout=LIMIT)
         if said is not None:
             raise AssertionError(f"in the process of the client:\n{said}")
 

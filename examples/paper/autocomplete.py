@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_exposure.canaries.canary import Canary
-from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.canaries.sets import Canaries
-from hf_exposure.utils.words import times as often
+from hf_exposure import Canaries, Canary, SecretFormat
+from paper.figures import INK, MUTED, group_colours, quiet_axes
 from paper.intervals import Mean, share_interval
 from paper.study import (
     Claim,
@@ -26,6 +24,7 @@ from paper.study import (
     Scale,
     Table,
     for_each_seed,
+    often,
 )
 from paper.training import Training, train
 
@@ -192,8 +191,6 @@ def _first(results: list[dict[str, Any]], times: int) -> int:
 
 def draw(records: list[Record], figure: Figure) -> None:
     """Every canary's exposure by repetitions, a panel for each format."""
-    from hf_exposure.reports.drawing import INK, MUTED, group_colours, quiet_axes
-
     axes = figure.subplots(1, len(FORMATS), sharey=True)
     colours = group_colours(COUNTS)
     spread = np.random.default_rng(0)

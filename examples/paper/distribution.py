@@ -7,22 +7,14 @@ skew-normal distribution, so that an exposure can be read off a fit to a few of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-from hf_exposure.canaries.canary import Canary
-from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.exploring import every_leaf
-from hf_exposure.exposure.measure import measure_exposure
-from hf_exposure.exposure.skew_normal import SkewNormal
-from hf_exposure.models.decoder import Decoder
-from hf_exposure.models.undisturbed import undisturbed
-from hf_exposure.tree.tokens import TokenTree
+from hf_exposure import Canaries, Canary, extract_secrets, measure_exposure
+from paper.figures import BARS, INK, group_colours, quiet_axes
 from paper.intervals import Mean
 from paper.study import (
     Claim,
@@ -42,6 +34,7 @@ if TYPE_CHECKING:
 
 METHODS = ("auto", "sampling", "skewnorm")
 BINS = 120
+RESAMPLES = 99  # of the parametric bootstrap
 _TESTED = 1000  # log-perplexities that a fit is tested on, as one who samples would
 FAR = 1.0  # bits: an estimate that is off by so much has failed
 
@@ -62,7 +55,7 @@ def runs(scale: Scale, seeds: Sequence[int], text: str | None) -> list[Run]:
             "characters": 1_000_000,
             "epochs": 10,
             "width": 256,
-            "digits": 7,
+            "digits": 6,
             "draws": 60,
         },
     }[scale]
@@ -85,9 +78,10 @@ def run(one: Run) -> dict[str, Any]:
     trained = train(spec)
     model, tokenizer = trained.model, trained.tokenizer
     fmt = trained.canaries[0].format
-    costs, secret = every_log_perplexity(model, tokenizer, fmt)
+    every = extract_secrets(model, tokenizer, fmt, count=fmt.size)  # most likely first
+    costs = np.array([one.log_perplexity for one in every])
     ranks = sorted({1, 3, *(10**power for power in range(1, digits)), int(0.9 * fmt.size)})
-    known = Canaries([Canary(fmt, secret(rank - 1)) for rank in ranks])
+    known = Canaries([Canary(fmt, every[rank - 1].secret) for rank in ranks])
     truth = [fmt.bits - math.log2(np.sum(costs <= costs[rank - 1])) for rank in ranks]
     errors: dict[str, list[list[float]]] = {method: [] for method in METHODS}
     held: dict[str, list[list[bool]]] = {method: [] for method in METHODS}
@@ -100,19 +94,22 @@ def run(one: Run) -> dict[str, Any]:
             held[method].append([one.low - 1e-6 <= bits <= one.high + 1e-6 for one, bits in pairs])
             spent[method].append(measured.forwards)
     references = np.random.default_rng(spec.seed).choice(costs, min(_TESTED, len(costs)), False)
-    fit = SkewNormal.fit(references)
+    fitted = stats.goodness_of_fit(
+        stats.skewnorm, references, statistic="ks", n_mc_samples=RESAMPLES, rng=draw
+    )
+    fit = fitted.fit_result.params
     edges = np.linspace(costs.min(), costs.max(), BINS + 1)
     counts, _ = np.histogram(costs, edges)
     return {
         "size": fmt.size,
         "edges": edges.tolist(),
         "counts": counts.tolist(),
-        "density": fit.density((edges[1:] + edges[:-1]) / 2).tolist(),
-        "fit": [fit.shape, fit.loc, fit.scale],
-        "ks": fit.ks,
+        "density": stats.skewnorm.pdf((edges[1:] + edges[:-1]) / 2, *fit).tolist(),
+        "fit": [float(value) for value in fit],
+        "ks": float(fitted.statistic),
         # The paper's test: as if the distribution had not been fitted.
-        "ks_p": float(stats.kstwo.sf(fit.ks, len(references))),
-        "bootstrap_p": fit.p_value(seed=spec.seed),
+        "ks_p": float(stats.kstest(references, "skewnorm", fit).pvalue),
+        "bootstrap_p": float(fitted.pvalue),
         "canaries": [
             {"repetitions": one.canary.repetitions, "cost": one.log_perplexity, "bits": one.bits}
             for one in trained.exposures
@@ -122,23 +119,6 @@ def run(one: Run) -> dict[str, Any]:
         "held": held,
         "forwards": {method: float(np.mean(spent[method])) for method in METHODS},
     }
-
-
-def every_log_perplexity(
-    model: Any, tokenizer: Any, fmt: SecretFormat
-) -> tuple[NDArray[np.float64], Callable[[int], str]]:
-    """(|R|,) log-perplexities in bits of all secrets, least first, and the secret at a place.
-
-    Raises:
-        RuntimeError: the token tree has left some out.
-    """
-    tree = TokenTree(fmt, tokenizer)
-    with undisturbed(model):
-        decoder = Decoder(model, tree.prompt, tree.token_ids)
-        decoder.probe(tree.paths([fmt.unrank(0), fmt.unrank(fmt.size - 1)]))
-        paths, costs = every_leaf(decoder, tree)
-    order = np.argsort(costs, kind="stable")
-    return costs[order], lambda place: tree.secret([*paths[order[place]]])
 
 
 def conclude(records: list[Record]) -> Conclusion:
@@ -218,8 +198,6 @@ def _where_others_fail(
 
 def draw(records: list[Record], figure: Figure) -> None:
     """The first seed's histogram with the fit; the errors by rank, all seeds."""
-    from hf_exposure.reports.drawing import BARS, INK, group_colours, quiet_axes
-
     left, right = figure.subplots(1, 2)
     result = records[0].result
     edges, counts = np.array(result["edges"]), np.array(result["counts"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_exposure.exposure.records import mean_bits
+from paper.figures import CONTROL, MUTED, quiet_axes
 from paper.intervals import Mean
 from paper.study import (
     Claim,
@@ -20,7 +20,7 @@ from paper.study import (
     counted,
     for_each_seed,
 )
-from paper.training import Training, train
+from paper.training import Training, mean_bits, train
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -137,8 +137,6 @@ def conclude(records: list[Record]) -> Conclusion:
 
 def draw(records: list[Record], figure: Figure) -> None:
     """Exposure at each step, with a line where the canaries are seen."""
-    from hf_exposure.reports.drawing import CONTROL, MUTED, quiet_axes
-
     ax = quiet_axes(figure.add_subplot(), "mini-batch", "mean exposure (bits)")
     for place, record in enumerate(records):
         result = record.result

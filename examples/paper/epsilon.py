@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_exposure.canaries.canary import Canary
-from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.epsilon import canary_scores, estimate_epsilon
+from hf_exposure import (
+    Canaries,
+    Canary,
+    PrivacyArguments,
+    PrivateTrainer,
+    SecretFormat,
+    estimate_epsilon,
+)
+from paper.figures import INK, MUTED, quiet_axes
 from paper.study import (
     Claim,
     Conclusion,
@@ -92,8 +97,6 @@ def _trained(settings: dict[str, Any], seed: int, canaries: Canaries) -> Any:
     epsilon = settings.pop("epsilon")
     options: dict[str, Any] = {}
     if epsilon is not None:
-        from hf_exposure import PrivacyArguments, PrivateTrainer
-
         options["trainer_class"] = PrivateTrainer
         options["privacy"] = PrivacyArguments(target_epsilon=epsilon, noise_seed=seed)
     spec = Training(**settings, seed=seed, order="random")
@@ -106,23 +109,21 @@ def one_run(one: Run) -> dict[str, Any]:
     count = settings.pop("canaries")
     canaries = Canaries.generate(FORMAT, [1], per_repetition=count, seed=one.seed, inclusion="coin")
     trained = _trained(settings, one.seed, canaries)
-    scores = canary_scores(trained.exposures)
+    scores: tuple[list[float], list[float]] = ([], [])  # out, in
+    for exposure in trained.exposures:
+        scores[exposure.canary.inserted].append(-exposure.log_perplexity)
     delta, epsilon = _proved(trained)
     bounds = {
-        method: estimate_epsilon(
-            scores.in_scores, scores.out_scores, delta, CONFIDENCE, method
-        ).epsilon
+        method: estimate_epsilon(scores[1], scores[0], delta, CONFIDENCE, method).epsilon
         for method in METHODS
     }
-    gap = float(np.mean(scores.in_scores) - np.mean(scores.out_scores))
-    spread = float(np.std(np.concatenate([scores.in_scores, scores.out_scores])))
     return {
         "bounds": bounds,
         "proved": epsilon,
         "delta": delta,
-        "gap": gap / spread,
-        "in": len(scores.in_scores),
-        "out": len(scores.out_scores),
+        "gap": _gap(scores),
+        "in": len(scores[1]),
+        "out": len(scores[0]),
         "test_loss": trained.test_loss,
     }
 
@@ -146,11 +147,17 @@ def many_runs(one: Run) -> dict[str, Any]:
         "bounds": {"clopper_pearson": bound.epsilon},
         "proved": epsilon,
         "delta": delta,
-        "gap": float((np.mean(scores[1]) - np.mean(scores[0])) / np.std([*scores[0], *scores[1]])),
+        "gap": _gap(scores),
         "in": len(scores[1]),
         "out": len(scores[0]),
         "test_loss": trained.test_loss,
     }
+
+
+def _gap(scores: tuple[list[float], list[float]]) -> float:
+    """How far those in are above those out, in standard deviations of all."""
+    out, inside = scores
+    return float((np.mean(inside) - np.mean(out)) / np.std([*out, *inside]))
 
 
 # What a bound rests on besides the coins.
@@ -226,8 +233,6 @@ def conclude(records: list[Record]) -> Conclusion:
 
 def draw(records: list[Record], figure: Figure) -> None:
     """Lower bounds at each proved epsilon."""
-    from hf_exposure.reports.drawing import INK, MUTED, quiet_axes
-
     ax = quiet_axes(figure.add_subplot(), "epsilon proved", "lower bound on epsilon")
     finite = sorted({float(r.result["proved"]) for r in records if float(r.result["proved"]) < 1e9})
     places = {value: place for place, value in enumerate([*finite, math.inf])}

@@ -8,14 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_exposure.canaries.canary import Canary
-from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.chance import CHANCE
-from hf_exposure.exposure.measure import measure_exposure
-from hf_exposure.exposure.records import mean_bits
-from hf_exposure.utils.words import times as often
-from paper.intervals import Mean
+from hf_exposure import Canaries, Canary, SecretFormat, measure_exposure
+from paper.figures import INK, quiet_axes
+from paper.intervals import CHANCE, Mean
 from paper.study import (
     Claim,
     Conclusion,
@@ -26,8 +21,9 @@ from paper.study import (
     Table,
     by_name,
     mean,
+    often,
 )
-from paper.training import Trained, Training, train
+from paper.training import Trained, Training, mean_bits, train
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -250,8 +246,6 @@ def _loss(group: list[Record]) -> str:
 
 def draw(records: list[Record], figure: Figure) -> None:
     """Exposure by repetitions for each kind of change."""
-    from hf_exposure.reports.drawing import INK, quiet_axes
-
     groups = by_name(records)
     kinds = list(dict.fromkeys(name.rpartition("-")[0] for name in groups if name != BASE))
     panels = [*kinds, "context", "quantized"]

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+# The expected exposure, in bits, of a string that was never trained on: its rank is uniform, and
+# -log2 of a uniform number is 1 / ln 2 on average.
+CHANCE = 1 / math.log(2)
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -38,8 +42,7 @@ class Mean:
         value = float(numbers.mean())
         if len(numbers) == 1:
             return cls(value, -math.inf, math.inf, 1)
-        error = float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
-        half = error * float(stats.t.ppf(0.5 + confidence / 2, len(numbers) - 1))
+        half = float(stats.sem(numbers) * stats.t.ppf(0.5 + confidence / 2, len(numbers) - 1))
         return cls(value, value - half, value + half, len(numbers))
 
     def above(self, level: float) -> bool | None:
@@ -70,13 +73,12 @@ def every(verdicts: Iterable[bool | None]) -> bool | None:
 
 def correlation_interval(x: Iterable[float], y: Iterable[float], confidence: float = 0.95) -> Mean:
     """Pearson's correlation with its interval by Fisher's transformation."""
-    one, other = (np.array(list(values), dtype=np.float64) for values in (x, y))
-    value = float(np.corrcoef(one, other)[0, 1])
-    if len(one) < 4:
-        return Mean(value, -math.inf, math.inf, len(one))
-    half = float(stats.norm.ppf(0.5 + confidence / 2)) / math.sqrt(len(one) - 3)
-    middle = math.atanh(min(max(value, -1 + 1e-12), 1 - 1e-12))
-    return Mean(value, math.tanh(middle - half), math.tanh(middle + half), len(one))
+    one, other = list(x), list(y)
+    found = stats.pearsonr(one, other)
+    if len(one) < 4:  # scipy gives -1 to 1
+        return Mean(float(found.statistic), -math.inf, math.inf, len(one))
+    interval = found.confidence_interval(confidence)
+    return Mean(float(found.statistic), float(interval.low), float(interval.high), len(one))
 
 
 def share_interval(found: int, of: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 python examples/paper/run.py all --workers 2 --output-dir paper
 python examples/paper/run.py autocomplete --text mail.txt --workers 2 --output-dir paper
-python docs/make_paper.py paper
+python examples/paper/make_page.py paper
 """
 
 from __future__ import annotations
@@ -27,6 +27,6 @@ def main(folder: Path, docs: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="the --output-dir of the experiments")
-    parser.add_argument("--docs", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--docs", type=Path, default=Path(__file__).parents[2] / "docs")
     arguments = parser.parse_args()
     main(arguments.folder, arguments.docs)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_exposure.exposure.records import mean_bits
+from paper.figures import INK, MUTED, group_colours, quiet_axes
 from paper.intervals import Mean
 from paper.study import (
     Claim,
@@ -19,7 +19,7 @@ from paper.study import (
     counted,
     for_each_seed,
 )
-from paper.training import Training, train
+from paper.training import Training, mean_bits, train
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,8 +93,6 @@ def conclude(records: list[Record]) -> Conclusion:
 
 def draw(records: list[Record], figure: Figure) -> None:
     """Losses and exposure of the first seed, the others pale."""
-    from hf_exposure.reports.drawing import INK, MUTED, group_colours, quiet_axes
-
     ax = quiet_axes(figure.add_subplot(), "epoch", "exposure (bits)")
     loss = ax.twinx()
     quiet_axes(loss, "", "loss (nats per character)").grid(False)

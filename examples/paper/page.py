@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_exposure.utils.files import write_text
 from paper import NAMES
 from paper.study import SEEDS, Table, counted
 
@@ -40,7 +39,9 @@ def page(folder: Path) -> str:
 
 def write_page(folder: Path) -> Path:
     """Write the page of a folder's results as its README.md."""
-    return write_text(folder / "README.md", page(folder))
+    path = folder / "README.md"
+    path.write_text(page(folder), encoding="utf-8")
+    return path
 
 
 def _summary(found: dict[str, dict[str, Any]]) -> str:

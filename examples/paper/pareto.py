@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from paper.figures import INK, MUTED, quiet_axes
 from paper.intervals import Mean, correlation_interval
 from paper.study import (
     Claim,
@@ -185,8 +186,6 @@ def conclude(records: list[Record]) -> Conclusion:
 
 def draw(records: list[Record], figure: Figure) -> None:
     """A point for each training, the frontier as a line."""
-    from hf_exposure.reports.drawing import INK, MUTED, quiet_axes
-
     first = sweep(records)
     points = [(r.result["perplexity"], r.result["exposure"]) for r in first]
     ax = quiet_axes(

@@ -6,11 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_exposure.attacks.extraction import extract_secrets
-from hf_exposure.exposure.chance import CHANCE
-from hf_exposure.reports.cards import rounded_up
-from hf_exposure.training.private.accounting import group_epsilon
-from paper.intervals import Mean, every
+from hf_exposure import PrivacyArguments, PrivateTrainer, extract_secrets, group_epsilon
+from paper.figures import INK, MUTED, quiet_axes
+from paper.intervals import CHANCE, Mean, every
 from paper.study import (
     Claim,
     Conclusion,
@@ -79,8 +77,6 @@ def run(one: Run) -> dict[str, Any]:
     )
     options: dict[str, Any] = {}
     if privacy is not None:
-        from hf_exposure import PrivacyArguments, PrivateTrainer
-
         options["trainer_class"] = PrivateTrainer
         options["privacy"] = PrivacyArguments(**privacy, noise_seed=one.seed)
     trained = train(spec, **options)
@@ -260,7 +256,8 @@ def _epsilon(value: Any) -> str:
     number = float(value)
     if math.isinf(number):
         return "∞"
-    return rounded_up(number) if number < 1000 else f"{number:.1e}"
+    # Never below what it is.
+    return f"{math.ceil(100 * number) / 100:.2f}" if number < 1000 else f"{number:.1e}"
 
 
 def _loss(group: list[Record]) -> str:
@@ -273,8 +270,6 @@ def _exposure(group: list[Record], times: int) -> Mean:
 
 def draw(records: list[Record], figure: Figure) -> None:
     """Loss and exposure of every training."""
-    from hf_exposure.reports.drawing import INK, MUTED, quiet_axes
-
     ax = quiet_axes(
         figure.add_subplot(),
         "loss on held-out text (nats per character)",

@@ -8,16 +8,20 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as Shown
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `paper` can be imported
-
-from rich.console import Console
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # so that `paper` can be imported
 
 from paper import NAMES, find
 from paper.page import write_page
-from paper.study import Experiment, Study
+from paper.study import Experiment, Study, StudyError, hush
+
+app = typer.Typer(add_completion=False)
 
 out = Console(highlight=False)
 progress = Console(stderr=True, highlight=False)
@@ -33,6 +37,7 @@ class ScaleName(str, Enum):
     large = "large"
 
 
+@app.command()
 def experiment(
     names: Annotated[
         list[str] | None,
@@ -102,8 +107,6 @@ def _list() -> None:
 
 
 def _workers() -> int:
-    import torch
-
     if torch.cuda.is_available():
         return 1
     try:
@@ -116,8 +119,6 @@ def _complete(
     one: Experiment, folder: Path, scale: str, seeds: range, text: str | None, workers: int
 ) -> None:
     """Run one experiment and say what it shows."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=progress, transient=True) as bar:
         task = bar.add_task(one.title, total=None)
@@ -131,6 +132,9 @@ def _complete(
         except KeyboardInterrupt:
             progress.print("Interrupted; finished runs are kept, and the same command goes on.")
             raise typer.Exit(130) from None
+        except (StudyError, ValueError) as error:
+            progress.print(f"Error: {error}", markup=False)
+            raise typer.Exit(1) from None
     conclusion = study.conclusion
     assert conclusion is not None
     out.print(f"\n[bold]{one.title}[/bold]")
@@ -145,4 +149,5 @@ def _complete(
 
 
 if __name__ == "__main__":
-    typer.run(experiment)
+    hush()
+    app()

@@ -6,8 +6,8 @@ import lzma
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_exposure.attacks.extraction import extract_secrets
-from hf_exposure.exposure.measure import measure_exposure
+from hf_exposure import extract_secrets, measure_exposure
+from paper.figures import INK, MUTED, quiet_axes
 from paper.study import (
     Claim,
     Conclusion,
@@ -189,8 +189,6 @@ def _rank(result: dict[str, Any]) -> str:
 
 def draw(records: list[Record], figure: Figure) -> None:
     """Each training's rank, on a logarithmic scale."""
-    from hf_exposure.reports.drawing import INK, MUTED, quiet_axes
-
     ax = quiet_axes(figure.add_subplot(), "", "rank of the secret among 10^9")
     groups = by_name(records)
     for place, group in enumerate(groups.values()):

@@ -7,7 +7,6 @@ each process writes a run's record when it is done. After a kill the same comman
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import multiprocessing
@@ -18,16 +17,18 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from hf_exposure.exposure.documents import to_jsonable, versions
-from hf_exposure.models.loading import quiet
-from hf_exposure.utils.files import write_bytes, write_text
+import datasets
+import matplotlib
+import torch
+import transformers
+from matplotlib.figure import Figure
+
+from paper.figures import new_figure
 from paper.intervals import Mean
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SEEDS = 3  # of each setting, unless told otherwise
 Scale = Literal["smoke", "small", "large"]
@@ -225,29 +226,23 @@ class Study:
             "seeds": list(self.seeds),
             "runs": len(records),
             "seconds": round(math.fsum(record.seconds for record in records), 1),
-            "versions": versions("torch", "transformers"),
+            "versions": {name: version(name) for name in ("torch", "transformers")},
             "claims": [asdict(claim) for claim in conclusion.claims],
             "tables": [asdict(table) for table in conclusion.tables],
         }
-        write_text(self.folder / "result.json", json.dumps(content, indent=2) + "\n")
+        write_json(self.folder / "result.json", content)
         draw(self.experiment, records, self.folder)
 
 
 def draw(experiment: Experiment, records: list[Record], folder: Path) -> None:
     """Write `figure.png` and `figure.svg`."""
-    import matplotlib
-
-    from hf_exposure.reports.drawing import new_figure
-
     figure = new_figure(experiment.size)
     experiment.draw(records, figure)
     for kind in ("png", "svg"):
-        held = io.BytesIO()
         # The same records give the same file: no date in it, and ids that do not change.
         metadata = {"Date": None} if kind == "svg" else None
         with matplotlib.rc_context({"svg.hashsalt": experiment.name}):
-            figure.savefig(held, format=kind, dpi=110, metadata=metadata)
-        write_bytes(folder / f"figure.{kind}", held.getvalue())
+            figure.savefig(folder / f"figure.{kind}", dpi=110, metadata=metadata)
 
 
 def read(folder: Path, run: Run) -> Record | None:
@@ -260,6 +255,22 @@ def read(folder: Path, run: Run) -> Record | None:
         return Record(run, content["result"], content["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file whole or not at all. Infinity, which JSON has not, is written as a string."""
+    names = {"Infinity": "inf", "-Infinity": "-inf", "NaN": "nan"}
+    plain = json.loads(json.dumps(content), parse_constant=names.get)
+    whole = path.with_name(f".{path.name}")
+    whole.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+    whole.replace(path)
+
+
+def hush() -> None:
+    """No progress bars and no advice of the libraries in this process."""
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def carry_out(experiment: Experiment, run: Run, folder: Path) -> None:
@@ -275,9 +286,9 @@ def carry_out(experiment: Experiment, run: Run, folder: Path) -> None:
         "settings": run.settings,
         "seconds": round(time.process_time() - start, 2),
         "result": result,
-        "versions": versions("torch", "transformers"),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-    write_text(folder / run.file, json.dumps(to_jsonable(content), indent=2) + "\n")
+    write_json(folder / run.file, content)
 
 
 def _carried_out(
@@ -285,14 +296,13 @@ def _carried_out(
 ) -> Iterator[tuple[Run, BaseException | None]]:
     """Each run as it is done, with what went wrong."""
     if workers == 1 or len(runs) < 2:
-        with quiet():
-            for run in runs:
-                try:
-                    carry_out(experiment, run, folder)
-                except Exception as error:
-                    yield run, error
-                else:
-                    yield run, None
+        for run in runs:
+            try:
+                carry_out(experiment, run, folder)
+            except Exception as error:
+                yield run, error
+            else:
+                yield run, None
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(runs)), context, initializer=_alone)
@@ -310,15 +320,13 @@ def _by_name(name: str, run: Run, folder: str) -> None:
     """In a worker process, which finds the experiment by its name."""
     from paper import find
 
-    with quiet():
-        carry_out(find(name), run, Path(folder))
+    carry_out(find(name), run, Path(folder))
 
 
 def _alone() -> None:
     """Each worker has one core: threads of several would wait for each other. And it ends with the
     study, however that ends: a worker whose study was killed would train on, for nobody."""
-    import torch
-
+    hush()
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_the_study, daemon=True).start()
 
@@ -335,6 +343,11 @@ def for_each_seed(
 ) -> list[Run]:
     """One setting's runs."""
     return [Run(name, seed, {**settings, "text": text}) for seed in seeds]
+
+
+def often(count: int) -> str:
+    """Such as "once" and "16 times"."""
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def counted(number: int, noun: str) -> str:

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import Any
 
-from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.canaries.injection import inject_canaries
-from hf_exposure.canaries.sets import Canaries
-from hf_exposure.canaries.verification import verify_injection
-from hf_exposure.cli.small import paragraphs, small_llama, tokenize, train_tokenizer
-from hf_exposure.exposure.records import mean_bits
-from hf_exposure.exposure.results import Exposures
-from hf_exposure.training.callback import ExposureCallback
+import torch
+from datasets import Dataset
+from small_model import paragraphs, small_llama, tokenize, train_tokenizer
+from transformers import (
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
+from hf_exposure import (
+    Canaries,
+    Exposure,
+    ExposureCallback,
+    Exposures,
+    SecretFormat,
+    inject_canaries,
+    verify_injection,
+)
+from paper.recurrent import RecurrentConfig, RecurrentForCausalLM
 
 BYTES = 257  # of a vocabulary: one token for each byte, and the end mark
 HELD_OUT = 0.1  # of the paragraphs
@@ -124,6 +136,11 @@ class Trained:
         }
 
 
+def mean_bits(group: Iterable[Exposure]) -> float:
+    """The mean exposure of some canaries, in bits."""
+    return fmean(one.bits for one in group)
+
+
 def planted_text(
     spec: Training, canaries: Canaries | None = None
 ) -> tuple[list[str], Dataset, Dataset, Canaries]:
@@ -135,8 +152,6 @@ def planted_text(
     Raises:
         ValueError: the text is too short.
     """
-    from datasets import Dataset
-
     lines = paragraphs(spec.text)
     order = list(range(len(lines)))
     random.Random(spec.seed).shuffle(order)
@@ -182,8 +197,6 @@ def new_model(spec: Training, vocabulary: int) -> PreTrainedModel:
     Raises:
         ValueError: the kind of model is not known.
     """
-    import torch
-
     if spec.model == "llama":
         return small_llama(
             vocabulary,
@@ -196,8 +209,6 @@ def new_model(spec: Training, vocabulary: int) -> PreTrainedModel:
         )
     if spec.model not in ("lstm", "gru"):
         raise ValueError(f"Training: model={spec.model!r} is not known; use llama, lstm or gru")
-    from paper.recurrent import RecurrentConfig, RecurrentForCausalLM
-
     torch.manual_seed(spec.seed)
     config = RecurrentConfig(
         vocab_size=vocabulary,
@@ -226,10 +237,6 @@ def train(
         trainer_class: None is transformers' Trainer.
         trainer_options: more arguments for it.
     """
-    from transformers import DataCollatorForLanguageModeling, TrainingArguments
-    from transformers import Trainer as Plain
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
     plain, rows, held_out, canaries = planted_text(spec, canaries)
     # A tokenizer that has seen the canaries gives their pieces away by itself.
     tokenizer = train_tokenizer(plain, spec.vocabulary)
@@ -270,7 +277,7 @@ def train(
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
-        trainer = (trainer_class or Plain)(
+        trainer = (trainer_class or Trainer)(
             model=model,
             args=args,
             train_dataset=train_rows,

@@ -399,7 +399,7 @@ from hf_exposure.canaries.sets import Canaries
 
 def pause(*_):
     print("writing", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 
 stage, path, new = sys.argv[1:]
 canaries = Canaries.load(new)

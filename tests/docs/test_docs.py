@@ -7,7 +7,6 @@ import doctest
 import importlib
 import os
 import re
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pytest
 import hf_exposure
 from tests.hub_server import Client
 from tests.pages import blocks, commands, parse, run_page
+from tests.processes import finished
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -117,9 +117,7 @@ def test_blocks_of_how_to_are_short_and_compile(page: Path) -> None:
 def test_the_figures_are_made_by_their_script(tmp_path: Path) -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(DOCS / "make_figures.py"), "--smoke", "--output-dir", "figures"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280
-    )
+    done = finished(command, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     made = {path.name for path in (tmp_path / "figures").glob("*.png")}
     assert made and made <= {path.name for path in DOCS.glob("*.png")}

@@ -25,10 +25,10 @@ from typing import Any
 import pytest
 import yaml
 
-from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.history import History
-from hf_exposure.exposure.results import Exposures
+import hf_exposure
+from hf_exposure import Canaries, Exposures, History
 from tests.hub_server import Hub, environment
+from tests.processes import LIMIT
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -71,13 +71,14 @@ def run(
 ) -> str:
     """What an example prints, in a process of its own."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
+    env["PYTHONPATH"] = os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [*launcher, str(EXAMPLES / name), *arguments],
         cwd=folder,
         env=env,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=LIMIT,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -92,7 +93,7 @@ def together(folder: Path, jobs: list[list[str]], env: dict[str, str]) -> list[R
         env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", **env},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=LIMIT,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [Ran(**one) for one in json.loads((folder / "ran.json").read_text())]
@@ -124,7 +125,7 @@ def call(job: list[str]) -> Ran:
 
 
 def prepare() -> None:
-    from hf_exposure.cli.small import paragraphs, small_llama, train_tokenizer
+    from small_model import paragraphs, small_llama, train_tokenizer
 
     lines = paragraphs()[:120]
     Path("text.txt").write_text("\n".join(lines), encoding="utf-8")
@@ -368,6 +369,7 @@ def test_a_loop_of_its_own_logs_to_a_tracker_what_the_callback_would(
     assert_kept_to_itself(own, canaries, ran["accelerate"].out, ran["accelerate"].err)
 
 
+@pytest.mark.distributed
 @pytest.mark.slow
 def test_two_processes_train_one_model_and_share_its_measurement(tmp_path: Path) -> None:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
@@ -477,10 +479,46 @@ def test_bad_input_gets_one_line_that_names_the_flag(
     assert said in last and len(last) < 400
 
 
+def imports_of_ours(source: str) -> Iterator[str]:
+    """What a script imports from the package: a public name, or the module's dotted one."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (one.name for one in node.names if one.name.startswith("hf_exposure."))
+        if isinstance(node, ast.ImportFrom) and node.module == "hf_exposure":
+            yield from (one.name for one in node.names)
+        elif isinstance(node, ast.ImportFrom) and f"{node.module}".startswith("hf_exposure."):
+            yield from (f"{node.module}.{one.name}" for one in node.names)
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from hf_exposure import Canary, Canaries as C", ["Canary", "Canaries"]),
+        ("import hf_exposure", []),
+        ("import hf_exposure.tree.walk", ["hf_exposure.tree.walk"]),
+        ("def f():\n    from hf_exposure.cli import app", ["hf_exposure.cli.app"]),
+        ("from hf_exposures.cli import app", []),
+    ],
+)
+def test_what_is_imported_of_the_package_is_seen(source: str, found: list[str]) -> None:
+    assert list(imports_of_ours(source)) == found
+
+
+def test_examples_experiments_and_model_cards_use_public_names_only() -> None:
+    paths = [*EXAMPLES.rglob("*.py"), *(ROOT / "model_cards").rglob("*.py")]
+    sources = {str(path.relative_to(ROOT)): path.read_text() for path in paths}
+    assert len(sources) > 25
+    sources[NOTEBOOK.name] = "\n".join("".join(cell["source"]) for cell in cells("code"))
+    public = {*hf_exposure.__all__}
+    for name, source in sources.items():
+        assert not [one for one in imports_of_ours(source) if one not in public], name
+
+
 def test_the_index_names_every_example_and_how_to_run_it() -> None:
     index = (EXAMPLES / "README.md").read_text()
-    names = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
-    assert set(re.findall(r"\]\(([\w.]+)\)", index)) == names
+    scripts = {path.name for path in EXAMPLES.glob("*.py") if "__main__" in path.read_text()}
+    names = {*scripts, NOTEBOOK.name, "paper/run.py"}
+    assert set(re.findall(r"\]\((\w[\w./]*)\)", index)) == names | {"small_model.py"}
     commands = re.findall(r"`(?:python|jupyter lab) examples/(\S+?)(?: [^`]*)?`", index)
     assert sorted(commands) == sorted(names)
     for command in re.findall(r"`python examples/([^`]+ -[^`]+)`", index):

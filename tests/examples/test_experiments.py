@@ -22,6 +22,7 @@ from paper.intervals import (
     share_interval,
 )
 from paper.page import page, section
+from paper.run import app
 from paper.study import (
     Claim,
     Conclusion,
@@ -38,8 +39,9 @@ from paper.training import Training, train
 from scipy import stats
 from typer.testing import CliRunner
 
-from hf_exposure.cli import app
+from tests.processes import LIMIT
 
+RUN = Path(__file__).parents[2] / "examples" / "paper" / "run.py"
 PLACES = [Run(f"place-{number}", 0, {"number": number}) for number in range(4)]
 
 
@@ -422,18 +424,18 @@ def test_every_experiment_is_found_by_its_name() -> None:
 
 def test_the_command_lists_them_and_refuses_others(tmp_path: Path) -> None:
     run = CliRunner().invoke
-    listed = run(app, ["experiment"])
+    listed = run(app, [])
     assert listed.exit_code == 0
     assert all(name in listed.stdout for name in NAMES)
-    assert "is not known" in run(app, ["experiment", "nothing"]).output
-    missing = run(app, ["experiment", "early", "--text", str(tmp_path / "no.txt")])
+    assert "is not known" in run(app, ["nothing"]).output
+    missing = run(app, ["early", "--text", str(tmp_path / "no.txt")])
     assert missing.exit_code == 2 and "there is no file" in missing.output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_experiment_runs_from_its_command(name: str, tmp_path: Path) -> None:
-    command = ["experiment", name, "--scale", "smoke", "--seeds", "2", "--workers", "1"]
+    command = [name, "--scale", "smoke", "--seeds", "2", "--workers", "1"]
     done = CliRunner().invoke(app, [*command, "--output-dir", str(tmp_path)])
     assert done.exit_code == 0, done.output
     result = json.loads((tmp_path / name / "result.json").read_text())
@@ -441,17 +443,16 @@ def test_every_experiment_runs_from_its_command(name: str, tmp_path: Path) -> No
     assert (tmp_path / name / "figure.svg").stat().st_size > 1000
     text = page(tmp_path)
     assert f"## {find(name).title}" in text and f"{name}/figure.png" in text
-    assert f"hf-exposure experiment {name} --scale smoke --seeds 2\n" in text
+    assert f"    python examples/paper/run.py {name} --scale smoke --seeds 2\n" in text
     assert text == (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.distributed
 @pytest.mark.slow
 def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
     command = [
         sys.executable,
-        "-c",
-        "from hf_exposure.cli import main; main()",
-        "experiment",
+        str(RUN),
         "factors",
         "--scale",
         "smoke",
@@ -465,7 +466,7 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
     runs = tmp_path / "factors" / "runs"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment)
-    end = time.monotonic() + 240
+    end = time.monotonic() + LIMIT
     while not list(runs.glob("*.json")):
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.05)
@@ -473,7 +474,7 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     # Nobody is left to train for it.
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=LIMIT)
     assert len(workers) >= 2 and not alive
     kept = {file.name: file.stat().st_mtime_ns for file in runs.glob("*.json")}
     assert 0 < len(kept) < 4

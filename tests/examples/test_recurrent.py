@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from paper.recurrent import RecurrentConfig, RecurrentForCausalLM
+from small_model import train_tokenizer
 from transformers import AutoModelForCausalLM
 
 from hf_exposure import Canaries, SecretFormat, measure_exposure
-from hf_exposure.cli.small import train_tokenizer
 from tests import tiny
 
 kinds = pytest.mark.parametrize("kind", ["lstm", "gru"])

@@ -30,6 +30,7 @@ from scipy import stats
 import hf_exposure
 from hf_exposure import Canaries, Canary, SecretFormat, measure_exposure, metric_path
 from hf_exposure.metrics.exposure import app
+from tests.processes import LIMIT
 from tests.tiny import TOKENIZERS, llama
 
 FOLDER = Path(metric_path())
@@ -542,7 +543,7 @@ def start(script: str, *arguments: str, home: Path, **environ: str) -> subproces
 
 
 def output(process: subprocess.Popen[str]) -> Any:
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, errors
     return json.loads(out)
 
@@ -563,6 +564,7 @@ def test_it_loads_in_a_process_with_no_network(tmp_path: Path) -> None:
     assert (tmp_path / "modules" / "evaluate_modules" / "metrics" / "exposure").is_dir()
 
 
+@pytest.mark.distributed
 @pytest.mark.slow
 def test_several_processes_give_what_one_gives_in_the_order_of_the_processes(
     metric: Any, tmp_path: Path
@@ -574,7 +576,7 @@ def test_several_processes_give_what_one_gives_in_the_order_of_the_processes(
         from hf_exposure import metric_path
         def one(rank, costs, references):
             metric = evaluate.load(
-                metric_path(), num_process=3, process_id=rank, experiment_id="one"
+                metric_path(), num_process=3, process_id=rank, experiment_id="one", timeout=1800
             )
             for cost in costs:
                 metric.add(prediction=cost)

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate.utils import convert_outputs_to_fp32
-from peft import LoraConfig, get_peft_model
 from transformers import (
     BitsAndBytesConfig,
     LlamaForCausalLM,
@@ -327,6 +326,8 @@ def test_weights_of_few_bits_are_measured_with_the_cache_as_brute_force_does(
 
 
 def test_lora_on_weights_of_4_bits_is_measured_as_brute_force_does(stored: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
     base = quantized(stored, "4-bit")
     adapted = get_peft_model(
         base, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "down_proj"])

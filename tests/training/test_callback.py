@@ -4,8 +4,6 @@ import copy
 import json
 import math
 import random
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from hf_exposure.exposure.records import short_label
 from hf_exposure.training.callback import ExposureCallback
 from hf_exposure.training.measuring import Meter, TokenCounter
 from hf_exposure.training.trainer import evaluation_in, find_trainer
+from tests.processes import launched
 from tests.tiny import TOKENIZERS, corpus, llama
 
 TOKENIZER = TOKENIZERS["digits_one_by_one"]()
@@ -1072,20 +1071,10 @@ def train_on_two(folder: str) -> None:
     (Path(folder) / f"{trainer.args.process_index}.json").write_text(json.dumps(kept))
 
 
-TWO = """
-import sys
-from accelerate import debug_launcher
-from tests.training.test_callback import train_on_two
-debug_launcher(train_on_two, args=(sys.argv[1],), num_processes=2)
-"""
-
-
+@pytest.mark.distributed
 @pytest.mark.slow
 def test_two_processes_count_their_tokens_together_and_measure_the_same(tmp_path: Path) -> None:
-    # A process of its own: one that has trained already cannot be forked.
-    command = [sys.executable, "-c", TWO, str(tmp_path)]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100)
+    done = launched(train_on_two, tmp_path)
     assert done.returncode == 0, done.stderr
     one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert one["world"] == 2

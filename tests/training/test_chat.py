@@ -13,7 +13,6 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
-from trl import SFTConfig, SFTTrainer
 
 from hf_exposure.attacks.extraction import extract_secrets
 from hf_exposure.canaries.canary import Canary
@@ -252,7 +251,9 @@ def test_a_processor_lends_its_chat_template_to_its_tokenizer() -> None:
 # Under the masks of a training
 
 
-def sft(folder: Path, data: Dataset, **options: Any) -> SFTTrainer:
+def sft(folder: Path, data: Dataset, **options: Any) -> Any:
+    from trl import SFTConfig, SFTTrainer  # seconds, for these tests only
+
     encoder = tokenizer(MASKED)
     settings = {"max_length": 64, "bf16": False, "use_cpu": True, "report_to": "none"}
     return SFTTrainer(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.setups import REPETITIONS, SEED, SETUPS, SMALL, make_material, make_model
+from tests.processes import finished
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,9 +22,7 @@ def run(name: str, folder: Path) -> tuple[dict[str, Any], str]:
     file = folder / "rows.json"
     command = [sys.executable, "benchmarks/setups.py", "--small", "--only", name, "--json", file]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False
-    )
+    done = finished(command, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(file.read_text())
     return row, done.stdout

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.processes import LIMIT
 from tests.training.test_callback import KEYS, board
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,7 @@ def logged(folder: Path, tracker: str, **environ: str) -> dict[str, dict[int, fl
         env={**kept, **own, **environ},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=LIMIT,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -11,12 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import dispatch_model
 from datasets import Dataset
-from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from torch._dynamo.testing import CompileCounter
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
-from trl import SFTConfig, SFTTrainer
 
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.injection import inject_canaries
@@ -45,6 +41,8 @@ def model(**settings: Any) -> LlamaForCausalLM:
 
 def lora(base: Any = None, **options: Any) -> Any:
     """A LoRA that says something else than its base model, as after a training."""
+    from peft import LoraConfig, get_peft_model
+
     base = model() if base is None else base
     torch.manual_seed(1)
     settings = {"r": 4, "lora_dropout": 0.3, "target_modules": ["q_proj", "v_proj", "down_proj"]}
@@ -112,6 +110,8 @@ def test_a_disabled_adapter_gives_the_figures_of_the_base_model_and_stays_as_it_
 
 
 def test_the_active_one_of_several_adapters_is_measured() -> None:
+    from peft import LoraConfig
+
     adapted = lora()
     first = exact(adapted)
     adapted.add_adapter("other", LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
@@ -132,10 +132,13 @@ def test_modes_and_gradients_of_an_adapter_are_put_back() -> None:
     assert [weight.requires_grad for weight in adapted.parameters()] == wanted
 
 
-@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
-def test_virtual_tokens_of_prompt_learning_are_scored_right_without_a_cache(kind: Any) -> None:
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_virtual_tokens_of_prompt_learning_are_scored_right_without_a_cache(kind: str) -> None:
+    import peft
+
     torch.manual_seed(2)
-    adapted = get_peft_model(model(), kind(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    adapted = peft.get_peft_model(model(), config).eval()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Pp]osition ids are not supported")
         with pytest.warns(UserWarning, match="without a cache"):
@@ -177,6 +180,8 @@ def around_an_adapter(plain: Any, backend: Any) -> Any:
 def test_a_compiled_model_has_the_same_figures_and_is_not_compiled_for_our_shapes(
     compile_it: Callable[[Any, Any], Any],
 ) -> None:
+    from torch._dynamo.testing import CompileCounter
+
     expected = exact(lora() if compile_it is around_an_adapter else model())
     counter = CompileCounter()
     compiled = compile_it(model(), counter)
@@ -221,6 +226,8 @@ def test_the_cache_is_used_under_gradient_checkpointing_and_flags_are_put_back()
 
 
 def test_a_dispatched_model_has_the_same_figures() -> None:
+    from accelerate import dispatch_model
+
     expected = exact(model())
     dispatched = dispatch_model(model(), {"": "cpu"}, force_hooks=True)
     assert same(exact(dispatched), expected)
@@ -398,9 +405,10 @@ def test_a_training_that_compiles_is_measured_on_the_plain_model(
 # TRL
 
 
-def sft(
-    folder: Path, *callbacks: TrainerCallback, chat: bool = False, **options: Any
-) -> SFTTrainer:
+def sft(folder: Path, *callbacks: TrainerCallback, chat: bool = False, **options: Any) -> Any:
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer  # seconds, for these tests only
+
     tokenizer = copy.deepcopy(TOKENIZER)
     tokenizer.chat_template = CHAT if chat else None
     peft = options.pop("peft", False)

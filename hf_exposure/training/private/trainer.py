@@ -85,7 +85,7 @@ class PrivateTrainer(Trainer):
 
     What is protected is a row of `train_dataset`: with packing, a block of tokens. Two data sets
     are neighbours if one has a row that the other lacks. A secret that stands in several rows is
-    protected far less, see `accounting.group_epsilon`. The guarantee is about the weights, and all
+    protected far less, see `group_epsilon`. The guarantee is about the weights, and all
     that follows from them; the training loss that is logged is computed on the rows without noise.
 
     It logs `epsilon` with each training loss and `eval_epsilon` with each evaluation. Every saved
