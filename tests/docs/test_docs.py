@@ -75,7 +75,7 @@ def test_each_public_name_is_documented_once() -> None:
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    done = finished(command, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     page = (tmp_path / "api" / "exposure" / "index.html").read_text(encoding="utf-8")
     assert 'id="hf_exposure.measure_exposure"' in page and "Parameters:" in page

@@ -212,9 +212,7 @@ def test_a_process_that_fails_leaves_no_other_waiting(tmp_path: Path) -> None:
     for name, (kind, said, seconds) in one.items():
         assert kind == ProcessFailedError.__name__ and "process 1 of 2 failed" in said, name
         assert "NaN" in said and other[name][0] == "NotFiniteError", name
-        assert "NaN" in other[name][1] and seconds < LIMIT / 10, (
-            name
-        )
+        assert "NaN" in other[name][1] and seconds < LIMIT / 10, name
 
 
 def fail_within_a_forward(folder: str) -> None:
