@@ -20,13 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from small_model import paragraphs, small_llama, tokenize, train_tokenizer
 
 from hf_exposure import (
-    add_exposure_to_card,
-    add_privacy_to_card,
     Canaries,
     ExposureCallback,
     PrivacyArguments,
     PrivateTrainer,
     SecretFormat,
+    add_exposure_to_card,
+    add_privacy_to_card,
     extract_secrets,
     generate_secrets,
     inject_canaries,

@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from small_model import paragraphs, tokenize
 
 from hf_exposure import (
-    add_exposure_to_card,
     Canaries,
     ExposureCallback,
     History,
     SecretFormat,
+    add_exposure_to_card,
     extract_secrets,
     inject_canaries,
     verify_injection,
