@@ -191,6 +191,7 @@ def test_no_more_than_the_budget_is_spent(kind: str) -> None:
         assert found.forwards <= max(budget, check)
 
 
+@pytest.mark.slow
 def test_a_spent_budget_gives_the_best_so_far_without_proof() -> None:
     tokenizer = TOKENIZERS["digits_one_by_one"]()
     model = llama(len(tokenizer), scale=0.03)

@@ -77,6 +77,7 @@ def entry(audit: Audit, kind: str) -> Any:
 # What it tells
 
 
+@pytest.mark.slow
 def test_a_planted_phone_number_gains_exposure_against_the_base(audit: Audit) -> None:
     phone = entry(audit, "phone")
     assert audit[0] is phone  # the most exposed first
@@ -484,6 +485,7 @@ def folders(
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes_without_the_text(folders: Path, tmp_path: Path) -> None:
     arguments = [
         "audit",
@@ -531,6 +533,7 @@ def test_the_command_says_what_is_wrong(
     assert said in fail(capsys, monkeypatch, *arguments, *more)
 
 
+@pytest.mark.slow
 def test_measure_shows_what_training_added_to_the_base(folders: Path, tmp_path: Path) -> None:
     from hf_exposure import Canaries, Exposures
 
@@ -572,6 +575,7 @@ def test_where_no_secret_is_found_nothing_is_spent_and_it_is_said(
 
 
 @pytest.mark.parametrize("max_forwards", [0, 1500])
+@pytest.mark.slow
 def test_warnings_of_a_measurement_do_not_quote_the_rows(
     models: tuple[LlamaForCausalLM, LlamaForCausalLM], max_forwards: int
 ) -> None:

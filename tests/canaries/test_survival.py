@@ -109,6 +109,7 @@ def test_what_packing_cuts_agrees_with_the_offsets_of_the_tokenizer(
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 200), st.integers(3, 40), st.integers(0, 5))
+@pytest.mark.slow
 def test_the_report_is_the_same_however_large_the_chunks_are(
     chunk: int, length: int, seed: int
 ) -> None:

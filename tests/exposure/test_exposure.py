@@ -137,6 +137,7 @@ def test_most_of_these_ranks_are_single_numbers() -> None:
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.slow
 def test_auto_intervals_hold_the_truth_and_what_is_certified_is_certain(kind: str) -> None:
     canaries = planted(NUMBER, seed=3, each=10)
     held = []
@@ -308,6 +309,7 @@ def test_auto_keeps_to_its_budget(budget: int) -> None:
     assert found.forwards <= max(budget, least)
 
 
+@pytest.mark.slow
 def test_a_budget_for_a_handful_of_draws_gives_bounds_and_not_estimates() -> None:
     canaries, seen = planted(NUMBER, each=6), set()
     for budget in range(150, 500, 25):
@@ -369,6 +371,7 @@ def test_the_same_seed_gives_the_same_figures(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["auto", "exact", "sampling", "skewnorm"])
+@pytest.mark.slow
 def test_figures_do_not_hang_on_the_batch_size(method: str) -> None:
     canaries = planted(NUMBER if method == "auto" else CODE)
     found = [

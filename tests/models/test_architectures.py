@@ -40,7 +40,25 @@ from tests.tiny import llama
 
 TOLERANCE = 1e-3  # bits; the layers are so strong that rounding grows to a tenth of it
 
-each_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+# One of each kind; all of them together take minutes.
+EVERY_DAY = {
+    "llama",
+    "gpt2",
+    "gpt_neox",
+    "bloom",
+    "mamba",
+    "mixtral",
+    "gemma3_text",
+    "qwen3",
+    "phi3",
+}
+each_architecture = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.slow)
+        for name in ARCHITECTURES
+    ],
+)
 
 
 @pytest.fixture(scope="module")

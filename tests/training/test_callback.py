@@ -181,6 +181,7 @@ def test_one_row_reaches_the_log_the_print_tensorboard_and_the_return_value(
     assert [item.step for item in callback.history] == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_measure_exposure_on_the_same_weights(tmp_path: Path) -> None:
     callback = quick(max_forwards=900, seed=5)
     trainer = make_trainer(tmp_path, callback)
@@ -747,6 +748,7 @@ class StopsAt5(TrainerCallback):
 
 
 @pytest.mark.parametrize("every_n_steps", [None, 3])
+@pytest.mark.slow
 def test_a_training_taken_up_again_has_the_history_of_an_uninterrupted_one(
     tmp_path: Path, every_n_steps: int | None
 ) -> None:
