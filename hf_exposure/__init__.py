@@ -48,7 +48,7 @@ _HOMES = {
     "reports.plots": "plot_exposure_by_repetitions plot_exposure_over_training "
     "plot_extraction_cost plot_log_perplexities",
     "training.callback": "ExposureCallback",
-    "training.private.accounting": "noise_for_epsilon spent_epsilon",
+    "training.private.accounting": "group_epsilon noise_for_epsilon spent_epsilon",
     "training.private.arguments": "PrivacyArguments",
     "training.private.trainer": "PrivateTrainer",
     "tree.scoring": "Scorer",
@@ -109,6 +109,7 @@ if TYPE_CHECKING:
     from hf_exposure.reports.plots import plot_extraction_cost as plot_extraction_cost
     from hf_exposure.reports.plots import plot_log_perplexities as plot_log_perplexities
     from hf_exposure.training.callback import ExposureCallback as ExposureCallback
+    from hf_exposure.training.private.accounting import group_epsilon as group_epsilon
     from hf_exposure.training.private.accounting import noise_for_epsilon as noise_for_epsilon
     from hf_exposure.training.private.accounting import spent_epsilon as spent_epsilon
     from hf_exposure.training.private.arguments import PrivacyArguments as PrivacyArguments
