@@ -7,11 +7,12 @@ one.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -32,6 +33,9 @@ class Encoder:
 
     Attributes:
         lead: the special tokens before a text; the ones after it are left out.
+
+    Raises:
+        ValueError: it gives one text different tokens each time, or has no such special token.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -44,6 +48,7 @@ class Encoder:
         if not hasattr(tokenizer, "get_vocab"):
             kind = "None" if tokenizer is None else type(tokenizer).__name__
             raise TypeError(f"tokenizer must be a tokenizer of transformers, not {kind}")
+        self._refuse_sampling()
         added = _added_tokens(tokenizer)
         marked = {number for number, token in added.items() if token.special}
         special = frozenset({*marked, *tokenizer.all_special_ids})
@@ -52,7 +57,9 @@ class Encoder:
             lead = ()
         elif self.bos is True and not lead:
             if tokenizer.bos_token_id is None:
-                raise ValueError("bos=True was asked for, but the tokenizer has no bos_token")
+                raise ValueError(
+                    "tokenizer: bos=True was asked for, but the tokenizer has no bos_token"
+                )
             lead = (tokenizer.bos_token_id,)
         object.__setattr__(self, "lead", lead)
         object.__setattr__(self, "special", special)
@@ -82,6 +89,9 @@ class Encoder:
             # The same, and four times faster.
             fast = backend.encode_batch_fast(list(texts), add_special_tokens=False)
             return [encoding.ids for encoding in fast]
+        return self._as_training_does(texts)
+
+    def _as_training_does(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self.tokenizer(
             list(texts),
             add_special_tokens=False,
@@ -91,6 +101,25 @@ class Encoder:
             verbose=False,
         )
         return [list(ids) for ids in encoded["input_ids"]]
+
+    def _refuse_sampling(self) -> None:
+        """Refuse BPE dropout and subword sampling, by their settings and by trying."""
+        setting = _sampling(self.tokenizer)
+        if not setting:
+            texts = [_TRIAL]
+            with contextlib.suppress(Exception):  # texts of its own, which many words merge in
+                size = len(self.tokenizer)
+                ids = list(range(0, size, max(1, size // 500)))
+                own = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+                texts.append(own.encode("utf-8", "ignore").decode())
+            found = [self._as_training_does([*texts, *texts]) for _ in range(2)]
+            if found[0] == found[1] and found[0][: len(texts)] == found[0][len(texts) :]:
+                return
+        raise ValueError(
+            "tokenizer: it gives one text different tokens each time"
+            f"{f', by {setting}' if setting else ''}, so that no log-perplexity is the text's own; "
+            "turn sampling off (training may use it)"
+        )
 
     def readings(self, samples: Iterable[tuple[str, Sequence[int], int]]) -> Readings:
         """The bytes that each ordinary token stands for, or several where that depends.
@@ -144,6 +173,27 @@ class Encoder:
                 data.insert(0, added[number].content.encode())
             out[number] = tuple(dict.fromkeys(data))
         return out
+
+
+# Many short words and numbers: nearly 300 merges, so that a dropout of 0.01 shows.
+_TRIAL = " ".join(
+    f"The random number of word {n} is {n * 7919 % 100003}, and nobody's code-{n * 31}."
+    for n in range(30)
+)
+
+
+def _sampling(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The setting by which a tokenizer draws its tokens at random, "" if none is seen."""
+    model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if getattr(model, "dropout", None):
+        return f"dropout={model.dropout:g} of its BPE model"
+    if getattr(model, "alpha", None) is not None and model.nbest_size != 1:
+        return f"alpha={model.alpha:g} and nbest_size={model.nbest_size} of its Unigram model"
+    options = getattr(tokenizer, "sp_model_kwargs", None) or {}
+    processor = getattr(tokenizer, "sp_model", None)
+    if options.get("enable_sampling") or getattr(processor, "_enable_sampling", False):
+        return "enable_sampling=True of SentencePiece (sp_model_kwargs)"
+    return ""
 
 
 def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[int, AddedToken]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.masking import mask_secrets
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.canaries.vocabulary import Encoder
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.utils.arrays import Ints
 from hf_exposure.utils.checks import check_choice, check_count, check_share
@@ -102,12 +103,14 @@ def plan_measurement(
         unscorable: "raise", or "warn" to go on without the canaries that cannot be scored.
 
     Raises:
-        ValueError: the tokenizer cannot write a template or its secrets (with "raise").
+        ValueError: the tokenizer gives one text different tokens each time, or cannot write a
+            template or its secrets (with "raise").
     """
     groups: list[Group] = []
     skipped: dict[int, str] = {}
     before = context_before(canaries, tokenizer)
     begin = first_tokens(canaries, bos)
+    Encoder(tokenizer, begin)  # what is refused here is no fault of a format
     for fmt in canaries.formats:
         places = tuple(i for i, canary in enumerate(canaries) if canary.format == fmt)
         try:

@@ -76,10 +76,7 @@ class TokenTree:
     ) -> None:
         self.format = fmt
         self.before = before
-        try:
-            self._encoder = Encoder(tokenizer, bos)
-        except ValueError as error:
-            raise ValueError(f"tokenizer: {error}") from None
+        self._encoder = Encoder(tokenizer, bos)
         strings, encodings = self._samples()
         self._find_cut(strings, encodings)
         self._children: dict[int, tuple[Ints, Ints]] = {}
