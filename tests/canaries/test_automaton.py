@@ -37,7 +37,7 @@ def brute_force(expression: str) -> list[str]:
     return [text for text in UNIVERSE if re.fullmatch(expression, text)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(expressions())
 def test_strings_are_those_that_re_matches(expression: str) -> None:
     automaton = compile_automaton(expression)
@@ -50,7 +50,7 @@ def test_strings_are_those_that_re_matches(expression: str) -> None:
     assert [text for text in UNIVERSE if automaton.accepts(text.encode())] == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(expressions(), st.sampled_from(["", "x", "a", "1("]), st.sampled_from(["", ".", "b", "a1"]))
 def test_literal_texts_stand_before_and_after_each_string(
     expression: str, before: str, after: str
@@ -62,14 +62,14 @@ def test_literal_texts_stand_before_and_after_each_string(
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(expressions())
 def test_unrank_counts_through_the_strings_in_their_order(expression: str) -> None:
     automaton = compile_automaton(expression)
     assert [automaton.unrank(index) for index in range(automaton.size)] == list(automaton.strings())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(expressions(), st.sampled_from(["", "b", "."]))
 def test_prefix_free_means_that_no_string_begins_another(expression: str, after: str) -> None:
     automaton = compile_automaton(expression, after=after)
@@ -172,7 +172,7 @@ def test_the_luhn_check_reads_the_digits_of_the_secret_alone(
     assert automaton.size == len(right)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(expressions(), st.sets(st.text("ab1", min_size=1, max_size=3), min_size=1, max_size=6))
 def test_token_steps_lead_where_the_bytes_of_the_token_lead(
     expression: str, words: set[str]

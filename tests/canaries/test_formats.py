@@ -23,7 +23,7 @@ def fmt_of(expression: str) -> SecretFormat:
     return SecretFormat("code {secret}\n", expression)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(expressions())
 def test_size_membership_enumeration_and_unrank_agree_with_brute_force(expression: str) -> None:
     fmt = fmt_of(expression)
@@ -37,7 +37,7 @@ def test_size_membership_enumeration_and_unrank_agree_with_brute_force(expressio
     assert [text for text in UNIVERSE if fmt.contains(text)] == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(expressions(), st.integers(0, 2**32), st.integers(0, 12))
 def test_distinct_draws_are_distinct_members_and_none_of_the_excluded(
     expression: str, seed: int, n: int
@@ -173,7 +173,7 @@ def test_arguments_that_are_no_strings_are_refused(template: object, expression:
         SecretFormat(template, expression)  # type: ignore[arg-type]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(expressions(), st.sampled_from(["", "b", ".", "1b"]))
 def test_a_format_is_refused_just_when_a_secret_with_its_suffix_begins_another(
     expression: str, suffix: str

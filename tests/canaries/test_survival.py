@@ -107,7 +107,7 @@ def test_what_packing_cuts_agrees_with_the_offsets_of_the_tokenizer(
     assert report.ok == (not any(cut))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 200), st.integers(3, 40), st.integers(0, 5))
 @pytest.mark.slow
 def test_the_report_is_the_same_however_large_the_chunks_are(

@@ -294,7 +294,7 @@ def test_infinities_and_nan_survive_a_file_that_is_valid_json(tmp_path: Path) ->
     assert math.isnan(loaded.formats[NUMBER].tie_bits)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(numbers=st.lists(st.floats(allow_nan=False), min_size=10, max_size=10), ties=st.integers(0))
 def test_every_number_survives_a_file(numbers: list[float], ties: int) -> None:
     names = [

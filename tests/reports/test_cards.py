@@ -502,9 +502,7 @@ def random_cards(draw: Any) -> str:
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=random_cards())
 def test_all_lines_of_any_card_survive_or_it_is_left_as_it_was(
     before: str, tmp_path_factory: pytest.TempPathFactory

@@ -52,9 +52,7 @@ texts = st.one_of(
     st.lists(st.sampled_from([*NASTY, " ", "x"]), min_size=1, max_size=3).map("".join),
 )
 obeyed = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-quick = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+quick = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def measured(text: str) -> Exposures:
