@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,13 +15,18 @@ from hf_exposure.utils.arrays import Ints
 
 
 class Constraint(LogitsProcessor):
-    """Lets only tokens through that lead on in the tree; after a leaf, padding at no cost."""
+    """Lets only tokens through that lead on in the tree; after a leaf, padding at no cost.
 
-    def __init__(self, tree: TokenTree, pad: int) -> None:
+    Args:
+        room: how many tokens there may be.
+    """
+
+    def __init__(self, tree: TokenTree, pad: int, room: float = math.inf) -> None:
         self._tree = tree
+        self._room = room
         self._pad = pad
         self._known: dict[tuple[int, ...], list[int]] = {}
-        self._leads: dict[int | tuple[int, ...], bool] = {}
+        self._leads: dict[tuple[int, ...], bool] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """(B, V) scores, minus infinity where a token is not allowed."""
@@ -63,6 +69,7 @@ class Constraint(LogitsProcessor):
         if len(columns):
             before = np.broadcast_to(path, (len(columns), len(path)))
             fine = tree.possible(np.column_stack([before, columns]))
+            fine &= tree.ends_within(states, self._room - len(path) - 1)
             columns, states = columns[fine], states[fine]
         return columns, states
 
@@ -76,8 +83,9 @@ class Constraint(LogitsProcessor):
         tree = self._tree
         if tree.leaf[state] or tree.way in ("single", "leaves"):
             return True
-        # Where pairs decide, nodes of the same key have the same children.
-        name = self._key(path, state) if tree.way == "pairs" else tuple(path.tolist())
+        # Where pairs decide, nodes of the same key and depth have the same children.
+        pairs = tree.way == "pairs"
+        name = (self._key(path, state), len(path)) if pairs else tuple(path.tolist())
         if name not in self._leads:
             columns, states = self._children(path, state)
             self._leads[name] = any(

@@ -20,12 +20,13 @@ from hf_exposure.canaries.canary import MASK, Canary, MaskedCanary, read_canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Result, versions
-from hf_exposure.exposure.planning import check_context, context_before, first_tokens
+from hf_exposure.exposure.planning import context_before, first_tokens
 from hf_exposure.exposure.records import short_label
 from hf_exposure.models.decoder import Decoder
 from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.tree.explorer import Explorer
 from hf_exposure.tree.frontier import Beam, CheapestFirst, Frontier, Nodes
+from hf_exposure.tree.scoring import check_context
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walk import unvisited, walk
 from hf_exposure.utils.checks import check_count, check_type

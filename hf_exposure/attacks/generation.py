@@ -23,9 +23,10 @@ from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import versions
-from hf_exposure.exposure.planning import Group, check_context, plan_measurement
+from hf_exposure.exposure.planning import Group, plan_measurement
 from hf_exposure.models.causal import CausalModel
 from hf_exposure.models.undisturbed import undisturbed
+from hf_exposure.tree.scoring import check_context
 from hf_exposure.utils.checks import check_count
 from hf_exposure.utils.files import write_text
 from hf_exposure.utils.progress import progress_bar
@@ -212,7 +213,7 @@ def _batches(
     tree = group.tree
     longest = room
     if constrained:
-        held = Constraint(tree, int(options["pad_token_id"]))
+        held = Constraint(tree, int(options["pad_token_id"]), room)
         options = {
             **options,
             "eos_token_id": None,

@@ -91,6 +91,10 @@ class NearTree:
         tokens = np.flatnonzero(states >= 0)
         return tokens, states[tokens]
 
+    def ends_within(self, states: Ints, tokens: float) -> Bools:
+        """No path is longer than the target, which fits."""
+        return np.ones(len(states), dtype=bool)
+
     def possible(self, paths: Ints) -> Bools:
         return np.ones(len(paths), dtype=bool)
 

@@ -67,7 +67,7 @@ def _aim(scored: ScoredTree, explored: Explored, costs: Floats, n: int, seed: in
     targets = np.unique(costs[(costs >= least) & np.isfinite(costs)])
     if not len(targets) or n < 8:
         return None
-    pilot = Sampler(tree.paths(uniform_secrets(scored, n, seed, "pilot")))
+    pilot = Sampler(scored.paths(uniform_secrets(scored, n, seed, "pilot")))
     walk(scored.decoder, tree, pilot, DepthFirst(), progress=scored.progress)
     bits, rest = [np.full(n, tree.format.bits)], [pilot.costs]
     for draws, node_costs, states in pilot.trail:

@@ -212,7 +212,7 @@ def _uniform_draws(scored: ScoredTree, explored: Explored, n: int, seed: int) ->
     """Of `n` uniform draws those that lie under the frontier, with the node that each is under.
     The others are explored, or cost too much."""
     out: list[_Draw] = []
-    for path in scored.tree.paths(uniform_secrets(scored, n, seed)):
+    for path in scored.paths(uniform_secrets(scored, n, seed)):
         met = explored.frontier.place_of(path)
         if met is not None:
             out.append(_Draw(path, -1, 0.0, met))

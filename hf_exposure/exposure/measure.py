@@ -21,7 +21,6 @@ from hf_exposure.exposure.planning import (
     Group,
     Plan,
     Settings,
-    check_context,
     context_before,
     leave_out,
     plan_measurement,
@@ -33,7 +32,7 @@ from hf_exposure.exposure.results import BudgetError, Exposures
 from hf_exposure.models.decoder import Decoder
 from hf_exposure.models.processes import Processes
 from hf_exposure.models.undisturbed import undisturbed
-from hf_exposure.tree.scoring import ScoredTree, Scorer
+from hf_exposure.tree.scoring import ScoredTree, Scorer, check_context
 from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.checks import check_choice
 from hf_exposure.utils.progress import progress_bar

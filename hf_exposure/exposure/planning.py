@@ -216,20 +216,6 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, insertion: Insertion, text: st
         ) from None
 
 
-def check_context(context: int | None, tree: TokenTree, paths: list[Ints]) -> None:
-    """Refuse paths that do not fit a context of so many tokens together with their prompt.
-
-    Raises:
-        ValueError: the longest does not.
-    """
-    longest = len(tree.prompt) + max(len(path) for path in paths)
-    if context is not None and longest > context:
-        raise ValueError(
-            f"canaries: the longest one of {tree.format.template!r} has {longest} tokens, "
-            f"more than the model's context of {context}; use a shorter template"
-        )
-
-
 def leave_out(skipped: dict[int, str], places: tuple[int, ...], why: str, unscorable: str) -> None:
     """Note why canaries cannot be scored, with a warning.
 

@@ -79,6 +79,11 @@ class Decoder(CausalModel):
         self.noise = math.nan
         self._waiting_bytes = self.peak_bytes = 0
 
+    @property
+    def room(self) -> float:
+        """How many tokens a whole path may have, so that it fits the context with its prompt."""
+        return math.inf if self.context is None else self.context - len(self._prompt)
+
     def root(self) -> Branches:
         """The empty path. The prompt is run on the first call only."""
         if self._root is None:
@@ -207,8 +212,7 @@ class Decoder(CausalModel):
         At least four of four tokens, as far as the context allows.
         """
         length = max(4, *(len(path) for path in paths))
-        if self.context is not None:
-            length = max(1, min(length, self.context - len(self._prompt)))
+        length = int(max(1, min(length, self.room)))
         draw = np.random.default_rng(0)
         made = [draw.integers(len(self._token_ids), size=length) for _ in range(4 - len(paths))]
         grid = np.array([np.resize(path, length) for path in [*paths, *made]], dtype=np.int64)

@@ -66,6 +66,10 @@ class NextTokens(Protocol):
     batch_size: int
     joins: bool
 
+    @property
+    def room(self) -> float:
+        """How many tokens a whole path may have; infinite where nothing limits it."""
+
     def root(self) -> Branches:
         """The empty path."""
 

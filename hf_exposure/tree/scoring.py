@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.models.causal import ContextError
 from hf_exposure.models.decoder import Decoder
 from hf_exposure.models.processes import Processes
 from hf_exposure.tree.frontier import DepthFirst
@@ -19,6 +20,22 @@ from hf_exposure.tree.walk import walk
 from hf_exposure.utils.arrays import Floats, Ints
 
 T = TypeVar("T")
+
+
+def check_context(context: int | None, tree: TokenTree, paths: Sequence[Ints] = ()) -> None:
+    """Refuse a format some of whose strings do not fit a context of so many tokens.
+
+    Longer paths that are not canonical are no reason: the walk leaves them out.
+
+    Raises:
+        ContextError: a string that the tree has tried, or one of these paths, does not fit.
+    """
+    longest = len(tree.prompt) + max([tree.longest, *map(len, paths)])
+    if context is not None and longest > context:
+        raise ContextError(
+            f"SecretFormat: strings of {tree.format.template!r} have up to {longest} tokens, "
+            f"more than the model's context of {context}; use a shorter template or secret"
+        )
 
 
 @runtime_checkable
@@ -82,6 +99,16 @@ class ScoredTree:
         self._others = sum(forwards for forwards, _ in met) - self.decoder.forwards
         return [found for _, found in met]
 
+    def paths(self, secrets: Sequence[str]) -> list[Ints]:
+        """The canonical path of each secret.
+
+        Raises:
+            ContextError: one does not fit the model's context.
+        """
+        paths = self.tree.paths(secrets)
+        check_context(self.decoder.context, self.tree, paths)
+        return paths
+
     def follow(self, paths: list[Ints]) -> Floats:
         """(n,) log-perplexities in bits of given leaves. Shared prefixes are run once."""
         order = sorted(range(len(paths)), key=lambda place: tuple(paths[place]))
@@ -106,4 +133,4 @@ class ScoredTree:
                 f"ScoredTree: it scores secrets of {self.tree.format.template!r}, not of "
                 f"{fmt.template!r}; make one for each format"
             )
-        return self.follow(self.tree.paths(secrets)) if len(secrets) else np.zeros(0)
+        return self.follow(self.paths(secrets)) if len(secrets) else np.zeros(0)

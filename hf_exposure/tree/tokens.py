@@ -60,6 +60,8 @@ class TokenTree:
         token_ids: (C,) the tokenizer's id of each token.
         way: how canonical paths are told, one of `WAYS`.
         false_share: the share of random leaves that were not canonical.
+        longest: the most tokens that the canonical path of a string had, of all in a small space
+            and of many random ones in a large one.
 
     Raises:
         ValueError: the tokenizer cannot write the template or changes its secrets, or the secret
@@ -91,6 +93,24 @@ class TokenTree:
         out = np.zeros(len(self._automaton.steps), dtype=bool)
         out[list(self._automaton.accepting)] = True
         return out
+
+    @cached_property
+    def _shortest(self) -> Ints:
+        """(states,) the fewest tokens from a state to a leaf."""
+        steps = enumerate(self._automaton.token_steps)
+        edges = [(state, to) for state, step in steps for to in set(step.values())]
+        begin, end = np.array(edges, dtype=np.int64).reshape(-1, 2).T
+        out = np.where(self.leaf, 0, len(self.leaf))
+        while True:
+            better = out.copy()
+            np.minimum.at(better, begin, out[end] + 1)
+            if np.array_equal(better, out):
+                return out
+            out = better
+
+    def ends_within(self, states: Ints, tokens: float) -> Bools:
+        """(n,) whether so many further tokens may lead from each state to a leaf."""
+        return self._shortest[states] <= tokens
 
     @cached_property
     def log2_counts(self) -> Floats:
@@ -338,6 +358,7 @@ class TokenTree:
                 f"{self.format.template!r} are written with tokens that do not spell them; "
                 "choose a template or an expression that this tokenizer keeps as it is"
             )
+        self.longest = max(map(len, known))
         if _count_paths(self._automaton.token_steps, self._automaton.accepting) == self.format.size:
             return "single", 0.0, True
         small = self.format.size <= _SMALL

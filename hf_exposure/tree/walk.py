@@ -34,6 +34,9 @@ class Tree(Protocol):
     def children(self, key: int) -> tuple[Ints, Ints]:
         """Tokens, ascending, and states of a node's children, both (n,)."""
 
+    def ends_within(self, states: Ints, tokens: float) -> Bools:
+        """(n,) whether so many further tokens may lead from each state to a leaf."""
+
     def possible(self, paths: Ints) -> Bools:
         """(n,) whether some path to a leaf may begin like each of the (n, depth) paths."""
 
@@ -156,6 +159,9 @@ def _visit(
     row = np.repeat(np.arange(len(states)), sizes)
     token = np.concatenate([children[place][0] for place in kind])
     following = np.concatenate([children[place][1] for place in kind])
+    # What does not fit the context is no canonical path, for those were found to fit.
+    fits = tree.ends_within(following, decoder.room - depth - 1)
+    row, token, following = row[fits], token[fits], following[fits]
     total = costs[row] + decoder.next_bits(branches, row, token)
     nodes = visitor.select(tags, Nodes(branches, row, token, following, total, np.zeros_like(row)))
     frontier.push(nodes.sorted())

@@ -164,7 +164,7 @@ def test_what_is_found_hangs_neither_on_the_batch_size_nor_on_memory(
 class Served:
     """A model that tells of the allowed next tokens only, prefix by prefix and without a cache."""
 
-    joins = True
+    joins, room = True, math.inf
 
     def __init__(self, known: Space) -> None:
         self.known, self.forwards, self.batch_size = known, 0, 8
