@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special, stats
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from hf_exposure.utils.arrays import Bools, Floats
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Ranks:
     strings: Floats
     exact_p: Floats
 
-    def __getitem__(self, place: NDArray[np.bool_]) -> Ranks:
+    def __getitem__(self, place: Bools) -> Ranks:
         return Ranks(
             self.rank[place],
             self.low[place],
@@ -93,7 +91,7 @@ def membership_rows(
         confidence: confidence level of the intervals.
     """
     times = np.asarray(repetitions)
-    groups: list[tuple[int | None, NDArray[np.bool_]]]
+    groups: list[tuple[int | None, Bools]]
     groups = [(int(one), times == one) for one in np.unique(times)]
     if np.any(times > 0):
         groups.append((None, times > 0))
@@ -136,9 +134,8 @@ def clopper_pearson(successes: int, trials: int, confidence: float) -> tuple[flo
     """The exact interval of a share (Clopper and Pearson 1934)."""
     alpha = 1 - confidence
     low = special.betaincinv(successes, trials - successes + 1, alpha / 2) if successes else 0.0
-    high = 1.0
-    if successes < trials:
-        high = special.betaincinv(successes + 1, trials - successes, 1 - alpha / 2)
+    last = successes == trials
+    high = 1.0 if last else special.betaincinv(successes + 1, trials - successes, 1 - alpha / 2)
     return float(low), float(high)
 
 
@@ -156,5 +153,5 @@ def mean_interval(shares: Floats, confidence: float) -> tuple[float, float]:
 
 
 def binomial_p_value(successes: int, trials: int, share: float) -> float:
-    """The probability of so many successes, or more, if each has at most the probability `share`."""
+    """The probability of so many successes or more, each with probability `share`."""
     return float(stats.binom.sf(successes - 1, trials, share)) if successes else 1.0
