@@ -31,6 +31,7 @@ _HOMES = {
     "canaries.rows": "load_rows",
     "canaries.sets": "Canaries",
     "canaries.verification": "verify_injection",
+    "canaries.words": "choose_words",
     "endpoints.completions": "CompletionsScorer",
     "exposure.details": "FormatDetails",
     "exposure.epsilon": "EpsilonBound canary_scores estimate_epsilon",
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from hf_exposure.canaries.rows import load_rows as load_rows
     from hf_exposure.canaries.sets import Canaries as Canaries
     from hf_exposure.canaries.verification import verify_injection as verify_injection
+    from hf_exposure.canaries.words import choose_words as choose_words
     from hf_exposure.endpoints.completions import CompletionsScorer as CompletionsScorer
     from hf_exposure.exposure.details import FormatDetails as FormatDetails
     from hf_exposure.exposure.epsilon import EpsilonBound as EpsilonBound

@@ -95,6 +95,10 @@ class NearTree:
         """No path is longer than the target, which fits."""
         return np.ones(len(states), dtype=bool)
 
+    def all_children(self, keys: Sequence[int]) -> list[tuple[Ints, Ints]]:
+        """The same of several nodes."""
+        return [self.children(key) for key in keys]
+
     def possible(self, paths: Ints) -> Bools:
         return np.ones(len(paths), dtype=bool)
 

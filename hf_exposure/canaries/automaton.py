@@ -12,8 +12,9 @@ few thousand states (credit card numbers with their check digit have 1,600) take
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 
 from outlines_core import Index, Vocabulary
@@ -79,6 +80,28 @@ class Automaton:
         """Whether `data` is one of the strings."""
         return self.run(data) in self.accepting
 
+    def occurring(self, words: Iterable[bytes]) -> list[bytes]:
+        """Those words that occur within some string, in the order of their bytes."""
+        alphabet = self.alphabet
+        out: list[bytes] = []
+        # The states that each beginning of the last word leads to; the next word shares some.
+        trail: list[set[int]] = [set(range(len(self.steps)))]
+        last = b""
+        for word in sorted(word for word in words if word and alphabet.issuperset(word)):
+            while not word.startswith(last):
+                last = last[:-1]
+            del trail[len(last) + 1 :]
+            last = word
+            for byte in word[len(trail) - 1 :]:
+                here = {self.steps[state].get(byte, -1) for state in trail[-1]} - {-1}
+                if not here:
+                    last = word[: len(trail) - 1]
+                    break
+                trail.append(here)
+            else:
+                out.append(word)
+        return out
+
     def unrank(self, index: int, state: int = 0) -> bytes:
         """The string number `index` of those from `state` on, in the order of their bytes."""
         out = bytearray()
@@ -127,26 +150,54 @@ def compile_automaton(
         ValueError: the expression cannot be compiled, matches nothing, or infinitely many strings.
             The message is a half-sentence to be put after the name of the argument.
     """
+    if not vocabulary:
+        return _compile_bytes(expression, before, after, check)
+    offset = 1 + max(max(ids) for ids in vocabulary.values())
     pattern = escape(before) + f"(?:{_ascii_classes(expression)})" + escape(after)
-    offset = 1 + max((max(ids) for ids in (vocabulary or {}).values()), default=-1)
+    sentinel = _sentinel(expression, pattern)[0]
     words = {bytes([byte]): [offset + byte] for byte in range(256)}
-    raw: dict[int, dict[int, int]] = {}
+    for data, tokens in vocabulary.items():
+        if data and sentinel not in data:
+            words[data] = [*tokens, *words.get(data, [])]
+    start, raw = _index(expression, pattern + f"\\x{sentinel:02x}", words, offset)
+    return _finish(start, raw, sentinel, words, offset, before, after, check)
+
+
+@lru_cache(maxsize=16)  # a format and its trees ask for the same several times
+def _compile_bytes(expression: str, before: str, after: str, check: str | None) -> Automaton:
+    pattern = escape(before) + f"(?:{_ascii_classes(expression)})" + escape(after)
+    sentinel, start, found = _sentinel(expression, pattern)
+    words = {bytes([byte]): [byte] for byte in range(256)}
+    raw = {state: dict(step) for state, step in found.items()}
+    return _finish(start, raw, sentinel, words, 0, before, after, check)
+
+
+@lru_cache(maxsize=4)
+def _sentinel(expression: str, pattern: str) -> tuple[int, int, dict[int, dict[int, int]]]:
+    """A byte that occurs in no string, and the automaton over bytes of what it ends: its start
+    and its steps."""
+    words = {bytes([byte]): [byte] for byte in range(256)}
     for sentinel in _SENTINELS:
-        start, raw = _index(expression, pattern + f"\\x{sentinel:02x}", words, offset)
-        ends = {state for state, step in raw.items() if offset + sentinel in step}
-        if all(not raw.get(raw[state][offset + sentinel]) for state in ends):
-            break
-    else:
-        raise ValueError(
-            "matches every control character, so that none is left to mark its end; "
-            "leave one out, for instance with [^\\x00]"
-        )
-    if vocabulary:
-        for data, tokens in vocabulary.items():
-            if data and sentinel not in data:
-                words[data] = [*tokens, *words.get(data, [])]
-        start, raw = _index(expression, pattern + f"\\x{sentinel:02x}", words, offset)
-        ends = {state for state, step in raw.items() if offset + sentinel in step}
+        start, raw = _index(expression, pattern + f"\\x{sentinel:02x}", words, 0)
+        if not any(raw.get(step[sentinel]) for step in raw.values() if sentinel in step):
+            return sentinel, start, raw
+    raise ValueError(
+        "matches every control character, so that none is left to mark its end; "
+        "leave one out, for instance with [^\\x00]"
+    )
+
+
+def _finish(
+    start: int,
+    raw: dict[int, dict[int, int]],
+    sentinel: int,
+    words: dict[bytes, list[int]],
+    offset: int,
+    before: str,
+    after: str,
+    check: str | None,
+) -> Automaton:
+    ends = {state for state, step in raw.items() if offset + sentinel in step}
     for state in ends:
         del raw[state][offset + sentinel]
     if check == "luhn":

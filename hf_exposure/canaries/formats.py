@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_exposure.canaries.automaton import Automaton, compile_automaton
+from hf_exposure.canaries.automaton import Automaton, compile_automaton, escape
 from hf_exposure.utils.checks import check_choice, check_count, check_type
 
 HOLE = "{secret}"
+_LONG = 200  # characters of an expression that an error quotes
 _SHOWN = 40  # characters of an expression that has to fit a table
 
 
@@ -57,7 +58,8 @@ class SecretFormat:
         object.__setattr__(self, "_automaton", self._compile())
 
     def _compile(self) -> Automaton:
-        named = f'SecretFormat: secret=r"{self.secret}"'
+        shown = self.secret if len(self.secret) <= _LONG else self.secret[:_LONG] + "…"
+        named = f'SecretFormat: secret=r"{shown}"'
         try:
             automaton = compile_automaton(self.secret, check=self.check)
             whole = compile_automaton(self.secret, after=self.suffix, check=self.check)
@@ -79,6 +81,51 @@ class SecretFormat:
             raise ValueError(f"{named} matches the empty string only, and nothing follows it")
         return automaton
 
+    @classmethod
+    def words(cls, template: str, words: Sequence[str], count: int) -> SecretFormat:
+        """A format whose secrets are some words of a list with a space between them.
+
+        Args:
+            template: the text of a canary, with `{secret}` where the words go. It has to go on
+                after them where a word is the beginning of another one, such as with a full stop.
+            words: the list, such as `choose_words` picks; each draw is uniform on it.
+            count: words of a secret; R has `len(words) ** count` strings.
+
+        Returns:
+            The format.
+
+        Raises:
+            TypeError: an argument has the wrong type.
+            ValueError: there is no word, one is empty, has a space in it or comes twice, `count` is
+                no number from 1 on, or the template is refused (see `SecretFormat`).
+
+        Example:
+            >>> fmt = SecretFormat.words("My passphrase is {secret}.", ["red", "blue", "green"], 4)
+            >>> fmt.size, fmt.contains("red red blue green")
+            (81, True)
+        """
+        where = "SecretFormat.words:"
+        if isinstance(words, str):
+            raise TypeError(f"{where} words must be a list of strings, not one string")
+        check_type(f"{where} words", words, Iterable, "a list of strings")
+        check_count(f"{where} count", count, least=1)
+        listed = list(words)
+        if not listed:
+            raise ValueError(f"{where} words is empty; give it at least one word")
+        seen: set[str] = set()
+        for word in listed:
+            check_type(f"{where} each word", word, str, "a string")
+            if not word or any(char.isspace() for char in word):
+                raise ValueError(
+                    f"{where} {word!r} is {'empty' if not word else 'more than one word'}; words "
+                    "are joined by one space, so that none may hold a space"
+                )
+            if word in seen:
+                raise ValueError(f"{where} {word!r} is in the list twice; give each word once")
+            seen.add(word)
+        one = f"(?:{'|'.join(map(escape, listed))})"
+        return cls(template, f"{one}(?: {one}){{{count - 1}}}" if count > 1 else one)
+
     @property
     def prefix(self) -> str:
         """The template's text before the secret."""
@@ -88,6 +135,11 @@ class SecretFormat:
     def suffix(self) -> str:
         """The template's text after the secret."""
         return self.template.partition(HOLE)[2]
+
+    @property
+    def automaton(self) -> Automaton:
+        """The strings of R as an automaton over bytes."""
+        return self._automaton
 
     @property
     def size(self) -> int:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from hf_exposure.exposure.records import Exposure, mean_bits
-from hf_exposure.exposure.results import Exposures
+from hf_exposure.exposure.records import Exposure, by_repetitions, mean_bits
 
 # The expected exposure, in bits, of a string that was never trained on: its rank is uniform on R,
 # and -log2 of a uniform number is 1 / ln 2 on average.
@@ -42,7 +41,7 @@ class GroupFinding:
     lower: float
 
 
-def group_findings(exposures: Exposures) -> list[GroupFinding]:
+def group_findings(exposures: Sequence[Exposure]) -> list[GroupFinding]:
     """Every repetition group, fewest repetitions first, tested against uniform ranks.
 
     The p-value of a string that was never trained on is uniform. -2 ln of the product of n of them
@@ -51,7 +50,7 @@ def group_findings(exposures: Exposures) -> list[GroupFinding]:
     larger than it should be; for `lower` each is the least that its rank and its interval allow.
     """
     out = []
-    for times, group in exposures.by_repetitions().items():
+    for times, group in by_repetitions(exposures).items():
         bits = [one.bits for one in group]
         null = stats.chi2(2 * len(group))
         out.append(
@@ -88,7 +87,7 @@ def noticeable(count: int, level: float) -> float:
     return float(stats.chi2.isf(level, 2 * count)) / (2 * count * math.log(2))
 
 
-def expected_mean(exposures: Exposures) -> float:
+def expected_mean(exposures: Sequence[Exposure]) -> float:
     """The mean exposure of controls by chance: the inserted ones have no rank among them, which
     shows where they are a good part of a small space."""
     inserted = Counter(one.canary.format for one in exposures if one.canary.inserted)

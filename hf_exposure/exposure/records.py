@@ -167,6 +167,14 @@ def read_canaries(
     return out
 
 
+def by_repetitions(items: Iterable[Exposure]) -> dict[int, list[Exposure]]:
+    """The exposures of each repetition group, fewest repetitions first."""
+    groups: dict[int, list[Exposure]] = {}
+    for item in sorted(items, key=lambda one: one.canary.repetitions):
+        groups.setdefault(item.canary.repetitions, []).append(item)
+    return groups
+
+
 def most_exposed(items: Iterable[Exposure]) -> Exposure:
     """The most exposed of some canaries, at least one; of equals the one that may be more so."""
     return max(items, key=lambda one: (one.bits, one.high))

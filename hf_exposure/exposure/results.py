@@ -19,6 +19,7 @@ from hf_exposure.exposure.documents import Result, Tabular
 from hf_exposure.exposure.records import (
     NUMBERS,
     Exposure,
+    by_repetitions,
     interval,
     mean_bits,
     read_canaries,
@@ -122,10 +123,7 @@ class Exposures(Result[Exposure]):
 
     def by_repetitions(self) -> dict[int, list[Exposure]]:
         """The exposures of each repetition group, fewest repetitions first."""
-        groups: dict[int, list[Exposure]] = {}
-        for item in sorted(self, key=lambda one: one.canary.repetitions):
-            groups.setdefault(item.canary.repetitions, []).append(item)
-        return groups
+        return by_repetitions(self)
 
     def metrics(self, prefix: str = "eval_") -> dict[str, float]:
         """The figures to log: what `ExposureCallback` logs, for loops without a Trainer.

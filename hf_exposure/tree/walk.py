@@ -9,7 +9,7 @@ search    the cheapest leaves                                        -> `Explore
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -31,8 +31,8 @@ class Tree(Protocol):
     def key(self, states: Ints, last: Ints) -> Ints:
         """(n,) one number for each node, equal for nodes that have the same children."""
 
-    def children(self, key: int) -> tuple[Ints, Ints]:
-        """Tokens, ascending, and states of a node's children, both (n,)."""
+    def all_children(self, keys: Sequence[int]) -> list[tuple[Ints, Ints]]:
+        """Tokens, ascending, and states of the children of each node, both (n,)."""
 
     def ends_within(self, states: Ints, tokens: float) -> Bools:
         """(n,) whether so many further tokens may lead from each state to a leaf."""
@@ -154,7 +154,7 @@ def _visit(
     depth = branches.paths.shape[1]
     last = branches.paths[:, -1] if depth else np.full(len(states), -1, dtype=np.int64)
     keys, kind = np.unique(tree.key(states, last), return_inverse=True)
-    children = [tree.children(int(key)) for key in keys]
+    children = tree.all_children(keys.tolist())
     sizes = np.array([len(tokens) for tokens, _ in children])[kind]
     row = np.repeat(np.arange(len(states)), sizes)
     token = np.concatenate([children[place][0] for place in kind])
