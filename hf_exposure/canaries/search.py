@@ -7,6 +7,7 @@ looked for in that. A match that crosses the end of a row was cut in two by pack
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator
@@ -91,7 +92,8 @@ class Search:
         self.whole: Counter[int] = Counter()
         self.cut: Counter[int] = Counter()
         self.untrained: Counter[int] = Counter()
-        self.pieces: Counter[tuple[int, ...]] = Counter()
+        # From which end they were seen, and which of its sorted canaries they fit.
+        self.pieces: Counter[tuple[bool, int, int]] = Counter()
 
     def _table(
         self, tokenizer: PreTrainedTokenizerBase, encoder: Encoder, readings: Readings
@@ -203,29 +205,29 @@ class Search:
         for row in range(max(0, new - 1), len(limits) - 1 - (not final)):
             start, end = limits[row], limits[row + 1]
             if end - start >= size and data[end - size : end] in windows and end not in taken_ends:
-                self._piece(data[max(start, end - self.longest) : end][::-1], self.by_start)
+                self._piece(data[max(start, end - self.longest) : end][::-1], from_start=True)
         for row in range(new, len(limits) - 1):
             start, end = limits[row], limits[row + 1]
             if end - start >= size and data[start : start + size] in windows:
                 if start in taken_starts:
                     continue
-                self._piece(data[start : min(end, start + self.longest)], self.by_end)
+                self._piece(data[start : min(end, start + self.longest)], from_start=False)
         return data, limits
 
-    def _piece(self, text: bytes, forms: list[tuple[bytes, int]]) -> None:
+    def _piece(self, text: bytes, from_start: bool) -> None:
         """Note the longest piece of a canary that `text` begins with.
 
         Args:
             text: a row from its start, or from its end with the bytes in reverse order.
-            forms: what the piece may belong to, sorted: canaries in reverse order for a row from
-                its start (which has a canary's end), as they are for one from its end.
+            from_start: whether it is the canary's beginning, so that the text is in reverse order.
         """
+        forms = self.by_start if from_start else self.by_end
         for length in range(len(text), self.window - 1, -1):
             piece = text[:length][::-1]
             low = bisect_left(forms, (piece, -1))
             high = bisect_left(forms, (piece + _MARK * self.longest, len(self.canaries)))
             if low < high:
-                self.pieces[tuple(sorted(place for _, place in forms[low:high]))] += 1
+                self.pieces[from_start, low, high] += 1
                 return
 
     def results(self) -> Iterator[Survival]:
@@ -235,14 +237,24 @@ class Search:
             for place, canary in enumerate(self.canaries)
         }
         truncated: Counter[int] = Counter()
+        fitting: Counter[tuple[int, ...]] = Counter()
+        for (from_start, low, high), count in self.pieces.items():
+            forms = self.by_start if from_start else self.by_end
+            fitting[tuple(sorted(place for _, place in forms[low:high]))] += count
         # Pieces that fit one canary alone come first.
-        for places, count in sorted(self.pieces.items(), key=lambda item: (len(item[0]), item[0])):
+        for places, count in sorted(fitting.items(), key=lambda item: (len(item[0]), item[0])):
+            waiting = [(-lacking[place], place) for place in places if lacking[place] > 0]
+            heapq.heapify(waiting)  # the one that lacks most copies is next
             for _ in range(count):
-                place = max(places, key=lambda p: (lacking[p], -p))
-                if lacking[place] <= 0:
+                if not waiting:
                     break
+                place = waiting[0][1]
                 lacking[place] -= 1
                 truncated[place] += 1
+                if lacking[place]:
+                    heapq.heapreplace(waiting, (-lacking[place], place))
+                else:
+                    heapq.heappop(waiting)
         for place, canary in enumerate(self.canaries):
             yield Survival(
                 canary,

@@ -21,8 +21,10 @@ from hf_exposure.canaries import token_rows
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.injection import inject_canaries
+from hf_exposure.canaries.search import Search
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.survival import InjectionReport
+from hf_exposure.canaries.token_rows import TokenRows
 from hf_exposure.canaries.verification import verify_injection
 from tests.tiny import TOKENIZERS, corpus
 
@@ -145,6 +147,34 @@ def test_truncated_rows_are_reported_as_truncated(name: str, side: str) -> None:
     assert counts(report, "truncated") == [0, 0, 0, 2, 2, 2]
     for column in ("whole", "cut", "missing", "extra"):
         assert not any(counts(report, column))
+
+
+def test_the_work_on_truncated_rows_grows_as_their_number() -> None:
+    """Rows that end before the secret fit every canary."""
+    tokenizer = TOKENIZERS["digits_one_by_one"]()
+    work = []
+    for count in (100, 400):
+        canaries = Canaries.generate(NUMBER, [1], per_repetition=count)
+        rows = tokenized(["the random number is"] * count, tokenizer)
+        calls = 0
+
+        def counted(frame: Any, event: str, what: Any) -> None:
+            nonlocal calls
+            calls += 1
+
+        search = Search(canaries, tokenizer)
+        held = TokenRows.none()
+        sys.setprofile(counted)
+        try:
+            for chunk in token_rows.chunks(rows, "input_ids", "labels", ()):
+                held = search.read(held, chunk)
+            search.finish(held)
+            found = list(search.results())
+        finally:
+            sys.setprofile(None)
+        assert sum(one.truncated for one in found) == count
+        work.append(calls)
+    assert work[1] < 6 * work[0]  # four times the rows; comparing each with each were 16 times
 
 
 def test_the_tokenizers_own_truncation_is_reported() -> None:
