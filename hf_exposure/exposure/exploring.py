@@ -17,6 +17,9 @@ from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walk import unvisited, walk
 from hf_exposure.utils.arrays import Floats, Ints
 
+# Nodes that an exploration keeps at most: with what is made of them each takes about 400 bytes, and
+# a vocabulary of 256,000 has as many children of a prefix. What waits then is left to the draws.
+_MOST = 1 << 21
 _BEGIN = 32  # prefixes that all processes visit alike before they share the rest
 
 
@@ -54,11 +57,12 @@ def explore(
     Depth first visits the same ones if it comes to the end, and holds few at a time. Several
     processes begin alike and then go on under different prefixes each.
     """
-    explorer = Explorer(bound=bound, propose=True)
     count = scored.processes.count
+    one_way = depth_first and count == 1  # and few nodes at a time
+    explorer = Explorer(bound=bound, propose=True, most=math.inf if one_way else _MOST)
     budget = min(max_forwards, scored.room)
     begin = min(budget, _BEGIN if budget > 2 * _BEGIN * count else math.inf)
-    frontier: Frontier = DepthFirst() if depth_first and count == 1 else CheapestFirst()
+    frontier: Frontier = DepthFirst() if one_way else CheapestFirst()
     if math.isfinite(bound) and (scored.processes.number == 0 or begin < budget):
         _walk_on(scored, explorer, frontier, budget if count == 1 else begin, depth_first)
     if count > 1 and begin < budget and not math.isinf(frontier.least()):

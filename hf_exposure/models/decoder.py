@@ -25,7 +25,7 @@ from hf_exposure.models.processes import BrokenForwardError, ProcessFailedError
 from hf_exposure.utils.arrays import Bools, Floats, Ints
 
 _CACHE_BYTES = 1 << 30  # caches of branches that wait, before the last in line are dropped
-_CHILDREN = 1 << 21  # rows times tokens: as many children may come of one forward
+_CHILDREN = 1 << 20  # rows times tokens: as many children may come of one forward
 _NEVER_HELD = (NotFiniteError, ProcessFailedError, BrokenForwardError)
 
 
@@ -108,7 +108,7 @@ class Decoder(CausalModel):
     def next_bits(self, branches: Branches, rows: Ints, tokens: Ints) -> Floats:
         """(n,) bits of next tokens, whose branches then need hold them no longer."""
         found = branches.bits[rows, tokens]
-        branches.bits = branches.bits[:0]
+        branches.bits = branches.bits[:0].copy()  # a view would hold all of them
         return found
 
     def settle(self, waiting: Iterable[Branches]) -> None:
@@ -164,6 +164,25 @@ class Decoder(CausalModel):
             NotFiniteError: the model gave NaN.
         """
         grid, given = self._probes(paths)
+        while not self._fitted(grid, given):  # out here the error no longer holds on to tensors
+            rows = len(grid) // 2
+            grid, given = grid[:rows], given[:rows]
+            self.batch_size, self.halved = min(self.batch_size, rows), True
+            self._root = None
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _fitted(self, grid: Ints, given: Bools) -> bool:
+        """The probe with so many rows; whether memory sufficed, which it must for one."""
+        try:
+            self._compare(grid, given)
+        except RuntimeError as error:
+            if not out_of_memory(error) or len(grid) == 1:
+                raise
+            return False
+        return True
+
+    def _compare(self, grid: Ints, given: Bools) -> None:
         full = self._full(grid)
         reason = "is not possible, for it keeps none whose rows can be selected"
         # A mask is what bamba needs in a cached step, and what mamba does not bear; positions are
@@ -188,7 +207,7 @@ class Decoder(CausalModel):
         warnings.warn(
             f"{self.name}: scoring with its cache {reason}; measuring without a cache, which is "
             "slower and right",
-            stacklevel=2,
+            stacklevel=4,
         )
         self.cached, self._root = False, None
         costs = self._costs(grid)
@@ -238,9 +257,9 @@ class Decoder(CausalModel):
                 break
             # Another order than at the step before, so that rows move, and from part to part too.
             order = np.arange(len(grid))[::-1] if depth % 2 else np.roll(np.arange(len(grid)), 2)
-            parts = [order] if not self.joins else [order[1:], order[:1]]
+            parts = [order[1:], order[:1]] if self.joins and len(grid) > 1 else [order]
             stepped = [self._step(branches, row_of[part], grid[part, depth]) for part in parts]
-            if self.joins:
+            if len(parts) > 1:
                 bits = np.concatenate([part.bits for part in stepped])
                 branches = together([(part, np.arange(len(part.paths))) for part in stepped])
                 branches.bits = bits

@@ -19,6 +19,7 @@ class Explorer:
         bound: children that cost more are left out, with all that lies under them.
         propose: keep the proposals' probabilities of each node, from the root on; see `powers`.
         wanted: stop when so many leaves cost no more than anything that waits.
+        most: stop when so many nodes were kept, for each takes memory.
 
     Attributes:
         costs: costs of the leaves that were met, in the order of the walk.
@@ -28,14 +29,17 @@ class Explorer:
     bound: float = math.inf
     propose: bool = False
     wanted: float = math.inf
+    most: float = math.inf
     costs: list[float] = field(default_factory=list)
     paths: list[tuple[int, ...]] = field(default_factory=list)
+    _kept: int = 0
     _sorted: list[float] = field(default_factory=list)
     _log2_powers: Rows = field(default_factory=Rows)
 
     def select(self, parents: Ints, nodes: Nodes) -> Nodes:
         inside = nodes.costs <= self.bound
         kept = nodes[inside]
+        self._kept += len(kept)
         if self.propose:
             step = powers_of(nodes, inside)[inside]
             kept.tags = self._log2_powers.add(self.powers(parents[kept.rows]) + step)
@@ -57,5 +61,7 @@ class Explorer:
         return bisect.bisect_right(self._sorted, least)
 
     def done(self, least: float) -> bool:
-        """Whether enough leaves are known to be cheaper than all that waits."""
+        """Whether enough leaves are cheaper than all that waits, or nodes are too many."""
+        if self._kept >= self.most:
+            return True
         return math.isfinite(self.wanted) and self.certain(least) >= self.wanted

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from hf_exposure.tree.explorer import Explorer
 from hf_exposure.tree.frontier import Nodes
@@ -18,14 +19,14 @@ class Prefixes:
     """Prefixes of which none begins with another one.
 
     Attributes:
-        paths: (f, depth) their tokens, -1 behind the end of each.
+        paths: (f, depth) int32, their tokens, -1 behind the end of each.
         depths: (f,) how many tokens each has.
         costs: (f,) bits.
         states: (f,) their states in the tree's automaton.
         powers: (f, 5) log2 of the powers' probabilities of coming by them.
     """
 
-    paths: Ints
+    paths: npt.NDArray[np.int32]
     depths: Ints
     costs: Floats
     states: Ints
@@ -34,7 +35,7 @@ class Prefixes:
     @classmethod
     def of(cls, nodes: Nodes, explorer: Explorer) -> Prefixes:
         """Those of nodes that an explorer has tagged, as they come."""
-        paths = nodes.paths  # put together anew at each look
+        paths = nodes.paths.astype(np.int32)
         depths = np.full(len(nodes), paths.shape[1])
         return cls(paths, depths, nodes.costs, nodes.states, explorer.powers(nodes.tags))
 
@@ -43,9 +44,15 @@ class Prefixes:
         """All of them, in the order that their paths have as tuples, whatever theirs was."""
         if not parts:
             nothing = np.zeros(0, dtype=np.int64)
-            return cls(nothing[:, None], nothing, np.zeros(0), nothing, np.zeros((0, len(POWERS))))
+            return cls(
+                nothing[:, None].astype(np.int32),
+                nothing,
+                np.zeros(0),
+                nothing,
+                np.zeros((0, len(POWERS))),
+            )
         depth = max(part.paths.shape[1] for part in parts)
-        paths = np.full((sum(map(len, parts)), depth), -1, dtype=np.int64)
+        paths = np.full((sum(map(len, parts)), depth), -1, dtype=np.int32)
         begin = 0
         for part in parts:
             paths[begin : begin + len(part), : part.paths.shape[1]] = part.paths
@@ -64,7 +71,7 @@ class Prefixes:
 
     def path(self, place: int) -> Ints:
         """(depth,) tokens of one."""
-        return self.paths[place, : self.depths[place]]
+        return self.paths[place, : self.depths[place]].astype(np.int64)
 
     def place_of(self, path: Ints) -> int | None:
         """The place of the one that `path` begins with, if any."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.exposure import exploring
 from hf_exposure.exposure.draws import Sampled, sample
 from hf_exposure.exposure.exploring import Explored, explore
 from hf_exposure.exposure.ranking import ranks
@@ -96,6 +97,24 @@ def test_sampled_ranks_are_unbiased_under_every_tokenizer(kind: str, fmt: Secret
     # most. Paths that are counted twice, or not at all, make far larger errors.
     far = np.abs(mean - chosen) / np.maximum(error, 0.03 * np.array(chosen))
     assert (far < 4).all(), (mean, error)
+
+
+def test_an_exploration_that_keeps_few_nodes_leaves_the_ranks_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with torch.no_grad():
+        one, chosen = space(), (1, 10, 100, 900)
+        paths, costs = one.at(*chosen)
+        held = []
+        for most in (20, 60, 10**6):
+            monkeypatch.setattr(exploring, "_MOST", most)
+            left = explore(one.scorer(), float(costs.max()) + 1e-4, paths, max_forwards=300)
+            held.append(len(left.frontier))
+            mean, error, _ = mean_ranks(one, chosen, visits=300, draws=100, seeds=20)
+            far = np.abs(mean - chosen) / np.maximum(error, 0.03 * np.array(chosen))
+            assert (far < 4).all(), (most, mean, error)
+    assert held[0] <= 20 + 2 * 10  # and the children of what was visited last
+    assert held[0] < held[1] < 100
 
 
 @pytest.mark.slow

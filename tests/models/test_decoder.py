@@ -461,6 +461,27 @@ def test_the_chunk_is_halved_and_kept_when_memory_runs_out(error: Exception) -> 
         assert np.array_equal(branches.paths, expected.paths[place])
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 16])
+def test_the_probe_takes_fewer_rows_when_memory_runs_out(rows: int) -> None:
+    decoder = Decoder(
+        Narrow(rows, torch.OutOfMemoryError("out of memory")), PROMPT, COLUMNS, batch_size=16
+    )
+    decoder.probe([np.array([1, 2, 3])])
+    assert decoder.cached
+    assert decoder.noise < 1e-3
+    assert decoder.halved == (rows < 3)  # the last of four rows is run by itself
+    assert decoder.batch_size == (2 if rows < 3 else 16)
+
+
+def test_what_waits_does_not_hold_the_bits_that_were_read() -> None:
+    decoder = Decoder(Narrow(9, ValueError()), PROMPT, COLUMNS)
+    root = decoder.root()
+    ((_, branches),) = decoder.step(root, np.zeros(3, dtype=np.int64), np.arange(3))
+    decoder.next_bits(branches, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
+    assert branches.bits.nbytes == 0
+    assert branches.bits.base is None
+
+
 def test_memory_that_does_not_suffice_for_one_row_is_an_error() -> None:
     decoder = Decoder(Narrow(0, torch.OutOfMemoryError("out of memory")), PROMPT, COLUMNS)
     with pytest.raises(torch.OutOfMemoryError):
@@ -531,7 +552,7 @@ def test_the_batch_is_smaller_for_large_vocabularies_and_many_columns() -> None:
     assert Decoder(llama(VOCABULARY), PROMPT, COLUMNS).batch_size == 512
     large = llama(200_000, hidden_size=8, num_attention_heads=2, num_key_value_heads=1)
     assert Decoder(large, PROMPT, COLUMNS).batch_size == (1 << 25) // 200_000
-    assert Decoder(large, PROMPT, np.arange(100_000)).batch_size == (1 << 21) // 100_000
+    assert Decoder(large, PROMPT, np.arange(100_000)).batch_size == (1 << 20) // 100_000
     assert Decoder(large, PROMPT, COLUMNS, batch_size=9).batch_size == 9
 
 
