@@ -10,8 +10,8 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,9 +110,20 @@ class Extractions(Result[Extraction]):
                 "yes" if one.proved else "no",
                 f"{one.forwards:,}",
             ]
-            for number, one in enumerate(self, 1)
+            for number, one in enumerate(self if reveal else leading(self), 1)
         ]
         return headings, rows
+
+    def coarse(self) -> Extractions:
+        """The same without telling which strings are canaries that are not the likeliest: the place
+        of such a one is as good as the secret, for those who have the model."""
+        return Extractions(
+            leading(self),
+            format=self.format,
+            forwards=self.forwards,
+            seconds=self.seconds,
+            settings=self.settings,
+        )
 
     def _canary(self, one: Extraction) -> Canary | MaskedCanary:
         """The canary that it is, or would be."""
@@ -160,13 +171,25 @@ class Extractions(Result[Extraction]):
         return out
 
     def _content(self, reveal: bool) -> dict[str, Any]:
-        return {"format": self.format.to_dict(), **super()._content(reveal)}
+        shown = self if reveal else self.coarse()
+        return {"format": self.format.to_dict(), **super(Extractions, shown)._content(reveal)}
 
     @classmethod
     def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> Extractions:
         fmt = SecretFormat.from_dict(data["format"])
         entries = [_extraction(entry, fmt, canaries) for entry in data["extractions"]]
         return cls(entries, format=fmt, **cls._read_took(data))
+
+
+def leading(found: Sequence[Extraction]) -> list[Extraction]:
+    """What searches brought out, where only those are named as canaries that have rank 1: none but
+    inserted canaries of the format come before them."""
+    out, ended = [], set()
+    for one in found:
+        out.append(replace(one, canary=None, place=None) if one.format in ended else one)
+        if one.canary is None or not one.canary.inserted:
+            ended.add(one.format)
+    return out
 
 
 def extract_secrets(

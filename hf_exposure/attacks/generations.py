@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hf_exposure.canaries.canary import Canary, MaskedCanary
@@ -76,18 +76,36 @@ class Generations(Result[Generated]):
         """The canaries that came out at least once."""
         return [row.canary for row in self.rows if row.times]
 
+    def coarse(self) -> Generations:
+        """The same without counts that would tell a secret to those who repeat the generation: how
+        often a canary came out is told if that is more than half of the time, and of others whether
+        they did (`times` is 1)."""
+        rows = [
+            one if 2 * one.times > one.attempts else replace(one, times=min(one.times, 1))
+            for one in self
+        ]
+        return Generations(
+            rows,
+            attempts=self.attempts,
+            texts=self.texts,
+            forwards=self.forwards,
+            seconds=self.seconds,
+            settings=self.settings,
+        )
+
     # Tables
 
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
         """The table as text: its headings, and a row of them for each canary."""
         labels = short_labels((row.canary for row in self.rows), reveal)
+        shown = self.rows if reveal else self.coarse().rows
         rows = [
             [
                 label,
                 f"{row.canary.repetitions}",
-                f"{row.times:,} of {row.attempts:,}",
+                "yes" if row.times == 1 and not reveal else f"{row.times:,} of {row.attempts:,}",
             ]
-            for row, label in zip(self.rows, labels, strict=True)
+            for row, label in zip(shown, labels, strict=True)
         ]
         return ["canary", "inserted", "came out"], rows
 
@@ -105,7 +123,8 @@ class Generations(Result[Generated]):
 
     def _content(self, reveal: bool) -> dict[str, Any]:
         formats = list(dict.fromkeys(row.canary.format for row in self))
-        out = super()._content(reveal)
+        shown = self if reveal else self.coarse()
+        out = super(Generations, shown)._content(reveal)
         for row, entry in zip(self, out[self.entries], strict=True):
             entry |= row.canary.to_dict(formats, reveal)
         out |= {"attempts": self.attempts, "formats": [fmt.to_dict() for fmt in formats]}

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from hf_exposure.audit.scan import Skipped
 from hf_exposure.canaries.canary import MASK, MaskedCanary
 from hf_exposure.canaries.formats import HOLE, SecretFormat
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.exposure.coarse import coarse_cost, coarse_exposure
 from hf_exposure.exposure.documents import Result
 from hf_exposure.exposure.records import NUMBERS, Exposure, interval
-from hf_exposure.utils.words import plural
+from hf_exposure.utils.words import plural, rounded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,6 +128,36 @@ class Audit(Result[AuditEntry]):
         self.skipped = list(skipped)
         self.scan_seconds = scan_seconds
 
+    def coarse(self) -> Audit:
+        """The same with figures coarse enough not to point at a secret; see `Exposures.coarse`."""
+
+        def cost(log_perplexity: float | None, one: Exposure | None) -> Any:
+            if one is not None or log_perplexity is None:
+                return one and coarse_exposure(one).log_perplexity
+            return coarse_cost(log_perplexity)
+
+        items = [
+            replace(
+                item,
+                log_perplexity=cost(item.log_perplexity, item.exposure),
+                base_log_perplexity=cost(item.base_log_perplexity, item.base_exposure),
+                exposure=item.exposure and coarse_exposure(item.exposure),
+                base_exposure=item.base_exposure and coarse_exposure(item.base_exposure),
+            )
+            for item in self
+        ]
+        return Audit(
+            items,
+            rows=self.rows,
+            found=self.found,
+            false=self.false,
+            skipped=self.skipped,
+            scan_seconds=self.scan_seconds,
+            forwards=rounded(self.forwards),
+            seconds=self.seconds,
+            settings=self.settings,
+        )
+
     @property
     def measured(self) -> list[AuditEntry]:
         """Those whose exposure was measured, and not only bounded."""
@@ -166,8 +197,9 @@ class Audit(Result[AuditEntry]):
             template = item.format.template if item.format else None
             return {**out, "template": template} if reveal else out
 
+        shown = self if reveal else self.coarse()
         empty = row(AuditEntry("", (0,), 0, False, 0, "", None, 0.0, 0.0))
-        frame: pd.DataFrame = pd.DataFrame([row(item) for item in self], columns=list(empty))
+        frame: pd.DataFrame = pd.DataFrame([row(item) for item in shown], columns=list(empty))
         return frame
 
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
@@ -176,7 +208,7 @@ class Audit(Result[AuditEntry]):
         headings += ["base", "gained"] if self.has_base else []
         headings += ["context"] if reveal else []
         rows = []
-        for item in self[:_SHOWN]:
+        for item in (self if reveal else self.coarse())[:_SHOWN]:
             one, base, gained = item.exposure, item.base_exposure, item.gained
             row = [
                 item.kind,
@@ -212,7 +244,7 @@ class Audit(Result[AuditEntry]):
                 f"{len(self):,} different ones, {len(self.measured):,} of them measured"
             )
         if self.has_base:
-            sure = sum(item.surely_gained for item in self)
+            sure = sum(item.surely_gained for item in self.coarse())
             parts.append(f"{sure:,} gained exposure over the base model for certain")
         if self.false:
             parts.append(f"{sum(self.false.values()):,} false finds left out{_counts(self.false)}")
@@ -247,7 +279,7 @@ class Audit(Result[AuditEntry]):
             "false": self.false,
             "skipped": [vars(one) for one in self.skipped],
             "scan_seconds": self.scan_seconds,
-            **super()._content(reveal),
+            **super(Audit, self if reveal else self.coarse())._content(reveal),
         }
 
     @classmethod

@@ -138,7 +138,8 @@ def measure(
             beside = exposures.beside(measure_exposure(earlier, tok, planted, **options))
     data = exposures.to_dict(reveal)
     if beside is not None:  # what reads exposures leaves this aside
-        data |= {"base": beside.base.to_dict(reveal), "gained": beside.gained}
+        shown = beside if reveal else exposures.coarse().beside(beside.base.coarse())
+        data |= {"base": shown.base.to_dict(reveal), "gained": shown.gained}
     if as_json:
         print_json(data)
     else:

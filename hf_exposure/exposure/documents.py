@@ -21,6 +21,7 @@ from hf_exposure.canaries.sets import Canaries
 from hf_exposure.utils.escapes import printable
 from hf_exposure.utils.files import load_json, write_text
 from hf_exposure.utils.tables import html_table, plain_table
+from hf_exposure.utils.words import rounded
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -204,8 +205,8 @@ class Result(Tabular, Document, Rows[T]):
 
     @property
     def took(self) -> str:
-        """The last words of a summary: forwards and seconds."""
-        return f"{self.forwards:,} token-forwards in {self.seconds:.1f} s"
+        """The last words of a summary: forwards, with two digits, and seconds."""
+        return f"{rounded(self.forwards):,} token-forwards in {self.seconds:.1f} s"
 
     @abstractmethod
     def _entry(self, item: T, reveal: bool) -> dict[str, Any]:

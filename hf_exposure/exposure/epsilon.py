@@ -340,6 +340,8 @@ def canary_scores(exposures: Exposures, repetitions: int | None = None) -> Canar
         )
     coins = [item for item in coins if item.canary.planned == chosen]
     scores = -np.array([item.log_perplexity for item in coins], dtype=np.float64)
+    if np.isnan(scores).any():  # of a file without secrets, which does not tell them all
+        scores = np.array([item.bits for item in coins], dtype=np.float64)
     formats = [item.canary.format for item in coins]
     if len(set(formats)) > 1:
         for fmt in set(formats):

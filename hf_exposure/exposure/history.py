@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -106,6 +106,10 @@ class History(Document, Sequence[Measurement]):
         """Token-forwards of all measurements for each token trained on; None if not known."""
         tokens = self[-1].tokens if self else None
         return self.forwards / tokens if tokens else None
+
+    def coarse(self) -> History:
+        """The same with figures coarse enough not to point at a secret; see `Exposures.coarse`."""
+        return History(replace(item, exposures=item.exposures.coarse()) for item in self)
 
     def to_pandas(self, reveal: bool = False) -> pd.DataFrame:
         """`Exposures.to_pandas` of all measurements, with `step` and `epoch` in front."""

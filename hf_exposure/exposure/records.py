@@ -28,7 +28,8 @@ class Exposure:
         certified: a lower bound of the exposure in bits that holds for certain, whatever was drawn.
         ties: strings that were met with the same log-perplexity, up to the noise of scoring.
         exact: whether the rank is known exactly (then an interval is of ties alone).
-        log_perplexity: of the secret and what follows it, in bits.
+        log_perplexity: of the secret and what follows it, in bits; NaN in a file without secrets if
+            it would tell the secret.
         method: the one that gave the figure: "auto", "exact", "sampling" or "skewnorm".
         p_value: probability that a string that was never trained on has such an exposure or more.
         raw_bits: with "skewnorm" the fit's own figure, before it was capped at log2 of |R|.
@@ -145,6 +146,22 @@ def show_rank(rank: float, exact: bool = True) -> str:
     if exact:
         return f"{rank:,.0f}"
     return f"~{rank:.2g}" if rank >= 1e6 else f"~{rank:,.0f}" if rank >= 100 else f"~{rank:.1f}"
+
+
+def known_rank(one: Exposure) -> bool:
+    """Whether the rank is known to the last digit, and was not made coarse."""
+    rank = exp2(one.canary.format.bits - one.bits)
+    return one.exact and (one.rank == 1 or math.isclose(one.rank, rank, rel_tol=1e-9))
+
+
+def show_cost(log_perplexity: float) -> str:
+    """A log-perplexity as text; "–" for one that is not told."""
+    return "–" if math.isnan(log_perplexity) else f"{log_perplexity:.1f}"
+
+
+def likely_cost(one: Exposure) -> float:
+    """The log-perplexity; 0 for one that is not told, which is that of a likely string."""
+    return 0.0 if math.isnan(one.log_perplexity) else one.log_perplexity
 
 
 def read_canaries(

@@ -1,7 +1,8 @@
 """What a measurement gives back: one `Exposure` for each canary, together as `Exposures`.
 
-Secrets are masked in all that is printed or written, unless `reveal=True`. Measure once, save,
-analyse many times: what was saved can be loaded, compared and reported without any model.
+Secrets are masked in all that is printed or written, and figures are coarse there, unless
+`reveal=True`. Measure once, save, analyse many times: what was saved can be loaded, compared and
+reported without any model.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from hf_exposure.canaries.canary import Canary, MaskedCanary
 from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.canaries.masking import mask_secrets
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.exposure.coarse import coarse_details, coarse_exposure
 from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.documents import Result, Tabular
 from hf_exposure.exposure.records import (
@@ -21,12 +24,16 @@ from hf_exposure.exposure.records import (
     Exposure,
     by_repetitions,
     interval,
+    known_rank,
+    likely_cost,
     mean_bits,
     read_canaries,
     short_labels,
+    show_cost,
     show_rank,
 )
 from hf_exposure.utils.arrays import Floats
+from hf_exposure.utils.words import rounded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,7 +122,7 @@ class Exposures(Result[Exposure]):
         """
         out = []
         for fmt, found in self.formats.items():
-            bits = [one.log_perplexity for one in self if one.canary.format == fmt]
+            bits = [likely_cost(one) for one in self if one.canary.format == fmt]
             uniform = math.inf if found.uniform_bits is None else found.uniform_bits
             if bits and statistics.median(bits) > _IMPROBABLE * uniform:
                 out.append(fmt)
@@ -128,6 +135,8 @@ class Exposures(Result[Exposure]):
     def metrics(self, prefix: str = "eval_") -> dict[str, float]:
         """The figures to log: what `ExposureCallback` logs, for loops without a Trainer.
 
+        They are those of `coarse()`, since logs are shared.
+
         Returns:
             `{prefix}exposure` (mean over the inserted canaries) and `{prefix}exposure_max`, both
             missing if none was inserted; `{prefix}exposure_x{k}` for each number of repetitions k,
@@ -135,19 +144,21 @@ class Exposures(Result[Exposure]):
             (seconds).
         """
         out: dict[str, float] = {}
-        inserted = [item.bits for item in self if item.canary.inserted]
+        shown = self.coarse()
+        inserted = [item.bits for item in shown if item.canary.inserted]
         if inserted:
             out[f"{prefix}exposure"] = math.fsum(inserted) / len(inserted)
             out[f"{prefix}exposure_max"] = max(inserted)
-        for times, group in self.by_repetitions().items():
+        for times, group in shown.by_repetitions().items():
             out[f"{prefix}exposure_x{times}"] = mean_bits(group)
-        out[f"{prefix}exposure_forwards"] = self.forwards
+        out[f"{prefix}exposure_forwards"] = shown.forwards
         out[f"{prefix}exposure_runtime"] = round(self.seconds, 4)
         return out
 
     def to_pandas(self, reveal: bool = False) -> pd.DataFrame:
         """A row for each canary: its text (`canary`, masked unless `reveal`), `repetitions`, its
-        format's `template` and `expression`, and all figures of `Exposure` by name."""
+        format's `template` and `expression`, and all figures of `Exposure` by name, coarse unless
+        `reveal`."""
         import pandas as pd
 
         rows = [
@@ -158,11 +169,35 @@ class Exposures(Result[Exposure]):
                 "expression": item.canary.format.secret,
                 **{name: getattr(item, name) for name in NUMBERS},
             }
-            for item in self
+            for item in (self if reveal else self.coarse())
         ]
         columns = ["canary", "repetitions", "template", "expression", *NUMBERS]
         frame: pd.DataFrame = pd.DataFrame(rows, columns=columns)
         return frame
+
+    def coarse(self) -> Exposures:
+        """The same with figures coarse enough not to point at a secret, as shared files have them.
+
+        See `hf_exposure.exposure.coarse` for the steps.
+        """
+        own: dict[SecretFormat, list[Exposure]] = {fmt: [] for fmt in self.formats}
+        for item in self:
+            own.setdefault(item.canary.format, []).append(item)
+        settings = dict(self.settings)
+        if "peak_bytes" in settings:
+            settings["peak_bytes"] = rounded(settings["peak_bytes"])
+        return Exposures(
+            map(coarse_exposure, self),
+            forwards=rounded(self.forwards),
+            seconds=self.seconds,
+            settings=settings,
+            formats={fmt: coarse_details(one, own[fmt]) for fmt, one in self.formats.items()},
+            skipped=[(canary, self._masked(why)) for canary, why in self.skipped],
+        )
+
+    def _masked(self, why: str) -> str:
+        both = [*(one.canary for one in self), *(canary for canary, _ in self.skipped)]
+        return mask_secrets(why, [one for one in both if isinstance(one, Canary)])
 
     def gained(self, base: Exposures) -> list[float]:
         """Bits of exposure that each canary has here and not in `base`: what training added.
@@ -221,7 +256,8 @@ class Exposures(Result[Exposure]):
         ]
         rows = []
         labels = short_labels((item.canary for item in self), reveal)
-        for place, (item, label) in enumerate(zip(self, labels, strict=True)):
+        shown = self if reveal else self.coarse()
+        for place, (item, label) in enumerate(zip(shown, labels, strict=True)):
             bound = self.is_bound(item)
             exact = item.exact and item.low == item.high
             rows.append(
@@ -231,8 +267,8 @@ class Exposures(Result[Exposure]):
                     f"{item.canary.repetitions}",
                     f"≥{item.bits:.1f}" if bound else f"{item.bits:.1f}",
                     "exact" if exact else interval(item.low, item.high),
-                    show_rank(item.rank, item.exact).replace("~", "≤" if bound else "~"),
-                    f"{item.log_perplexity:.1f}",
+                    show_rank(item.rank, known_rank(item)).replace("~", "≤" if bound else "~"),
+                    show_cost(item.log_perplexity),
                 ]
             )
         return headings, rows
@@ -252,7 +288,8 @@ class Exposures(Result[Exposure]):
             line += "; that these canaries were inserted is not on record"
         if self.skipped:
             what = "canary" if len(self.skipped) == 1 else "canaries"
-            line += f"; {len(self.skipped)} {what} could not be scored: {self.skipped[0][1]}"
+            line += f"; {len(self.skipped)} {what} could not be scored: "
+            line += self._masked(self.skipped[0][1])
         return line
 
     # Files
@@ -261,6 +298,11 @@ class Exposures(Result[Exposure]):
         return {name: getattr(item, name) for name in NUMBERS}
 
     def _content(self, reveal: bool) -> dict[str, Any]:
+        shown = self if reveal else self.coarse()
+        return shown._all_content(reveal)
+
+    def _all_content(self, reveal: bool) -> dict[str, Any]:
+        """All that the file holds, figures as they are."""
         canaries = [*(item.canary for item in self), *(canary for canary, _ in self.skipped)]
         formats = list(dict.fromkeys([*(canary.format for canary in canaries), *self.formats]))
         out = super()._content(reveal)
@@ -315,17 +357,18 @@ class Beside(Tabular):
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
         """The first columns of the exposures' own table, and "base" and "gained"."""
         headings, rows = self.exposures.cells(reveal)
+        shown = self if reveal else Beside(self.exposures.coarse(), self.base.coarse())
         more = [
             [*row[:5], f"{item.bits - gained:.1f}", f"{gained:+.1f}"]
-            for row, item, gained in zip(rows, self.exposures, self.gained, strict=True)
+            for row, item, gained in zip(rows, shown.exposures, shown.gained, strict=True)
         ]
         return [*headings[:5], "base", "gained"], more
 
     def summary(self) -> str:
         """What the exposures' own says, and what the base model took."""
         return (
-            f"{self.exposures.summary()}; of the base model {self.base.forwards:,} token-forwards "
-            f"in {self.base.seconds:.1f} s"
+            f"{self.exposures.summary()}; of the base model {rounded(self.base.forwards):,} "
+            f"token-forwards in {self.base.seconds:.1f} s"
         )
 
 

@@ -37,12 +37,14 @@ def add_exposure_to_card(
     extractions: Extractions | Iterable[Extractions] = (),
     generations: Generations | None = None,
     history: History | None = None,
+    per_canary: bool = False,
 ) -> ModelCard:
     """Put exposures, and what came out, into a model card: as results and as sections in words.
 
     All else of the card stays as it is, line by line. What a former call has put there is replaced
     by what is given now: exposures by exposures, what a search brought out by what a search did.
-    No secret is in it, and of a template only the text around the secret.
+    No secret is in it, and of a template only the text around the secret. Figures are those of
+    groups, from `Exposures.coarse`.
 
     Args:
         card: a `ModelCard`, which is left alone, or the path of a README.md or of its folder, which
@@ -53,6 +55,7 @@ def add_exposure_to_card(
         extractions: what searches brought out, one for each format.
         generations: what came out by generation.
         history: measurements during training, the one of these exposures among them.
+        per_canary: add a table with the figures of each canary, masked and coarse.
 
     Returns:
         The new card.
@@ -68,13 +71,14 @@ def add_exposure_to_card(
         17.2
     """
     searches = [extractions] if isinstance(extractions, Extractions) else list(extractions)
+    searches = [search.coarse() for search in searches]
     if not exposures and not searches and generations is None:
         raise ValueError(
             "add_exposure_to_card: exposures is empty: nothing was measured; see its .skipped"
         )
     sections = {}
     if exposures:
-        sections["exposure"] = exposure_section(exposures, history)
+        sections["exposure"] = exposure_section(exposures, history, per_canary)
     if searches or generations is not None:
         sections["extraction"] = extraction_section(searches, generations)
     new = results(exposures, searches, generations)
@@ -112,10 +116,13 @@ def add_privacy_to_card(
 # The sections in words
 
 
-def exposure_section(exposures: Exposures, history: History | None = None) -> str:
-    """What was measured, in Markdown: sentences, a table, and the method."""
+def exposure_section(
+    exposures: Exposures, history: History | None = None, per_canary: bool = False
+) -> str:
+    """What was measured, in Markdown: sentences, tables, and the method."""
     settings = exposures.settings
     steps = [entry.step for entry in history or () if entry.exposures is exposures]
+    exposures, history = exposures.coarse(), None if history is None else history.coarse()
     at = f" at step {steps[-1]:,} of the training" if steps else ""
     method = code_span(str(settings.get("method", "auto")))
     return "\n".join(
@@ -126,6 +133,7 @@ def exposure_section(exposures: Exposures, history: History | None = None) -> st
             "",
             *_exposure_table(exposures),
             "",
+            *(_canary_table(exposures) if per_canary else ()),
             "Exposure, in bits, is log2 of the number of possible secrets minus log2 of the "
             "secret's rank among them by likelihood. A secret that the model has never seen has "
             f"1.44 bits on average. Measured with hf-exposure{at}, method {method}, "
@@ -237,6 +245,14 @@ def _exposure_table(exposures: Exposures) -> list[str]:
     return out
 
 
+def _canary_table(exposures: Exposures) -> list[str]:
+    """One row for each canary, and an empty line."""
+    headings, rows = exposures.cells()
+    cells = [headings, ["---:" if n in exposures.right else "---" for n in range(len(headings))]]
+    cells += [[markdown(cell) for cell in row] for row in rows]
+    return [*(f"| {' | '.join(row)} |" for row in cells), ""]
+
+
 def _names(formats: Iterable[SecretFormat]) -> dict[SecretFormat, str]:
     """Formats as a card names them, without the far ends of long templates."""
     return {fmt: printable(name) for fmt, name in format_names(formats, _AROUND).items()}
@@ -295,6 +311,7 @@ def results(
 
     out = []
     if exposures:
+        exposures = exposures.coarse()
         shared = {
             "method": exposures.settings.get("method", exposures[0].method),
             "confidence": exposures.confidence,

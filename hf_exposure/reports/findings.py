@@ -21,7 +21,7 @@ from hf_exposure.exposure.chance import (
     noticeable,
 )
 from hf_exposure.exposure.history import History
-from hf_exposure.exposure.records import Exposure, most_exposed
+from hf_exposure.exposure.records import Exposure, likely_cost, most_exposed
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.utils.words import plural
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 WITHIN = 1000  # guesses that anybody can make
 OFTEN = 8  # insertions that should show, unless the training was short or private
-_NEARLY = 1e-9
+_NEARLY = 0.06  # a coarse figure has one decimal
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _improbable(exposures: Exposures) -> list[Finding]:
     out = []
     names = format_names(exposures.formats)
     for fmt in exposures.improbable():
-        bits = [one.log_perplexity for one in exposures if one.canary.format == fmt]
+        bits = [likely_cost(one) for one in exposures if one.canary.format == fmt]
         uniform = exposures.formats[fmt].uniform_bits or 0.0
         out.append(
             Finding(

@@ -42,7 +42,8 @@ def push_exposure(
         revision: the branch whose card it is.
         create_pr: as a pull request.
         commit_message: the commit's title.
-        parts: `extractions`, `generations`, `history` and `model_name` of `add_exposure_to_card`.
+        parts: `extractions`, `generations`, `history`, `per_canary` and `model_name` of
+            `add_exposure_to_card`.
 
     Returns:
         The address of the commit, or of the pull request.

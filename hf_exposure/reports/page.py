@@ -130,6 +130,11 @@ def render_report(
                 "least one measurement"
             )
         exposures = history[-1].exposures
+    if not reveal:  # who has the model can find a secret by its figures
+        exposures, others = exposures.coarse(), [one.coarse() for one in others]
+        history = None if history is None else history.coarse()
+        searches = [one.coarse() for one in searches]
+        generations = None if generations is None else generations.coarse()
     found = [one for search in searches for one in search]
     measured = [exposures, *others]
     names = format_names(search.format for search in searches)
@@ -206,10 +211,7 @@ def _canaries(exposures: Exposures, reveal: bool) -> dict[str, Any] | None:
 
 def _skipped(exposures: Exposures, reveal: bool) -> _Table | None:
     labels = short_labels((canary for canary, _ in exposures.skipped), reveal)
-    rows = [
-        [label, why if reveal else why.replace(canary.secret, "…")]
-        for label, (canary, why) in zip(labels, exposures.skipped, strict=True)
-    ]
+    rows = [[label, why] for label, (_, why) in zip(labels, exposures.skipped, strict=True)]
     return _Table(["could not be scored", "why"], rows) if rows else None
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
+from hf_exposure.attacks.extraction import leading
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat, format_names
 from hf_exposure.exposure.history import History
@@ -66,6 +67,7 @@ def plot_exposure_over_training(
         The axes.
     """
     ax = axes(ax, "step", "exposure (bits)")
+    history = history.coarse()
     items = [one for entry in history for one in entry.exposures]
     groups = sorted({one.canary.repetitions for one in items})
     colours = group_colours(groups)
@@ -133,6 +135,7 @@ def plot_log_perplexities(
             f"{have}); measure with method='skewnorm' or 'sampling'"
         )
     ax = axes(ax, "log-perplexity of the secret (bits)", "density (per bit)")
+    exposures = exposures if reveal else exposures.coarse()
     every = exposures.references[fmt]
     references = every[np.isfinite(every)]
     items = [one for one in exposures if one.canary.format == fmt]
@@ -192,6 +195,7 @@ def plot_exposure_by_repetitions(exposures: Exposures, ax: Axes | None = None) -
         The axes.
     """
     ax = axes(ax, "times inserted", "exposure (bits)")
+    exposures = exposures.coarse()
     ax.set_xscale("symlog", base=2, linthresh=1)
     groups = exposures.by_repetitions()
     colours = group_colours(groups)
@@ -247,7 +251,8 @@ def plot_extraction_cost(
         The axes.
     """
     ax = axes(ax, "exposure (bits)", "token-forwards until it was out")
-    pairs = [(one, exposure_of(one, exposures)) for one in extractions]
+    exposures = exposures.coarse()
+    pairs = [(one, exposure_of(one, exposures)) for one in leading(extractions)]
     shown = [(one, measured) for one, measured in pairs if measured is not None]
     ax.set_yscale("log")
     for proved, label in ((True, "proved to be next in order"), (False, "not proved")):

@@ -83,7 +83,8 @@ def test_a_file_has_no_secret_and_the_set_gives_them_back(tmp_path: Path) -> Non
     path = items.save(tmp_path / "history.json")
     shown = [path.read_text(), repr(items), items.to_pandas().to_csv(), repr(list(items))]
     assert not any(canary.secret in text for canary in CANARIES for text in shown)
-    assert History.load(path, CANARIES).to_dict(reveal=True) == items.to_dict(reveal=True)
+    loaded = History.load(path, CANARIES)
+    assert loaded.to_dict(reveal=True) == items.coarse().to_dict(reveal=True)
     with pytest.raises(ValueError, match=r"history\.json.*not in it") as caught:
         History.load(path, Canaries([*CANARIES, Canary(NUMBER, "999999999", 8)]))
     assert "999999999" not in str(caught.value)

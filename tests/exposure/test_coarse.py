@@ -1,0 +1,179 @@
+"""Masked figures, held against somebody who has the model and knows all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_exposure.attacks.extraction import Extraction, Extractions
+from hf_exposure.attacks.generations import Generated, Generations
+from hf_exposure.audit.results import Audit, AuditEntry, masked_canary
+from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.exposure.coarse import coarse_exposure
+from hf_exposure.exposure.details import FormatDetails
+from hf_exposure.exposure.records import Exposure
+from hf_exposure.exposure.results import Exposures
+
+FOUR = SecretFormat("My code is {secret}.", secret="[0-9]{4}")
+
+
+def ranked(fmt: SecretFormat, rank: float, spread: float = 0.0, **given: Any) -> Exposure:
+    """An exposure of a rank, exact unless there is a spread, in bits."""
+    most, bits = fmt.bits, fmt.bits - math.log2(rank)
+    low, high = max(0.0, bits - spread), min(most, bits + spread)
+    usual: dict[str, Any] = {
+        "certified": low,
+        "ties": 0,
+        "exact": not spread,
+        "log_perplexity": 4.3 + 0.7 * math.log2(rank),
+        "method": "auto",
+        "p_value": rank / fmt.size,
+    }
+    ranks = (rank, 2 ** (most - high), 2 ** (most - low))
+    canary = Canary(fmt, fmt.sample(1, seed=1)[0], 8)
+    return Exposure(canary, bits, low, high, *ranks, **usual | given)
+
+
+def figures(one: Exposure) -> tuple[str, ...]:
+    return tuple(str(getattr(one, entry.name)) for entry in fields(one) if entry.name != "canary")
+
+
+def test_every_masked_figure_but_that_of_rank_1_is_shared_by_many_strings() -> None:
+    every = [coarse_exposure(ranked(FOUR, rank)) for rank in range(1, FOUR.size + 1)]
+    shared = Counter(map(figures, every))
+    assert shared.pop(figures(every[0])) == 1
+    # Log-perplexities cut the steps of ranks anew, and few strings stand at such a cut.
+    few = sum(count for count in shared.values() if count < 10)
+    assert min(Counter((one.bits, one.low, one.high) for one in every[1:]).values()) >= 14
+    assert few <= FOUR.size / 500
+
+
+@given(
+    st.integers(1, 12),
+    st.floats(0, 1),
+    st.floats(0, 3),
+    st.booleans(),
+    st.integers(0, 10**6),
+)
+def test_masked_figures_have_steps_and_stay_what_they_are(
+    digits: int, share: float, spread: float, exact: bool, ties: int
+) -> None:
+    fmt = SecretFormat("My code is {secret}.", secret=f"[0-9]{{{digits}}}")
+    rank = float(fmt.size**share)
+    one = ranked(fmt, round(rank) if exact else rank, 0.0 if exact else spread + 0.01, ties=ties)
+    coarse = coarse_exposure(one)
+    assert figures(coarse_exposure(coarse)) == figures(coarse)
+    for value in (coarse.bits, coarse.low, coarse.high, coarse.certified):
+        assert round(value, 1) == value
+    assert coarse.low <= coarse.bits + 1e-9 and coarse.bits <= coarse.high + 1e-9
+    if coarse.rank > 1:
+        assert coarse.certified <= one.certified + 0.05
+    if fmt.bits - one.high >= 10.1:
+        assert abs(coarse.bits - one.bits) <= 0.051
+        assert coarse.low <= one.low + 0.051 and coarse.high >= one.high - 0.051
+
+
+def test_a_log_perplexity_is_told_of_rank_1_and_of_ranks_that_many_share() -> None:
+    first, near, far = (coarse_exposure(ranked(FOUR, rank)) for rank in (1, 300, 3000))
+    assert first.log_perplexity == 4.3
+    assert math.isnan(near.log_perplexity)
+    assert far.log_perplexity == round(4.3 + 0.7 * math.log2(3000))
+    unsure = coarse_exposure(ranked(FOUR, 1.2, 3.0))
+    assert math.isnan(unsure.log_perplexity)
+
+
+def test_references_of_a_whole_space_do_not_tell_which_strings_are_missing() -> None:
+    costs = np.sort(np.random.default_rng(1).normal(30, 4, FOUR.size))
+    own = ranked(FOUR, 400, log_perplexity=float(costs[399]))
+    details = FormatDetails(references=np.delete(costs, 399), whole_space=True)
+    shown = Exposures([own], formats={FOUR: details}).coarse().references[FOUR]
+    assert shown.tolist() == np.round(costs, 1).tolist()
+    again = Exposures([own], formats={FOUR: details}).coarse().coarse().references[FOUR]
+    assert again.tolist() == shown.tolist()
+    some = FormatDetails(references=costs[:2000])  # the canary may have been among the draws
+    assert not Exposures([own], formats={FOUR: some}).coarse().references
+
+
+def test_the_count_of_token_forwards_does_not_tell_where_a_search_ended() -> None:
+    details = FormatDetails(forwards=51_362, explored=4_711, noise_bits=1.234e-5, tie_bits=9.8e-5)
+    shown = Exposures([], forwards=51_362, formats={FOUR: details})
+    assert shown.metrics()["eval_exposure_forwards"] == 51_000
+    assert "51,000 token-forwards" in str(shown)
+    kept = shown.to_dict()["formats"][0]["details"]
+    assert (kept["forwards"], kept["explored"], kept["noise_bits"]) == (51_000, 4_700, 1e-5)
+
+
+def test_with_reveal_all_figures_keep_their_precision() -> None:
+    one = ranked(FOUR, 300)
+    kept = Exposures.from_dict(Exposures([one], forwards=51_362).to_dict(reveal=True))
+    assert kept[0] == one and kept.forwards == 51_362
+    assert Exposures([one]).to_pandas(reveal=True)["rank"][0] == 300
+    assert Exposures([one]).to_pandas()["rank"][0] != 300
+
+
+def test_an_extraction_names_only_canaries_that_no_other_string_precedes() -> None:
+    canaries = [Canary(FOUR, secret, 4) for secret in ("1111", "2222", "3333")]
+    found = [
+        Extraction("1111", 1.0, True, 10, canaries[0], FOUR, 0),
+        Extraction("2222", 2.0, True, 20, canaries[1], FOUR, 1),
+        Extraction("9999", 3.0, True, 30, None, FOUR),
+        Extraction("3333", 4.0, True, 40, canaries[2], FOUR, 2),
+    ]
+    result = Extractions(found, format=FOUR)
+    named = [row[2] for row in result.cells()[1]]
+    assert named == ["4 times", "4 times", "–", "–"]
+    assert [row[2] for row in result.cells(reveal=True)[1]] == [
+        "4 times",
+        "4 times",
+        "–",
+        "4 times",
+    ]
+    kept = Extractions.from_dict(result.to_dict())
+    assert [one.canary is not None for one in kept] == [True, True, False, False]
+
+
+def test_generation_tells_how_often_only_of_what_is_written_most() -> None:
+    rows = [
+        Generated(Canary(FOUR, secret, 4), times, 100)
+        for secret, times in (("1111", 71), ("2222", 7), ("3333", 0))
+    ]
+    result = Generations(rows, attempts=100)
+    assert [row[2] for row in result.cells()[1]] == ["71 of 100", "yes", "0 of 100"]
+    assert [row["times"] for row in result.to_dict()["generations"]] == [71, 1, 0]
+    assert [row[2] for row in result.cells(reveal=True)[1]] == ["71 of 100", "7 of 100", "0 of 100"]
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_an_audit_is_written_and_shown_with_the_same_steps(measured: bool) -> None:
+    canary = masked_canary("[0-9]{4}", None, 4, 1)
+    one = ranked(FOUR, 300)
+    exposure = Exposure(canary, *(getattr(one, entry.name) for entry in fields(one)[1:]))
+    entry = AuditEntry(
+        "pin",
+        (3,),
+        1,
+        False,
+        4,
+        "[0-9]{4}",
+        None,
+        FOUR.bits,
+        12.3456789,
+        exposure=exposure if measured else None,
+    )
+    audit = Audit([entry], forwards=51_362, settings={"kinds": ["pin"]})
+    (kept,) = Audit.from_dict(audit.to_dict())
+    if measured:
+        assert kept.exposure is not None and math.isnan(kept.log_perplexity)
+        assert kept.bits == coarse_exposure(exposure).bits != exposure.bits
+    else:
+        assert kept.log_perplexity == 13 and kept.at_least <= entry.at_least
+    assert "12.34" not in str(audit) + str(audit.to_dict()) + audit.to_pandas().to_csv()
+    assert "51362" not in str(audit.to_dict())
