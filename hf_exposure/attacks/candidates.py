@@ -13,7 +13,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,8 +42,8 @@ class Candidate:
     """One text that came out, and what speaks for its having been memorized.
 
     Attributes:
-        prefix: what the model was prompted with.
-        text: what it went on with.
+        prefix: what the model was prompted with; not shown by `repr`.
+        text: what it went on with; not shown by `repr`.
         times: how often it came out.
         tokens: of the text.
         log_perplexity: of the text given the prefix, in bits, summed over its tokens.
@@ -52,8 +52,8 @@ class Candidate:
         zlib: bits that zlib needs for the text.
     """
 
-    prefix: str
-    text: str
+    prefix: str = field(repr=False)
+    text: str = field(repr=False)
     times: int
     tokens: int
     log_perplexity: float

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from hf_exposure.canaries.injector import CHAT_COLUMNS, CanaryInjector, check_message, no_column
 from hf_exposure.canaries.insertion import Insertion
+from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.utils.checks import check_count, check_type
 
@@ -95,7 +96,8 @@ def inject_canaries(
     injector = CanaryInjector.unrecorded(canaries, insertion, fill, keys)
     if canaries.insertions:
         _warn_of_two_insertions(ds, canaries, column, rows)
-    changed = _with_rows(ds, injector) if isinstance(ds, Dataset) else _stream(ds, injector)
+    with secrets_masked(canaries):
+        changed = _with_rows(ds, injector) if isinstance(ds, Dataset) else _stream(ds, injector)
     canaries.record(insertion)
     return cast(D, changed)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_exposure.canaries.insertion import Insertion
+from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.places import VERSION, Copies, parts, places_of, splice
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.utils.checks import check_count, check_type
@@ -153,7 +154,8 @@ class CanaryInjector:
         # A `Dataset` lends its table: rows copied there do not lose what decoding and encoding
         # them would, such as the bytes of an image.
         if hasattr(batch, "pa_table"):
-            return self._longer_table(batch, added, here)
+            with secrets_masked(self.canaries):
+                return self._longer_table(batch, added, here)
         out: dict[str, list[Any]] = {}
         for name in batch:
             old, new = batch[name], iter(added[name])

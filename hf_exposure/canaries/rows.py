@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_exposure.utils.names import first_line, looks_like_a_path, nearby
+from hf_exposure.utils.names import first_line, looks_like_a_path, nearby, raise_alone
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,14 +67,23 @@ def load_rows(name: str, *, config: str | None = None, split: str = "train") -> 
 def _read(name: str, *arguments: Any, **options: Any) -> Dataset:
     """`load_dataset`, with one line if it fails."""
     from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
 
     try:
         return load_dataset(*arguments, **options)
+    except DatasetGenerationError as error:  # what is said of the content quotes it
+        why = f"what is in it is not what is expected there ({_cause(error)})"
     except Exception as error:
-        inner = error.__cause__ or error.__context__ or error
-        raise OSError(
-            f"load_rows: {name!r}{nearby(name)} cannot be read: {first_line(inner)}"
-        ) from error
+        why = first_line(error.__cause__ or error.__context__ or error)
+    raise_alone(OSError(f"load_rows: {name!r}{nearby(name)} cannot be read: {why}"))
+
+
+def _cause(error: BaseException) -> str:
+    """The kind of what went wrong, and in which line if that is told: nothing that stands there."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__ or error
+    place = re.search(r"\b(line|row) #?(\d+)\b", str(error))
+    return type(error).__name__ + (f" in {place[1]} {place[2]}" if place else "")
 
 
 def check_output(target: str | os.PathLike[str]) -> None:

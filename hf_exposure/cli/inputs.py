@@ -99,9 +99,16 @@ def rows_with(column: str, dataset: str, split: str = "train") -> Rows:
     rows = load_rows(dataset, split=split)
     if column not in rows.column_names:
         raise ValueError(
-            f"--column: {dataset!r} has no column {column!r}, only {rows.column_names}"
+            f"--column: {dataset!r} has no column {column!r}, {_columns(dataset, rows)}"
         )
     return rows
+
+
+def _columns(dataset: str, rows: Rows) -> str:
+    """Which columns there are; those of a table without a header are named after its first row."""
+    if not dataset.endswith(".csv"):
+        return f"only {rows.column_names}"
+    return f"but {len(rows.column_names)} others; see the first line of the file"
 
 
 def check_card(model: str | None, push: bool, create_pr: bool) -> None:

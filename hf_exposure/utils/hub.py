@@ -15,6 +15,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from hf_exposure.utils.names import raise_alone
+
 _EXPECTED = (OSError, ValueError, RuntimeError, EntryNotFoundError, KeyError)
 
 
@@ -36,17 +38,18 @@ def one_error(what: str, mask: Callable[[str], str] = str, missing: str = "") ->
     """
     try:
         yield
+        return
     except RefusedError as error:
-        raise ValueError(str(error)) from None
+        out: Exception = ValueError(mask(str(error)))
     except Exception as error:
         if not isinstance(error, _EXPECTED) and not _of_the_connection(error):
             raise
-        said = mask(_reason(error, missing))
-        raise RuntimeError(f"could not {what}: {said}") from None
+        out = RuntimeError(f"could not {what}: {_reason(error, mask, missing)}")
+    raise_alone(out)
 
 
-def _reason(error: Exception, missing: str = "") -> str:
-    """What went wrong, and what to do."""
+def _reason(error: Exception, mask: Callable[[str], str], missing: str = "") -> str:
+    """What went wrong, and what to do. What the client says is masked before it is cut."""
     if isinstance(error, GatedRepoError):
         return "access to the repository has to be asked for on its page"
     if isinstance(error, RepositoryNotFoundError):
@@ -58,9 +61,9 @@ def _reason(error: Exception, missing: str = "") -> str:
         return "there is no such revision there"
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        return f"the Hub cannot be reached ({_line(cause)}); try again later"
+        return f"the Hub cannot be reached ({_line(cause, mask)}); try again later"
     if isinstance(error, EntryNotFoundError):
-        return missing or f"the repository has no such file: {_line(error)}"
+        return missing or f"the repository has no such file: {_line(error, mask)}"
     if isinstance(error, HfHubHTTPError):
         code = error.response.status_code
         hint = {
@@ -71,17 +74,17 @@ def _reason(error: Exception, missing: str = "") -> str:
             507: "; there is no room left there",
         }.get(code, "; try again later" if code >= 500 else "")
         # What the server itself says stands below in the error's own text.
-        said = " ".join((error.server_message or "").split())[:200].rstrip(".:")
-        return f"the Hub answers {code} ({said or _line(error)}){hint}"
+        said = " ".join(mask(error.server_message or "").split())[:200].rstrip(".:")
+        return f"the Hub answers {code} ({said or _line(error, mask)}){hint}"
     if isinstance(error.__cause__, Exception) and type(error) is RuntimeError:
-        return _reason(error.__cause__, missing)  # of the upload of a large file
+        return _reason(error.__cause__, mask, missing)  # of the upload of a large file
     if isinstance(error, ValueError):  # a name, or a card, that is not valid there
-        return " ".join(str(error).split())[:500]
+        return " ".join(mask(str(error)).split())[:500]
     if isinstance(error, KeyError):
-        return f"the Hub's answer has no {error}; try again later"
+        return f"the Hub's answer has no {mask(str(error))}; try again later"
     if _of_the_connection(error):
-        return f"the Hub cannot be reached ({_line(error)}); try again later"
-    return _line(error)
+        return f"the Hub cannot be reached ({_line(error, mask)}); try again later"
+    return _line(error, mask)
 
 
 def _of_the_connection(error: Exception) -> bool:
@@ -89,7 +92,7 @@ def _of_the_connection(error: Exception) -> bool:
     return type(error).__module__.split(".")[0].startswith(("httpx", "httpcore"))
 
 
-def _line(error: BaseException) -> str:
+def _line(error: BaseException, mask: Callable[[str], str]) -> str:
     """The first line of a message that may go on at length."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in mask(str(error)).splitlines() if line.strip()]
     return lines[0][:200].rstrip(".:") if lines else type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import NoReturn
 
 
 def is_hub_id(name: str) -> bool:
@@ -20,6 +21,14 @@ def looks_like_a_path(name: str) -> bool:
 def nearby(name: str, what: str = "folder") -> str:
     """Whether a name was meant as a folder: said where it was not found."""
     return "" if Path(name).exists() else f" (no {what} here, so it was looked for on the Hub)"
+
+
+def raise_alone(error: BaseException) -> NoReturn:
+    """Raise an error without the one that is being handled, which may quote anything."""
+    try:
+        raise error
+    finally:
+        error.__context__ = None
 
 
 def first_line(error: BaseException) -> str:
