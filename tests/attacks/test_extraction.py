@@ -503,7 +503,7 @@ def test_the_table_says_what_was_planted_and_what_is_proved() -> None:
         "   secret         planted  log-perplexity  proved  token-forwards\n"
         "1  …code is •••.  8 times             1.2  yes                 61\n"
         "2  …code is •••.  –                   7.5  no                 300\n"
-        "3  …code is •••.  0 times             8.5  no                 300\n"
+        "3  …code is •••.  –                   8.5  no                 300\n"
         "3 secrets of 10.0 bits; 300 token-forwards in 1.5 s"
     )
     plain, rich = str(found).split(), rendered(found).split()
@@ -532,8 +532,9 @@ def test_a_file_holds_everything_but_secrets_unless_they_are_asked_for(tmp_path:
     assert str(masked) == str(found)
     assert masked[0].canary == MaskedCanary(DIGITS, 3, 8)
     known = Extractions.load(tmp_path / "masked.json", canaries)
-    assert [one.secret for one in known] == ["271", "•••", "999"]
-    assert [one.canary for one in known] == [canaries[1], None, canaries[0]]
+    # What comes after another string is not named: its place would tell the secret.
+    assert [one.secret for one in known] == ["271", "•••", "•••"]
+    assert [one.canary for one in known] == [canaries[1], None, None]
     whole = Extractions.load(found.save(tmp_path / "whole.json", reveal=True))
     assert list(whole) == list(found)
     assert whole.to_dict(reveal=True) == found.to_dict(reveal=True)

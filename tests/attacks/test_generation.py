@@ -491,7 +491,7 @@ def test_secrets_are_masked_wherever_they_are_shown() -> None:
         "canary        inserted  came out\n"
         "…code is ••.         8  71 of 100\n"
         "…code is ••.         0  0 of 100\n"
-        "1 of 2 canaries came out; 100 sequences, 1,234 token-forwards in 0.5 s"
+        "1 of 2 canaries came out; 100 sequences, 1,200 token-forwards in 0.5 s"
     )
     assert str(written).split() == rendered(written).split()
 
