@@ -73,6 +73,7 @@ def generated(count: int, length: int, prefix: list[int] = PREFIX, **scheme: Any
     return out[:, len(prefix) :].numpy()
 
 
+@functools.cache
 def probabilities(length: int, ends: tuple[int, ...] = (), **scheme: Any) -> dict[tuple, float]:
     """Every text that may be sampled, without the token that ends it, and how likely it is."""
     warp = sampling_scheme(**scheme) or (lambda logits: logits)
@@ -99,17 +100,17 @@ def likely(count: int, **scheme: Any) -> list[tuple]:
     return sorted(truth, key=lambda text: -truth[text])[:count]
 
 
+@functools.cache
+def apart(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """Levenshtein's distance, by the plain recursion: texts share what they begin with."""
+    if not a or not b:
+        return len(a) + len(b)
+    swap = apart(a[:-1], b[:-1]) + (a[-1] != b[-1])
+    return min(apart(a[:-1], b) + 1, apart(a, b[:-1]) + 1, swap)
+
+
 def distance(a: Any, b: Any) -> int:
-    """Levenshtein's, by the plain recursion."""
-
-    @functools.cache
-    def of(i: int, j: int) -> int:
-        if not i or not j:
-            return i + j
-        swap = of(i - 1, j - 1) + (a[i - 1] != b[j - 1])
-        return min(of(i - 1, j) + 1, of(i, j - 1) + 1, swap)
-
-    return of(len(a), len(b))
+    return apart(tuple(a), tuple(b))
 
 
 # One sample

@@ -95,7 +95,7 @@ def make_trainer(
         "report_to": "none",
     }
     return kind(
-        model=llama(len(TOKENIZER), attention_dropout=0.3) if model is None else model,
+        model=model or llama(len(TOKENIZER), attention_dropout=0.3, num_hidden_layers=1),
         args=TrainingArguments(**{**settings, **options}),
         train_dataset=ROWS,
         eval_dataset=ROWS[:4] if eval_dataset == "some" else eval_dataset,

@@ -38,6 +38,7 @@ def old_files(folder: Path) -> dict[str, list[int]]:
 # A training that is resumed
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_moved_renamed_and_left_alone_has_its_history(tmp_path: Path) -> None:
     whole, first, again = quick(), quick(), quick()
     make_trainer(tmp_path / "whole", whole, **SHORT | {"max_steps": 6}).train()
@@ -103,6 +104,7 @@ def test_the_log_of_the_library_is_quiet_unless_it_is_asked_for() -> None:
 # Several trainings in one folder
 
 
+@pytest.mark.slow
 def test_a_second_and_third_training_in_a_folder_erase_nothing(tmp_path: Path) -> None:
     for count in range(3):
         callback = quick(every_n_steps=1)
@@ -247,7 +249,7 @@ def test_an_interrupted_measurement_leaves_nothing_behind(
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_exposure.exposure.measure.explore", interrupt)
+    monkeypatch.setattr("hf_exposure.exposure.ranking.explore", interrupt)
     trainer = make_trainer(tmp_path, quick(), max_steps=2)
     with pytest.raises(KeyboardInterrupt), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -271,6 +271,7 @@ def test_noise_has_the_standard_deviation_that_the_accountant_counts(tmp_path: P
         assert len(np.intersect1d(np.round(drawn[i], 6), np.round(drawn[j], 6))) < count / 10
 
 
+@pytest.mark.slow
 def test_noise_is_the_same_for_a_seed_and_another_without(tmp_path: Path) -> None:
     found = []
     for seed in (5, 5, 6, None, None):
@@ -426,6 +427,7 @@ def test_without_clipping_and_noise_it_is_the_optimizer_on_poisson_batches(
     assert trainer.epsilon == math.inf
 
 
+@pytest.mark.slow
 def test_the_size_of_parts_and_pieces_changes_nothing(tmp_path: Path) -> None:
     found = []
     for size, parts, most in ((8, 1, None), (2, 4, None), (8, 1, 1), (8, 1, 5), (4, 2, 3)):
@@ -442,6 +444,7 @@ def test_the_size_of_parts_and_pieces_changes_nothing(tmp_path: Path) -> None:
         assert torch.allclose(found[0], other, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_epochs_and_steps_are_those_of_a_plain_trainer(tmp_path: Path) -> None:
     data = DataCollatorForLanguageModeling(TOKENIZER, mlm=False)
     for privacy, options in (
@@ -551,6 +554,7 @@ def test_epsilon_of_several_stretches_is_that_of_their_composition() -> None:
     assert spent_epsilon([*spent, (0.0, 0.01, 1)], 1e-5) == math.inf
 
 
+@pytest.mark.slow
 def test_epsilon_of_a_group_of_one_is_that_of_one_row() -> None:
     spent = [(1.0, 0.05, 40)]
     one = pld.privacy_loss_distribution.from_mixture_gaussian_mechanism(
