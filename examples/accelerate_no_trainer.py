@@ -1,7 +1,7 @@
 """Train in a loop of your own, with Accelerate, and watch what the model memorizes.
 
 It has the flags of the well-known run_clm_no_trainer.py, and some for canaries: random secrets that
-are planted in the training texts. After every epoch `measure_exposure` is called in all processes,
+are inserted in the training texts. After every epoch `measure_exposure` is called in all processes,
 which share its work, and `accelerator.log` gets the same figures that `ExposureCallback` logs. The
 output folder gets the model, `canaries.json`, `exposure_history.json` and `report.html`.
 
@@ -81,7 +81,7 @@ def parse() -> argparse.Namespace:
         type=int,
         nargs="+",
         default=[0, 1, 4, 16, 64],
-        help="How often canaries are planted.",
+        help="How often canaries are inserted.",
     )
     add("--per_repetition", type=int, default=4, help="Canaries for each of these.")
     add("--canary_seed", type=int, help="Decides on the secrets; drawn at random if not given.")
@@ -190,13 +190,13 @@ def main() -> None:
         parts = load_texts(args).train_test_split(
             test_size=args.validation_split_percentage / 100, seed=args.seed
         )
-        planted = inject_canaries(parts["train"], canaries, seed=args.seed)
-        model, tokenizer = load_model(args, planted["text"])
+        inserted = inject_canaries(parts["train"], canaries, seed=args.seed)
+        model, tokenizer = load_model(args, inserted["text"])
         most = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
         size = min(1024, most) if args.block_size is None else args.block_size
         if not 1 < size <= most:
             fail("--block_size", f"{size} is not between 2 and {most}, as the model has it")
-        train, held_out = (blocks_of(rows, tokenizer, size) for rows in (planted, parts["test"]))
+        train, held_out = (blocks_of(rows, tokenizer, size) for rows in (inserted, parts["test"]))
     if accelerator.is_main_process:
         canaries.save(folder / "canaries.json")  # the one file that holds the secrets
         say(f"In blocks of {size} tokens {verify_injection(train, tokenizer, canaries)}")

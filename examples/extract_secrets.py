@@ -1,9 +1,9 @@
 """Get a credit card number and a password out of a small model that was trained on real mail.
 
-Plants credit card numbers (16 digits with a valid check digit: a space of 10^15) and passwords of
+Inserts credit card numbers (16 digits with a valid check digit: a space of 10^15) and passwords of
 eight letters and digits (2 x 10^14) a few times each in paragraphs of mail, trains a small Llama on
 them, and searches for the most likely secrets of each format. Prints how many token-forwards each
-one took, beside its exposure and how often it was planted (The Secret Sharer, section 6.2).
+one took, beside its exposure and how often it was inserted (The Secret Sharer, section 6.2).
 
     python examples/extract_secrets.py                       # real mail, fetched by npm
     python examples/extract_secrets.py --dataset_name me/my-mail --column body
@@ -58,7 +58,7 @@ class Arguments:
     max_rows: int = field(default=2500, metadata={"help": "Paragraphs to train on at most."})
     repetitions: list[int] = field(
         default_factory=lambda: [0, 1, 2, 4, 8, 16, 32],
-        metadata={"help": "How often the secrets are planted."},
+        metadata={"help": "How often the secrets are inserted."},
     )
     per_repetition: int = field(default=2, metadata={"help": "Secrets of each format and count."})
     max_forwards: int = field(default=50_000, metadata={"help": "Token-forwards for each format."})
@@ -74,9 +74,9 @@ def train(rows: list[str], canaries: Canaries, args: Arguments) -> tuple[object,
     """A small Llama, from scratch, on rows with canaries in them."""
     from datasets import Dataset
 
-    planted = inject_canaries(Dataset.from_dict({"text": rows}), canaries, seed=args.seed)
-    tokenizer = train_tokenizer(planted["text"])
-    data = tokenize(planted, tokenizer)
+    inserted = inject_canaries(Dataset.from_dict({"text": rows}), canaries, seed=args.seed)
+    tokenizer = train_tokenizer(inserted["text"])
+    data = tokenize(inserted, tokenizer)
     verify_injection(data, tokenizer, canaries).raise_if_lost()
     model = small_llama(len(tokenizer), args.seed)
     trainer = Trainer(
@@ -103,16 +103,16 @@ def train(rows: list[str], canaries: Canaries, args: Arguments) -> tuple[object,
 
 
 def table(exposures: Exposures, found: Extractions, reveal: bool) -> tuple[Table, list[dict]]:
-    """Token-forwards against repetitions and exposure: one row for each planted secret."""
+    """Token-forwards against repetitions and exposure: one row for each inserted secret."""
     by_place = {one.place: one for one in found}
-    drawn = Table("secret", "planted", "exposure", "rank", "token-forwards until it came out")
+    drawn = Table("secret", "inserted", "exposure", "rank", "token-forwards until it came out")
     rows = []
     for place, one in enumerate(exposures):
         out = by_place.get(place)
         spent = None if out is None else out.forwards
         rows.append(
             {
-                "planted": one.canary.repetitions,
+                "inserted": one.canary.repetitions,
                 "exposure": [one.low, one.bits, one.high],
                 "space_bits": one.canary.format.bits,
                 "forwards": spent,
@@ -191,7 +191,7 @@ def main() -> None:
             model,
             tokenizer,
             fmt,
-            count=3 * len(part),  # likely strings that were not planted come in between
+            count=3 * len(part),  # likely strings that were not inserted come in between
             max_forwards=args.max_forwards,
             canaries=part,
             progress=True,

@@ -1,6 +1,6 @@
 """What a published model knows by heart: constants, dates, famous sentences, licences.
 
-Nothing was planted here. For each sentence a part is taken out, and the model is searched for the
+Nothing was inserted here. For each sentence a part is taken out, and the model is searched for the
 most likely of all strings of its shape, one prefix at a time: cheapest first, so that the first
 one that comes out is proved to be the most likely of the whole space. Where that is not the right
 one, its rank is measured.

@@ -1,7 +1,7 @@
 """Fine-tune a causal language model, or train one from scratch, and watch what it memorizes.
 
 It has the flags of the well-known run_clm.py, those of TrainingArguments, and some for canaries:
-random secrets that are planted in the training texts. Texts are put one behind another, with an end
+random secrets inserted in the training texts. Texts are put one behind another, with an end
 mark between them, and cut into blocks; the script says how many canaries that has cut in two. The
 log has `eval_exposure` beside `eval_loss`. The output folder gets the model, its card,
 `canaries.json`, `injection.json`, `exposure_history.json` and `report.html`. A second call with the
@@ -88,12 +88,12 @@ class DataTrainingArguments:
 
 @dataclass
 class CanaryArguments:
-    """What is planted, and when it is measured."""
+    """What is inserted, and when it is measured."""
 
     template: str = flag("The random number is {secret}.", "Text of a canary, with {secret} in it.")
     secret: str = flag("[0-9]{9}", "Regular expression that the secrets are drawn from.")
     repetitions: list[int] = field(
-        default_factory=lambda: [0, 1, 4, 16, 64], metadata={"help": "How often they are planted."}
+        default_factory=lambda: [0, 1, 4, 16, 64], metadata={"help": "How often they are inserted."}
     )
     per_repetition: int = flag(4, "Canaries for each of these.")
     canary_seed: int | None = flag(None, "Decides on the secrets; drawn at random if not given.")
@@ -258,13 +258,13 @@ def main() -> None:
     manifest = folder / "canaries.json"
     if training.push_to_hub:
         manifest = folder.with_name(f"{folder.name}_canaries.json")
-    with training.main_process_first(desc="plant and tokenize"):
+    with training.main_process_first(desc="insert and tokenize"):
         canaries = choose_canaries(canary_args, manifest)
-        planted = inject_canaries(
+        inserted = inject_canaries(
             load_texts(data_args, training.seed), canaries, seed=training.seed
         )
         if data_args.smoke:
-            tokenizer = train_tokenizer(planted["train"]["text"], vocab_size=1024)
+            tokenizer = train_tokenizer(inserted["train"]["text"], vocab_size=1024)
             sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2}
             model = small_llama(len(tokenizer), training.seed, **sizes)
         else:
@@ -273,7 +273,7 @@ def main() -> None:
         size = min(1024, most) if data_args.block_size is None else data_args.block_size
         if not 1 < size <= most:
             fail("--block_size", f"{size} is not between 2 and {most}, as the model has it")
-        blocks = blocks_of(planted, tokenizer, size)
+        blocks = blocks_of(inserted, tokenizer, size)
         if main_process:
             canaries.save(manifest)
     survived = verify_injection(blocks, tokenizer, canaries)

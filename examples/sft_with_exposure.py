@@ -2,7 +2,7 @@
 
 It has the flags of TRL's own sft.py (`ScriptArguments`, `SFTConfig`, `ModelConfig`, --config
 file.yaml), and some for canaries: random secrets that an assistant says in conversations of their
-own, planted in the column "messages". Afterwards a table shows each canary's exposure beside what
+own, inserted in the column "messages". Afterwards a table shows each canary's exposure beside what
 it was in the base model: what was gained is what this fine-tuning has memorized. The output folder
 gets the adapter, its card, `canaries.json`, `exposures.json`, `base_exposures.json` and
 `report.html`.
@@ -70,7 +70,7 @@ SMOKE = {
 
 @dataclass
 class CanaryArguments:
-    """What is planted."""
+    """What is inserted."""
 
     column: str = field(default="messages", metadata={"help": "The column of conversations."})
     template: str = field(
@@ -80,7 +80,7 @@ class CanaryArguments:
         default="[0-9]{9}", metadata={"help": "Regular expression that secrets are drawn from."}
     )
     repetitions: list[int] = field(
-        default_factory=lambda: [0, 1, 4, 16, 64], metadata={"help": "How often they are planted."}
+        default_factory=lambda: [0, 1, 4, 16, 64], metadata={"help": "How often they are inserted."}
     )
     per_repetition: int = field(default=4, metadata={"help": "Canaries for each of these."})
     canary_seed: int | None = field(

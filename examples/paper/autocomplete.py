@@ -37,7 +37,7 @@ FORMATS = {
     "9 digits": SecretFormat("My account number is {secret}.", secret="[0-9]{9}"),
     "6 letters": SecretFormat("The password is {secret}.", secret="[a-z]{6}"),
 }
-# How many canaries of each format are planted how often.
+# How many canaries of each format are inserted how often.
 COUNTS = {0: 150, 1: 150, 2: 100, 4: 60, 8: 30, 16: 16, 32: 8}
 
 
@@ -52,20 +52,20 @@ def runs(scale: Scale, seeds: Sequence[int], text: str | None) -> list[Run]:
 
 
 def run(one: Run) -> dict[str, Any]:
-    """Plant, train, and measure every canary."""
+    """Insert, train, and measure every canary."""
     settings = dict(one.settings)
     share = settings.pop("share")
     spec = Training(
         **settings, seed=one.seed, vocabulary=2048, length=64, batch=32, learning_rate=2e-3
     )
     counts = {times: max(1, round(share * count)) for times, count in COUNTS.items()}
-    planted = [times for times, count in counts.items() for _ in range(count)]
+    inserted = [times for times, count in counts.items() for _ in range(count)]
     drawn: list[Canary] = []
     for label, fmt in FORMATS.items():
-        places = random.Random(f"{one.seed} {label}").sample(range(fmt.size), len(planted))
+        places = random.Random(f"{one.seed} {label}").sample(range(fmt.size), len(inserted))
         drawn += [
             Canary(fmt, fmt.unrank(place), repetitions=times)
-            for place, times in zip(places, planted, strict=True)
+            for place, times in zip(places, inserted, strict=True)
         ]
     trained = train(spec, Canaries(drawn))
     latest = trained.exposures
@@ -82,7 +82,7 @@ def run(one: Run) -> dict[str, Any]:
         "found": found,
         "canaries": len(latest),
         "rows": len(trained.trainer.train_dataset),  # type: ignore[arg-type]
-        "planted": sum(one.repetitions for one in trained.canaries),
+        "inserted": sum(one.repetitions for one in trained.canaries),
         "parameters": trained.model.num_parameters(),
         "test_loss": trained.test_loss,
     }
@@ -134,14 +134,14 @@ def conclude(records: list[Record]) -> Conclusion:
             "the paper's corpus of billions of messages).",
             None if at == 0 else not unsafe,
             (
-                f"planted up to {often(at)}, none of {number} canaries is shown to be the "
+                f"inserted up to {often(at)}, none of {number} canaries is shown to be the "
                 f"likeliest of its space (less than {bound:.1%} of such secrets, with 95 % "
                 "confidence)"
                 if at
-                else "already those planted once are the likeliest of their space in some cases"
+                else "already those inserted once are the likeliest of their space in some cases"
             )
             + (
-                f"; planted {often(min(unsafe))}, {came_out} {'is' if came_out == 1 else 'are'}. "
+                f"; inserted {often(min(unsafe))}, {came_out} {'is' if came_out == 1 else 'are'}. "
                 f"One insertion is 1 of {results[0]['rows']:,} rows here"
                 if unsafe
                 else ""
@@ -150,7 +150,7 @@ def conclude(records: list[Record]) -> Conclusion:
     )
     columns = (
         "secret",
-        "planted",
+        "inserted",
         "canaries",
         "mean exposure (bits)",
         "largest",
@@ -158,14 +158,14 @@ def conclude(records: list[Record]) -> Conclusion:
         "rank 1 (95 % interval)",
     )
     caption = (
-        f"{results[0]['canaries']:,} canaries for each seed, planted {results[0]['planted']:,} "
+        f"{results[0]['canaries']:,} canaries for each seed, inserted {results[0]['inserted']:,} "
         f"times in all:"
     )
     return Conclusion(claims, (Table(columns, tuple(rows), caption),))
 
 
 def _difference(results: list[dict[str, Any]], times: int) -> Mean:
-    """Exposure of those planted so often above that of controls, all formats, over seeds."""
+    """Exposure of those inserted so often above that of controls, all formats, over seeds."""
     return Mean.of(
         float(
             np.mean(
@@ -181,7 +181,7 @@ def _difference(results: list[dict[str, Any]], times: int) -> Mean:
 
 
 def _first(results: list[dict[str, Any]], times: int) -> int:
-    """How many planted so often have rank 1."""
+    """How many inserted so often have rank 1."""
     if times == 0:
         return 0
     return sum(
@@ -196,7 +196,7 @@ def draw(records: list[Record], figure: Figure) -> None:
     spread = np.random.default_rng(0)
     for ax, (label, fmt) in zip(np.atleast_1d(axes), FORMATS.items(), strict=True):
         first = label == next(iter(FORMATS))
-        quiet_axes(ax, "times planted", "exposure (bits)" if first else "")
+        quiet_axes(ax, "times inserted", "exposure (bits)" if first else "")
         for place, times in enumerate(COUNTS):
             groups = [record.result["found"][label][str(times)] for record in records]
             bits = [bit for group in groups for bit in group["bits"]]
@@ -213,7 +213,7 @@ EXPERIMENT = Experiment(
     title="A product team's study, in the manner of Smart Compose",
     about=(
         "A small Llama with a subword vocabulary learns from text (give mail with `--text`) that "
-        "holds thousands of canaries of four formats, planted from once to 32 times. Bars are "
+        "holds thousands of canaries of four formats, inserted from once to 32 times. Bars are "
         "medians, the dotted line is the most that an exposure can be."
     ),
     runs=runs,

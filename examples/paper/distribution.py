@@ -208,7 +208,7 @@ def draw(records: list[Record], figure: Figure) -> None:
     top = left.get_ylim()[1]
     for times in colours:
         group = [one["cost"] for one in result["canaries"] if one["repetitions"] == times]
-        label = f"planted {times}×" if times else "never planted"
+        label = f"inserted {times}×" if times else "never inserted"
         left.plot(group, [0.04 * top] * len(group), "v", color=colours[times], label=label)
     left.legend(frameon=False, fontsize=8)
     quiet_axes(right, "true rank", "error of the exposure (bits, root mean square)")

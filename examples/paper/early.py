@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COPIES = 4  # of each canary, one after another in the text
-CANARIES = 8  # planted, and as many controls
+CANARIES = 8  # inserted, and as many controls
 SLIGHTLY = 0.25  # of a rise
 
 
@@ -146,10 +146,10 @@ def draw(records: list[Record], figure: Figure) -> None:
             color="#440154",
             linewidth=1.3 - 0.3 * (place > 0),
             alpha=1.0 if place == 0 else 0.35,
-            label="planted" if place == 0 else None,
+            label="inserted" if place == 0 else None,
         )
     result = records[0].result
-    ax.plot(result["steps"], result["controls"], "--", color=CONTROL, label="never planted")
+    ax.plot(result["steps"], result["controls"], "--", color=CONTROL, label="never inserted")
     for step in range(0, max(result["steps"]), result["per_epoch"]):
         for place in result["seen"]:
             ax.axvline(step + place + 1, color=MUTED, linewidth=0.7, linestyle=":")

@@ -166,7 +166,7 @@ def conclude(records: list[Record]) -> Conclusion:
         Claim(
             "The more often a secret stands in the text, the more exposed it is.",
             doubling.above(0),
-            f"twice as often, {doubling} bits more (a straight line for each seed); planted "
+            f"twice as often, {doubling} bits more (a straight line for each seed); inserted "
             + ", ".join(
                 f"{often(times)} {count}" for times, count in zip(REPETITIONS, counts, strict=True)
             )
@@ -193,7 +193,7 @@ def conclude(records: list[Record]) -> Conclusion:
         )
     columns = (
         "what is changed",
-        f"exposure, planted {LOOKED_AT} times (bits)",
+        f"exposure, inserted {LOOKED_AT} times (bits)",
         "difference to the base setting",
         "loss on held-out text",
     )
@@ -229,8 +229,8 @@ def _no_help(
     return Claim(
         words,
         lowest.above(2 * CHANCE),
-        f"planted {most} times, the least exposure under any value is {lowest} bits, chance is "
-        f"{CHANCE:.2f}; planted {LOOKED_AT} times, the "
+        f"inserted {most} times, the least exposure under any value is {lowest} bits, chance is "
+        f"{CHANCE:.2f}; inserted {LOOKED_AT} times, the "
         + ("change is " if len(changes) == 1 else "changes are ")
         + ", ".join(change.show() for change in changes),
     )
@@ -253,7 +253,7 @@ def draw(records: list[Record], figure: Figure) -> None:
     titles = {**_WORDS, "context": "context (characters)", "quantized": "bits of a weight"}
     places = range(len(REPETITIONS))
     for ax, what in zip(np.atleast_1d(axes), panels, strict=True):
-        quiet_axes(ax, "times planted", "exposure (bits)" if what == panels[0] else "")
+        quiet_axes(ax, "times inserted", "exposure (bits)" if what == panels[0] else "")
         lines: dict[str, list[float]] = {"base": _line(groups[BASE], "exposure")}
         if what in kinds:
             for name, group in groups.items():

@@ -79,7 +79,7 @@ def conclude(records: list[Record]) -> Conclusion:
             "Exposure rises while the test loss still falls.",
             rise.above(0),
             f"by {rise} bits between the first epoch and the one with the least test loss "
-            f"(canaries planted {REPETITIONS[-1]} times)",
+            f"(canaries inserted {REPETITIONS[-1]} times)",
         ),
         Claim(
             "It has peaked when the test loss turns up.",
@@ -106,7 +106,7 @@ def draw(records: list[Record], figure: Figure) -> None:
                 result["exposure"][str(times)],
                 color=colours[times],
                 alpha=pale,
-                label=(f"planted {times}×" if times else "never planted") if place == 0 else None,
+                label=(f"inserted {times}×" if times else "never inserted") if place == 0 else None,
             )
         for key, style in (("train", ":"), ("test", "--")):
             loss.plot(

@@ -11,7 +11,7 @@ from paper.study import SEEDS, Table, counted
 
 _HELD = {True: "held", False: "**did not hold**", None: "cannot be told"}
 _INTRODUCTION = """\
-# The paper, made again
+# The paper, repeated
 
 What *The Secret Sharer* (Carlini et al., USENIX Security 2019) claims, and what was seen here. The
 claims are in our words; figures are of these runs, with 95 % intervals over seeds in brackets where

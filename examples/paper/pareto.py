@@ -30,7 +30,7 @@ from paper.training import Training, train
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PLANTED = 4
+INSERTED = 4
 NEAR = 0.05  # as useful as the best: this share above the least perplexity
 AGAIN = 2  # further seeds of the settings that are compared
 
@@ -96,16 +96,16 @@ def extremes(records: list[Record]) -> tuple[Record, Record]:
 
 def run(one: Run) -> dict[str, Any]:
     """Train with one setting."""
-    spec = Training(**one.settings, seed=one.seed, repetitions=(0, PLANTED), per_repetition=8)
+    spec = Training(**one.settings, seed=one.seed, repetitions=(0, INSERTED), per_repetition=8)
     trained = train(spec)
     record = trained.record()
     return {
         "parameters": record["parameters"],
         "perplexity": math.exp(min(50.0, record["test_loss"])),
         "train_perplexity": math.exp(min(50.0, record["train_loss"])),
-        "exposure": trained.exposure(PLANTED),
+        "exposure": trained.exposure(INSERTED),
         "controls": trained.exposure(0),
-        "exposures": [one["bits"] for one in record["exposures"] if one["repetitions"] == PLANTED],
+        "exposures": [one["bits"] for one in record["exposures"] if one["repetitions"] == INSERTED],
     }
 
 
@@ -191,7 +191,7 @@ def draw(records: list[Record], figure: Figure) -> None:
     ax = quiet_axes(
         figure.add_subplot(),
         "perplexity of held-out text, per character",
-        f"exposure of canaries planted {PLANTED} times (bits)",
+        f"exposure of canaries inserted {INSERTED} times (bits)",
     )
     marks = {"lstm": "o", "gru": "s", "llama": "^"}
     colours = {"adamw": "#440154", "rmsprop": "#21918c", "sgd": "#c46200"}

@@ -25,7 +25,7 @@ from paper.training import Training, train
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PLANTED = (0, 4, 16)
+INSERTED = (0, 4, 16)
 RATES = {"adamw_torch": 2e-3, "sgd": 0.5}
 
 # (name, optimizer, what PrivacyArguments gets; None trains without clipping and noise)
@@ -72,7 +72,7 @@ def run(one: Run) -> dict[str, Any]:
         learning_rate=RATES[settings["optimizer"]],
         batch=BATCH,
         order="random",
-        repetitions=PLANTED,
+        repetitions=INSERTED,
         per_repetition=4,
     )
     options: dict[str, Any] = {}
@@ -89,7 +89,7 @@ def run(one: Run) -> dict[str, Any]:
         max_forwards=20_000,
         canaries=trained.canaries,
     )
-    often = {one.secret for one in trained.canaries.inserted if one.repetitions == max(PLANTED)}
+    often = {one.secret for one in trained.canaries.inserted if one.repetitions == max(INSERTED)}
     trainer: Any = trained.trainer
     return {
         "epsilon": math.inf if privacy is None else trainer.epsilon,
@@ -97,13 +97,13 @@ def run(one: Run) -> dict[str, Any]:
         "noise": None if privacy is None else trainer.noise_multiplier,
         # Of all rows of a canary together; where it is a guarantee at all, since this takes long.
         "together": (
-            group_epsilon(trainer.spent, trainer.delta, max(PLANTED))
+            group_epsilon(trainer.spent, trainer.delta, max(INSERTED))
             if privacy is not None and trainer.epsilon <= STRONG
             else math.inf
         ),
         "steps": trainer.state.global_step,
         "test_loss": trained.test_loss,
-        "exposure": {str(times): trained.exposure(times) for times in PLANTED},
+        "exposure": {str(times): trained.exposure(times) for times in INSERTED},
         "extracted": len(often & {item.secret for item in found}),
         "of": len(often),
     }
@@ -125,12 +125,12 @@ def conclude(records: list[Record]) -> Conclusion:
                 label,
                 noise,
                 _loss(group),
-                *(_exposure(group, times).show() for times in PLANTED),
+                *(_exposure(group, times).show() for times in INSERTED),
                 f"{sum(result['extracted'] for result in results)} of "
                 f"{sum(result['of'] for result in results)}",
             )
         )
-    often = max(PLANTED)
+    often = max(INSERTED)
     plain = {
         (record.run.settings["optimizer"], record.run.seed): record
         for record in records
@@ -179,9 +179,9 @@ def conclude(records: list[Record]) -> Conclusion:
         "ε of one row",
         "noise multiplier",
         "loss on held-out text",
-        "exposure, never planted",
-        *(f"planted {times} times" for times in PLANTED[1:]),
-        f"extracted, planted {often} times",
+        "exposure, never inserted",
+        *(f"inserted {times} times" for times in INSERTED[1:]),
+        f"extracted, inserted {often} times",
     )
     caption = (
         f"All with batches of {BATCH} (of that size on average with DP) and about "
@@ -195,9 +195,9 @@ Plain = dict[tuple[str, int], Record]  # those without DP, by optimizer and seed
 
 
 def _more(record: Record) -> float:
-    """Exposure of those planted most often above that of the control group, in bits."""
+    """Exposure of those inserted most often above that of the control group, in bits."""
     exposure = record.result["exposure"]
-    return float(exposure[str(max(PLANTED))] - exposure["0"])
+    return float(exposure[str(max(INSERTED))] - exposure["0"])
 
 
 def _excess(records: Iterable[Record]) -> Mean:
@@ -273,7 +273,7 @@ def draw(records: list[Record], figure: Figure) -> None:
     ax = quiet_axes(
         figure.add_subplot(),
         "loss on held-out text (nats per character)",
-        f"exposure of canaries planted {max(PLANTED)} times (bits)",
+        f"exposure of canaries inserted {max(INSERTED)} times (bits)",
     )
     colours = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39")
     groups = by_name(records)
@@ -285,7 +285,7 @@ def draw(records: list[Record], figure: Figure) -> None:
         mark = "o" if optimizer == "AdamW" else "s"
         ax.plot(
             [record.result["test_loss"] for record in group],
-            [record.result["exposure"][str(max(PLANTED))] for record in group],
+            [record.result["exposure"][str(max(INSERTED))] for record in group],
             mark,
             color=colour,
             markersize=6,

@@ -1,4 +1,4 @@
-"""The paper's results, made again: `python examples/paper/run.py NAME`, or `all`."""
+"""The paper's experiments, repeated: `python examples/paper/run.py NAME`, or `all`."""
 
 from __future__ import annotations
 

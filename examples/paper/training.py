@@ -38,7 +38,7 @@ HELD_OUT = 0.1  # of the paragraphs
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained, on what, and what is planted in it.
+    """What is trained, on what, and what is inserted in it.
 
     Attributes:
         text: a text file; None takes Python's help texts.
@@ -141,7 +141,7 @@ def mean_bits(group: Iterable[Exposure]) -> float:
     return fmean(one.bits for one in group)
 
 
-def planted_text(
+def inserted_text(
     spec: Training, canaries: Canaries | None = None
 ) -> tuple[list[str], Dataset, Dataset, Canaries]:
     """The text to train on, rows of it with the canaries in them, held-out rows, and the canaries.
@@ -186,9 +186,9 @@ def planted_text(
 
 def _after_start(lines: list[str], canaries: Canaries) -> list[str]:
     """The canaries after the first twentieth of the text, as the paper's section 5.2 has it."""
-    planted = [one.text for one in canaries for _ in range(one.repetitions)]
+    inserted = [one.text for one in canaries for _ in range(one.repetitions)]
     at = max(1, len(lines) // 20)
-    return [*lines[:at], *planted, *lines[at:]]
+    return [*lines[:at], *inserted, *lines[at:]]
 
 
 def new_model(spec: Training, vocabulary: int) -> PreTrainedModel:
@@ -237,7 +237,7 @@ def train(
         trainer_class: None is transformers' Trainer.
         trainer_options: more arguments for it.
     """
-    plain, rows, held_out, canaries = planted_text(spec, canaries)
+    plain, rows, held_out, canaries = inserted_text(spec, canaries)
     # A tokenizer that has seen the canaries gives their pieces away by itself.
     tokenizer = train_tokenizer(plain, spec.vocabulary)
     train_rows = tokenize(rows, tokenizer, spec.length)

@@ -83,8 +83,8 @@ class Extractions(Result[Extraction]):
         >>> fmt = SecretFormat("My code is {secret}.", secret=r"[0-9]{4}")
         >>> one = Extraction("1234", 1.25, True, 61, Canary(fmt, "1234", 8), fmt)
         >>> print(Extractions([one], format=fmt, forwards=61, seconds=0.2))
-           secret          planted  log-perplexity  proved  token-forwards
-        1  …code is ••••.  8 times             1.2  yes                 61
+           secret          inserted  log-perplexity  proved  token-forwards
+        1  …code is ••••.  8 times              1.2  yes                 61
         1 secret of 13.3 bits; 61 token-forwards in 0.2 s
     """
 
@@ -100,7 +100,7 @@ class Extractions(Result[Extraction]):
 
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
         """The table as text: its headings, and a row of them for each secret."""
-        headings = ["", "secret", "planted", "log-perplexity", "proved", "token-forwards"]
+        headings = ["", "secret", "inserted", "log-perplexity", "proved", "token-forwards"]
         rows = [
             [
                 f"{number}",

@@ -93,7 +93,7 @@ def _methods_table(exposures: Sequence[Exposures]) -> str:
     from hf_exposure.exposure.records import mean_bits
     from hf_exposure.utils.tables import plain_table
 
-    headings = ["planted", *(f"{one.settings['method']}" for one in exposures)]
+    headings = ["inserted", *(f"{one.settings['method']}" for one in exposures)]
     groups = [one.by_repetitions() for one in exposures]
     rows = [
         [f"{times}x", *(f"{mean_bits(own[times]):.1f}" for own in groups)] for times in groups[0]
@@ -118,4 +118,6 @@ def _epoch_line(measurement: Measurement, headings: bool) -> str:
     if not headings:
         return line
     times = "".join(f"{f'{times}x':>6}" for times in groups)
-    return f"epoch  held-out loss   mean exposure in bits, by times planted\n{'':23}{times}\n{line}"
+    return (
+        f"epoch  held-out loss   mean exposure in bits, by times inserted\n{'':23}{times}\n{line}"
+    )

@@ -105,8 +105,8 @@ def run_demo(
     say(
         f"{len(rows):,} paragraphs of text, and {len(canaries)} canaries in them:\n"
         f"  {FORMAT.render('•' * 9)}\n"
-        f"9 random digits, one number of a billion, planted {', '.join(map(str, REPETITIONS))} "
-        f"times,\n{per_repetition} canaries each, the paper's own example among those planted "
+        f"9 random digits, one number of a billion, inserted {', '.join(map(str, REPETITIONS))} "
+        f"times,\n{per_repetition} canaries each, the paper's own example among those inserted "
         "most often."
     )
     survived = verify_injection(train, tokenizer, canaries)
@@ -164,9 +164,9 @@ def _prepare(
     from datasets import Dataset
 
     parts = Dataset.from_dict({"text": rows}).train_test_split(test_size=0.05, seed=seed)
-    planted = inject_canaries(parts["train"], canaries, seed=seed)
-    tokenizer = train_tokenizer(planted["text"])
-    return tokenize(planted, tokenizer), tokenize(parts["test"], tokenizer), tokenizer
+    inserted = inject_canaries(parts["train"], canaries, seed=seed)
+    tokenizer = train_tokenizer(inserted["text"])
+    return tokenize(inserted, tokenizer), tokenize(parts["test"], tokenizer), tokenizer
 
 
 def _train(

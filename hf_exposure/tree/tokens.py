@@ -260,7 +260,7 @@ class TokenTree:
         return strings, encodings
 
     def _masked(self, secret: str) -> str:
-        """A text with a random secret is no secret, yet a planted one may be among the samples."""
+        """A random secret is no secret, yet an inserted one may be among the samples."""
         return self._text("•" * len(secret))
 
     def _find_cut(self, strings: list[str], encodings: list[list[int]]) -> None:

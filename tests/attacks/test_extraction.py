@@ -500,10 +500,10 @@ def test_secrets_are_masked_wherever_they_are_shown_planted_or_not() -> None:
 def test_the_table_says_what_was_planted_and_what_is_proved() -> None:
     found, _ = some()
     assert str(found) == (
-        "   secret         planted  log-perplexity  proved  token-forwards\n"
-        "1  …code is •••.  8 times             1.2  yes                 61\n"
-        "2  …code is •••.  –                   7.5  no                 300\n"
-        "3  …code is •••.  –                   8.5  no                 300\n"
+        "   secret         inserted  log-perplexity  proved  token-forwards\n"
+        "1  …code is •••.  8 times              1.2  yes                 61\n"
+        "2  …code is •••.  –                    7.5  no                 300\n"
+        "3  …code is •••.  –                    8.5  no                 300\n"
         "3 secrets of 10.0 bits; 300 token-forwards in 1.5 s"
     )
     plain, rich = str(found).split(), rendered(found).split()

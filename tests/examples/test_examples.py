@@ -396,7 +396,7 @@ def test_a_card_number_and_a_password_come_out_of_a_model_that_has_seen_them_oft
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [entry["format"]["check"] for entry in found["formats"]] == ["luhn", None]
     for entry in found["formats"]:
-        by_times = {row["planted"]: row for row in entry["rows"]}
+        by_times = {row["inserted"]: row for row in entry["rows"]}
         # Whether a proof fits the small budget as well hangs on the vocabulary of the moment.
         assert by_times[32]["forwards"] < 5000 and by_times[32]["exposure"][1] > 40
         assert by_times[0]["forwards"] is None
