@@ -258,9 +258,10 @@ def main() -> None:
     )
     if accelerator.is_main_process:
         tokenizer.save_pretrained(folder)
-        history.save(folder / "exposure_history.json")
+        history.save(folder / "exposure_history.json", overwrite=True)
         print(history[-1].exposures)
-        print(f"Report: {write_report(folder / 'report.html', history=history)}")
+        page = write_report(folder / "report.html", history=history, overwrite=True)
+        print(f"Report: {page}")
     accelerator.end_training()
 
 

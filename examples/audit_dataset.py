@@ -132,7 +132,7 @@ def main() -> None:
         seed=args.seed,
         progress=True,
     )
-    audit.save(folder / "audit.json", reveal=args.reveal)
+    audit.save(folder / "audit.json", reveal=args.reveal, overwrite=True)
     from rich.console import Console
 
     Console(width=140).print(audit.table(args.reveal))

@@ -308,7 +308,7 @@ def main() -> None:
         trainer.save_metrics("eval", metrics)
     if main_process and callback.history:
         print(callback.history[-1].exposures)
-        print(f"Report: {callback.report(folder / 'report.html')}")
+        print(f"Report: {callback.report(folder / 'report.html', overwrite=True)}")
     card = {"tasks": "text-generation", "finetuned_from": model_args.model_name_or_path}
     if data_args.dataset_name is not None:
         card |= {"dataset": data_args.dataset_name, "dataset_tags": data_args.dataset_name}

@@ -219,10 +219,13 @@ def main() -> None:
     say(exposures.beside(base))
     trainer.save_model()
     if trainer.is_world_process_zero():
-        exposures.save(folder / "exposures.json")
-        base.save(folder / "base_exposures.json")
+        exposures.save(folder / "exposures.json", overwrite=True)
+        base.save(folder / "base_exposures.json", overwrite=True)
         path = write_report(
-            folder / "report.html", exposures=exposures, history=callback.history or None
+            folder / "report.html",
+            exposures=exposures,
+            history=callback.history or None,
+            overwrite=True,
         )
         print(f"Report: {path}")
     if training.push_to_hub:

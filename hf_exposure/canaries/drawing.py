@@ -73,7 +73,8 @@ def _draw(
             "per_repetition, or use a larger secret space"
         )
     source = derived(seed, "secrets", fmt.template, fmt.secret, fmt.check)
-    secrets = iter(fmt.sample_distinct(wanted, seed=source.getrandbits(64), exclude=exclude))
+    bits = max(64, seed.bit_length())  # no fewer than the seed has
+    secrets = iter(fmt.sample_distinct(wanted, seed=source.getrandbits(bits), exclude=exclude))
     out: list[Canary] = []
     for times, first in zip(groups, firsts, strict=True):
         rest = per_repetition - len(first)

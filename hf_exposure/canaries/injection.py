@@ -7,9 +7,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.injector import CHAT_COLUMNS, CanaryInjector, check_message, no_column
 from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.masking import secrets_masked
+from hf_exposure.canaries.row_types import check_type_of_rows
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.utils.checks import check_count, check_type
 
@@ -89,10 +91,11 @@ def inject_canaries(
     check_type("inject_canaries: canaries", canaries, Canaries, "a Canaries object")
     rows = _num_examples(ds, num_examples)
     check_type("column", column, str, "the name of a column")
-    _check_named(ds, [column, *(fill or {})])
+    columns = _check_named(ds, [column, *(fill or {})])
     chat, keys = _kind_of_column(ds, column)
     insertion = Insertion(mode, column, check_count("seed", seed), rows, near_start, chat)
     canaries.check_insertion(insertion)
+    check_type_of_rows("inject_canaries", columns, insertion, fill or {})
     injector = CanaryInjector.unrecorded(canaries, insertion, fill, keys)
     if canaries.insertions:
         _warn_of_two_insertions(ds, canaries, column, rows)
@@ -118,12 +121,20 @@ def _warn_of_two_insertions(
             stacklevel=3,
         )
     elif _has_canaries(ds, canaries, column):
-        warnings.warn(
-            f"inject_canaries: canaries of this set are in column={column!r} of this dataset "
-            "already, so that they are in it twice now: insert them into the rows as they were "
-            "before",
-            stacklevel=3,
-        )
+        warnings.warn(in_it_twice(column), stacklevel=3)
+
+
+def in_it_twice(column: str) -> str:
+    """What to say where canaries go into rows that have them already."""
+    return (
+        f"inject_canaries: canaries of this set are in column={column!r} of this dataset already, "
+        "so that they are in it twice now: insert them into the rows as they were before"
+    )
+
+
+def often(canaries: Canaries) -> list[Canary]:
+    """A few that are inserted most often, to look for."""
+    return sorted(canaries.inserted, key=lambda canary: -canary.repetitions)[:_LOOK_FOR]
 
 
 def _has_canaries(ds: Dataset, canaries: Canaries, column: str) -> bool:
@@ -131,7 +142,6 @@ def _has_canaries(ds: Dataset, canaries: Canaries, column: str) -> bool:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    often = sorted(canaries.inserted, key=lambda canary: -canary.repetitions)[:_LOOK_FOR]
     for batch in ds.select_columns([column]).with_format("arrow").iter(batch_size=_LOOK):
         values = batch[column].combine_chunks()
         while not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
@@ -141,7 +151,7 @@ def _has_canaries(ds: Dataset, canaries: Canaries, column: str) -> bool:
                 values = values.flatten()
             else:
                 return False
-        for canary in often:
+        for canary in often(canaries):
             if pc.any(pc.match_substring(values, canary.text)).as_py():
                 return True
     return False
@@ -224,13 +234,15 @@ def _num_examples(ds: Dataset | IterableDataset, num_examples: int | None) -> in
     return check_count("num_examples", num_examples, least=1)
 
 
-def _check_named(ds: Dataset | IterableDataset, names: Iterable[str]) -> None:
-    columns = ds.column_names
+def _check_named(ds: Dataset | IterableDataset, names: Iterable[str]) -> list[str]:
+    """The names of all columns, with `names` among them."""
+    columns: list[str] | None = ds.column_names
     if columns is None:  # a stream of unknown features: its first row tells
         columns = list(next(iter(ds.with_format(None).iter(batch_size=1)), {}))
     for name in names:
         if name not in columns:
             raise ValueError(no_column("inject_canaries", f"column={name!r}", columns))
+    return columns
 
 
 def _kind_of_column(ds: Dataset | IterableDataset, column: str) -> tuple[bool, list[str]]:
@@ -246,16 +258,24 @@ def _kind_of_column(ds: Dataset | IterableDataset, column: str) -> tuple[bool, l
     rows = ds.with_format(None).select_columns([column]).iter(batch_size=1)
     values = (batch[column][0] for batch in itertools.islice(rows, _LOOK))
     value = next((value for value in values if value), None)
+    if value is None and feature is None:
+        return column in CHAT_COLUMNS, []
+    return kind_of_value(value, column, f"features {feature}" if feature is not None else "")
+
+
+def kind_of_value(value: Any, column: str, holds: str = "") -> tuple[bool, list[str]]:
+    """Whether a value of a column is a conversation, and the keys of its messages.
+
+    Raises:
+        TypeError: it is neither that nor text.
+    """
     if isinstance(value, str):
         return False, []
     if isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value):
         for entry in value:
             check_message(entry, "inject_canaries", column)
         return True, list(dict.fromkeys(key for entry in value for key in entry))
-    if value is None and feature is None:
-        return column in CHAT_COLUMNS, []
-    holds = f"features {feature}" if feature is not None else type(value).__name__
     raise TypeError(
-        f"inject_canaries: column={column!r} must hold text or conversations, but has {holds}; "
-        "name a column that does"
+        f"inject_canaries: column={column!r} must hold text or conversations, but has "
+        f"{holds or type(value).__name__.strip('_')}; name a column that does"
     )

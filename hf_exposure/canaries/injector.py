@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.places import VERSION, Copies, parts, places_of, splice
+from hf_exposure.canaries.row_types import check_type_of_rows, own_row
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.utils.checks import check_count, check_type
 
@@ -47,7 +48,8 @@ class CanaryInjector:
             "role" and "content").
         seed: decides on the places.
         mode: "rows" adds a row for each copy (in chat data a conversation: a short request, and
-            the canary as the answer) at a random place, with None in all other columns. "splice"
+            the canary as the answer) at a random place, with None in all other columns but those
+            that TRL's trainers need: an empty prompt, another answer as "rejected". "splice"
             inserts a space and the canary at a random space between two words of a random row (in
             chat data, of an assistant's message); at the end if there is no such space.
         near_start: insert a canary within the first 1 % of the rows, or within as many rows as it
@@ -109,7 +111,7 @@ class CanaryInjector:
             raise ValueError(
                 f"fill has {insertion.column!r}, the column that gets the canaries; leave it out"
             )
-        self._places = places_of(canaries, insertion)
+        self.places = places_of(canaries, insertion)
         return self
 
     @classmethod
@@ -127,30 +129,25 @@ class CanaryInjector:
         """What changes in a batch: nothing, the column, or the whole table where rows are added."""
         self._check_call(batch, indices)
         column = self.insertion.column
-        everywhere = [(place, self._places.get(index)) for place, index in enumerate(indices)]
+        everywhere = [(place, self.places.get(index)) for place, index in enumerate(indices)]
         here = [(place, copies) for place, copies in everywhere if copies]
         end = self.insertion.num_examples or 0
-        if end - 1 in indices and end in self._places:  # nothing but the last row knows of the end
-            here.append((len(indices), self._places[end]))
+        if end - 1 in indices and end in self.places:  # nothing but the last row knows of the end
+            here.append((len(indices), self.places[end]))
         if not here:
             return {}
         values = list(batch[column])
-        self._check_column(values)
+        self.check_values(values)
         if self.insertion.mode == "splice":
             for place, copies in here:
-                values[place] = self._spliced(values[place], copies)
+                values[place] = self.spliced(values[place], copies)
             return {column: values}
         for name in self.fill:
             if name not in batch:
                 raise ValueError(no_column("CanaryInjector", f"fill: {name!r}", batch))
-        added = {
-            name: [
-                self._row(text) if name == column else self.fill.get(name)
-                for _, copies in here
-                for _, text in copies
-            ]
-            for name in batch
-        }
+        check_type_of_rows("CanaryInjector", list(batch), self.insertion, self.fill)
+        rows = [self.row(text, list(batch)) for _, copies in here for _, text in copies]
+        added = {name: [row[name] for row in rows] for name in batch}
         # A `Dataset` lends its table: rows copied there do not lose what decoding and encoding
         # them would, such as the bytes of an image.
         if hasattr(batch, "pa_table"):
@@ -189,16 +186,18 @@ class CanaryInjector:
             done += count
         return pa.concat_tables(pieces)
 
-    def _row(self, text: str) -> Any:
-        """What a canary's own row has in the column."""
-        if not self.insertion.chat:
-            return text
-        return [self._message(**message) for message in self.insertion.conversation(text)]
+    def row(self, text: str, names: Sequence[str]) -> dict[str, Any]:
+        """What a canary's own row has in each column."""
+        row = {**dict.fromkeys(names), **own_row(text, names, self.insertion), **self.fill}
+        if self.insertion.chat:
+            column = self.insertion.column
+            row[column] = [self._message(**message) for message in row[column]]
+        return row
 
     def _message(self, role: str, content: str, keys: Iterable[str] = ()) -> dict[str, Any]:
         return {**dict.fromkeys([*self.keys, *keys]), "role": role, "content": content}
 
-    def _spliced(self, value: Any, copies: Copies) -> Any:
+    def spliced(self, value: Any, copies: Copies) -> Any:
         """The value of the column in one row, with canaries in it."""
         if not self.insertion.chat:
             return splice(value or "", copies)
@@ -253,7 +252,8 @@ class CanaryInjector:
                 "with inject_canaries(ds, canaries, num_examples=...)"
             )
 
-    def _check_column(self, values: list[Any]) -> None:
+    def check_values(self, values: list[Any]) -> None:
+        """Refuse values of the column that canaries cannot stand in."""
         column, chat = self.insertion.column, self.insertion.chat
         for value in values:
             if value is None or (isinstance(value, str) and not chat):

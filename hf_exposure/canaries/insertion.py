@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hf_exposure.utils.checks import check_choice, check_count, check_type
@@ -39,7 +39,7 @@ class Insertion:
 
     mode: str = "rows"
     column: str = "text"
-    seed: int | None = None
+    seed: int | None = field(default=None, repr=False)  # the secrets may have the same
     num_examples: int | None = None
     near_start: bool = False
     chat: bool = False
@@ -86,6 +86,13 @@ class Insertion:
     def to_dict(self) -> dict[str, Any]:
         """The attributes, for JSON."""
         return asdict(self)
+
+    def shown(self, secrets_seed: int | None) -> dict[str, Any]:
+        """The attributes for others to see: without the seed if it draws the secrets too."""
+        shown = asdict(self)
+        if self.seed == secrets_seed:
+            del shown["seed"]
+        return shown
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Insertion:

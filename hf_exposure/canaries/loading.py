@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.utils.files import load_json
 from hf_exposure.utils.names import is_hub_id, nearby
+
+_HEAD = 4096  # bytes that tell text from other files
 
 
 def load_canaries(
@@ -56,17 +59,36 @@ def is_manifest(data: Any) -> bool:
 
 
 def manifests_in(folder: str | os.PathLike[str]) -> list[Path]:
-    """Manifests that lie in a folder itself, and so would be uploaded with it."""
-    return [path for path in sorted(Path(folder).glob("*.json")) if holds_manifest(path)]
+    """Manifests that lie anywhere in a folder, and so would be uploaded with it."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(set(folders) - {".git"})
+        found += [Path(parent, name) for name in sorted(names)]
+    return [path for path in found if holds_manifest(path)]
 
 
 def holds_manifest(path: Path) -> bool:
-    """Whether a file can be read as a manifest; most need not be read to the end."""
+    """Whether a file is a manifest by its content, be it damaged; its name does not matter."""
     try:
-        with open(path, encoding="utf-8") as file:
-            if '"schema_version"' not in file.read(100):
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            start = file.read(_HEAD)
+            text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+            if b"\0" in start or not text.startswith((b"{", b"[")):
                 return False
-        Canaries.load(path)
-    except (OSError, ValueError):
+            missing, before = {b'"schema_version"', b'"canaries"', b'"secret"'}, b""
+            file.seek(0)
+            while missing and (piece := file.read(1 << 20)):
+                missing = {word for word in missing if word not in before + piece}
+                before = piece[-20:]
+        if missing:
+            return False
+        whole = path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError:
         return False
-    return True
+    try:  # of several values, such as a history's lines, the first one
+        data, _ = json.JSONDecoder().raw_decode(whole.lstrip())
+    except (ValueError, RecursionError):
+        return '"kind"' not in whole
+    return not (isinstance(data, dict) and isinstance(data.get("kind"), str))

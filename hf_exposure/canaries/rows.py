@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_exposure.utils.files import replacing, temporary
 from hf_exposure.utils.names import first_line, looks_like_a_path, nearby, raise_alone
 
 if TYPE_CHECKING:
@@ -115,19 +115,13 @@ def save_rows(rows: Dataset, target: str | os.PathLike[str]) -> Path:
     path = Path(target)
     writer = _WRITERS.get(path.suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        made = Path(folder) / path.name
-        if writer is None:
-            rows.save_to_disk(str(made))
-            if path.exists():
-                path.rmdir()
-            shutil.move(made, path)
-        else:
-            getattr(rows, writer)(str(made))
-            os.replace(made, path)
+    if writer is not None:
+        with replacing(path) as file:
+            getattr(rows, writer)(file)
+        return path
+    with temporary(path.parent, is_folder=True) as folder:
+        rows.save_to_disk(str(folder / path.name))
+        if path.exists():
+            path.rmdir()
+        shutil.move(folder / path.name, path)
     return path
-
-
-def describe_rows(rows: Any) -> str:
-    """The size of a dataset in words."""
-    return f"{len(rows):,} rows with the columns {', '.join(rows.column_names)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -85,7 +86,7 @@ class Canaries(Sequence[Canary]):
         formats: SecretFormat | Sequence[SecretFormat],
         repetitions: Sequence[int] = (0, 1, 4, 16, 64),
         per_repetition: int = 4,
-        seed: int = 0,
+        seed: int | None = 0,
         include: Iterable[Canary | str] = (),
         inclusion: str = "fixed",
     ) -> Canaries:
@@ -100,6 +101,8 @@ class Canaries(Sequence[Canary]):
             formats: one secret format or several.
             repetitions: how many times the canaries of each group are inserted.
             per_repetition: canaries for each format and entry of `repetitions`.
+            seed: decides on the secrets, so whoever knows it and the formats knows them; None
+                draws one of 128 bits at random.
             include: canaries that must be among them, or secrets as strings, which belong to the
                 first format that contains them and get the largest number of repetitions. They
                 take the places of drawn ones in their group, or are added if it is full.
@@ -114,7 +117,7 @@ class Canaries(Sequence[Canary]):
         """
         where = "Canaries.generate:"
         check_count(f"{where} per_repetition", per_repetition, least=1)
-        check_count(f"{where} seed", seed)
+        seed = secrets.randbits(128) if seed is None else check_count(f"{where} seed", seed)
         check_choice(f"{where} inclusion", inclusion, INCLUSIONS)
         items = draw_canaries(formats, repetitions, per_repetition, seed, include)
         if inclusion == "coin":
@@ -231,9 +234,38 @@ class Canaries(Sequence[Canary]):
         except (AttributeError, IndexError, TypeError) as error:
             raise ValueError(f"a value is not what a manifest has there ({error})") from None
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the manifest: the one file that holds the secrets. Whole or not at all."""
-        return write_text(path, self.to_json())
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+        """Write the manifest, the one file that holds the secrets; whole or not at all.
+
+        A new file can be read by its owner only. The manifest of the same set is replaced if no
+        insertion on its record is lost.
+
+        Args:
+            path: the file.
+            overwrite: replace any other file that is there.
+
+        Returns:
+            The path.
+
+        Raises:
+            FileExistsError: another file is there, and not `overwrite`.
+            OSError: it cannot be written.
+        """
+        return write_text(
+            path,
+            self.to_json(),
+            mode=0o600,
+            where="Canaries.save",
+            overwrite=overwrite or self._continues(path),
+        )
+
+    def _continues(self, path: str | os.PathLike[str]) -> bool:
+        """Whether a file is this set's manifest, with no insertion that is not on record here."""
+        try:
+            old = Canaries.load(path)
+        except (OSError, ValueError):
+            return False
+        return old.copy() == self.copy() and set(old.insertions) <= set(self.insertions)
 
     def to_json(self) -> str:
         """The text of the manifest. It holds the secrets."""

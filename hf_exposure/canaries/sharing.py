@@ -129,20 +129,21 @@ def dataset_card(
         "that was trained on it has memorized (Carlini et al., *The Secret Sharer*, USENIX "
         "Security 2019). Made with hf-exposure.",
         "",
-        "**Keep it private**, this card too: a format and its seed are enough to draw the same "
-        "secrets again. Who trains on them makes every later measurement with them worthless.",
+        "**Keep it private**: the manifest holds the secrets. Who trains on them makes every later "
+        "measurement with them worthless.",
         "",
         f"- {len(canaries)} canaries: {', '.join(groups)}",
-        "- seed: "
-        + ("none, put together by hand" if seed is None else f"{seed}")
-        + ("; each left in or out by a fair coin" if inclusion == "coin" else ""),
+        "- put together by hand" if seed is None else "- drawn from a seed, which the manifest has",
     ]
+    if inclusion == "coin":
+        lines.append("- each left in or out by a fair coin")
     for fmt in dict.fromkeys(one.format for one in canaries):
         check = f", check {fmt.check}" if fmt.check else ""
         named = f"{code_span(fmt.template)} with {code_span(fmt.secret)}{check}"
         lines.append(f"- format: {named}: {fmt.bits:.1f} bits")
     for one in insertions:
-        told = ", ".join(f"{name}: {code_span(str(value))}" for name, value in vars(one).items())
+        shown = one.shown(seed).items()
+        told = ", ".join(f"{name}: {code_span(str(value))}" for name, value in shown)
         lines.append(f"- inserted: {told}")
     if not insertions:
         lines.append("- not inserted yet, as far as the manifest knows")

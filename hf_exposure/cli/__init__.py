@@ -81,6 +81,7 @@ def in_options(message: str) -> str:
     for begin, option in _OPTIONS.items():
         if message.startswith(begin):
             message = option + message[len(begin) :]
+    message = message.replace("pass overwrite=True, or", "add --overwrite, or")
     return message.replace("say where it is with tokenizer=", "give --tokenizer")
 
 

@@ -19,6 +19,7 @@ from hf_exposure.cli.options import (
     Limit,
     MaxForwards,
     Model,
+    Overwrite,
     Reveal,
     Revision,
     Seed,
@@ -70,6 +71,7 @@ def audit(
     device: Device = None,
     dtype: Dtype = "auto",
     batch_size: BatchSize = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
     reveal: Reveal = False,
 ) -> None:
@@ -78,7 +80,7 @@ def audit(
     from hf_exposure.audit.detectors import check_kinds, check_region
     from hf_exposure.models.loading import check_model_name, load_model
 
-    check_file(output, apart=[dataset])
+    check_file(output, apart=[dataset], overwrite=overwrite)
     for argument, name in (("--model", model), ("--base", base)):
         if name is not None:
             check_model_name(name, argument)
@@ -119,4 +121,4 @@ def audit(
     else:
         out.print(result.table(reveal))
     if output is not None:
-        result.save(output, reveal)
+        result.save(output, reveal, overwrite=True)

@@ -10,6 +10,7 @@ import typer
 
 from hf_exposure.cli.inputs import check_folder, rows_with
 from hf_exposure.cli.options import (
+    Overwrite,
     Reveal,
 )
 from hf_exposure.cli.terminal import out
@@ -38,6 +39,7 @@ def demo(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="A tiny model and one epoch, to see that it runs.")
     ] = False,
+    overwrite: Overwrite = False,
     reveal: Reveal = False,
 ) -> None:
     """Train a small model on real text with canaries in it, and show what it memorized.
@@ -75,6 +77,7 @@ def demo(
             epochs=epochs,
             seed=seed,
             reveal=reveal,
+            overwrite=overwrite,
             say=out.print,
             after_epoch=after_epoch,
             **settings,

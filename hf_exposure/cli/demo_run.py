@@ -25,6 +25,7 @@ from hf_exposure.exposure.measure import measure_exposure
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.reports.page import write_report
 from hf_exposure.training.callback import ExposureCallback
+from hf_exposure.utils.files import there_already
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 FORMAT = SecretFormat("The random number is {secret}.", secret=r"[0-9]{9}")
 KNOWN = "281265017"  # the paper's own example
 REPETITIONS = (0, 1, 2, 4, 8, 16, 32)
+WRITTEN = ("canaries.json", "exposures.json", "report.html", "model.safetensors", "config.json")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def run_demo(
     per_repetition: int = 3,
     seed: int = 0,
     reveal: bool = False,
+    overwrite: bool = False,
     say: Callable[[RenderableType], None] = print,
     after_epoch: Callable[[Measurement], None] = lambda measurement: None,
     **model_settings: Any,
@@ -83,15 +86,20 @@ def run_demo(
         per_repetition: canaries for each of 0, 1, 2, 4, 8, 16 and 32 repetitions.
         seed: of the canaries, the model and the training.
         reveal: show secrets in what is said and in the report.
+        overwrite: replace an earlier demo in the folder, but never the manifest of other canaries.
         say: gets each piece of the story, a string or a rich table.
         after_epoch: gets each measurement as it is made.
         model_settings: for `LlamaConfig`.
 
     Raises:
+        FileExistsError: the folder has such files already, and not `overwrite`.
         ValueError: there is too little text.
     """
     start = time.perf_counter()
     folder = Path(folder)
+    for name in () if overwrite else WRITTEN:
+        if (folder / name).exists():
+            raise FileExistsError(there_already(folder / name, "run_demo"))
     rows = list(paragraphs() if lines is None else lines)
     if len(rows) < 100:
         raise ValueError(
@@ -121,7 +129,7 @@ def run_demo(
 
     say("\nHow exposed is each canary now?")
     exposures = measure_exposure(model, tokenizer, canaries, seed=seed)
-    exposures.save(folder / "exposures.json")
+    exposures.save(folder / "exposures.json", overwrite=True)
     say(exposures.table(reveal))
     sampling = measure_exposure(model, tokenizer, canaries, method="sampling", seed=seed)
     skewnorm = measure_exposure(model, tokenizer, canaries, method="skewnorm", seed=seed)
@@ -138,6 +146,7 @@ def run_demo(
         folder / "report.html",
         exposures=exposures,
         history=callback.history,
+        overwrite=True,
         extractions=extracted,
         generations=generated,
         compare=[sampling, skewnorm],

@@ -16,6 +16,7 @@ from hf_exposure.cli.options import (
     Limit,
     MaybeDataset,
     Model,
+    Overwrite,
     Reveal,
     Revision,
     Tokenizer,
@@ -77,6 +78,7 @@ def discover(
     device: Device = None,
     dtype: Dtype = "auto",
     batch_size: BatchSize = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
     reveal: Reveal = False,
 ) -> None:
@@ -86,7 +88,7 @@ def discover(
     from hf_exposure.canaries.rows import load_rows
     from hf_exposure.models.loading import load_model
 
-    check_file(output, apart=[dataset])
+    check_file(output, apart=[dataset], overwrite=overwrite)
     counts = numbers("--n", n, float, "1,1000")
     targets = numbers("--p", p, float, "1,1000")
     if not all(0 < target < 1 for target in targets):
@@ -141,7 +143,7 @@ def discover(
             out.print()
             out.print(table.table())
     if output is not None:
-        found.save(output, reveal)
+        found.save(output, reveal, overwrite=True)
 
 
 def _check_columns(dataset: str, there: list[str], names: str | tuple[str, ...] | None) -> None:

@@ -20,6 +20,7 @@ from hf_exposure.cli.options import (
     Dtype,
     MaxForwards,
     Model,
+    Overwrite,
     PushToCard,
     Reveal,
     Revision,
@@ -68,6 +69,7 @@ def extract(
     push_to_card: PushToCard = False,
     create_pr: CreatePr = False,
     card: Card = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
     reveal: Reveal = False,
 ) -> None:
@@ -77,7 +79,7 @@ def extract(
     from hf_exposure.canaries.loading import load_canaries
     from hf_exposure.models.loading import load_model
 
-    check_file(output)
+    check_file(output, overwrite=overwrite)
     check_file(card, "--card", apart=[output])
     check_card(model, push_to_card, create_pr)
     planted = load_canaries(canaries, canaries_revision) if canaries is not None else None

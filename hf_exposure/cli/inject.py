@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hf_exposure.cli.inputs import check_file, check_folder, check_new, format_of, numbers
+from hf_exposure.cli.inputs import check_file, check_folder, format_of, numbers
 from hf_exposure.cli.options import (
     AsJson,
     Check,
@@ -19,8 +19,21 @@ from hf_exposure.cli.options import (
 )
 from hf_exposure.cli.terminal import out, print_json
 from hf_exposure.models.loading import quiet
+from hf_exposure.utils.files import replacing
 
-_DRAWING = ("template", "secret", "check", "repetitions", "per_repetition", "inclusion")
+_DRAWING = (
+    "template",
+    "secret",
+    "check",
+    "repetitions",
+    "per_repetition",
+    "inclusion",
+    "secrets_seed",
+)
+
+
+def _is_device(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -59,7 +72,15 @@ def inject(
     ] = False,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="Seed of secrets and places; by default drawn at random."),
+        typer.Option("--seed", min=0, help="Seed of the places; by default drawn at random."),
+    ] = None,
+    secrets_seed: Annotated[
+        int | None,
+        typer.Option(
+            "--secrets-seed",
+            min=0,
+            help="Seed of the secrets: keep it to yourself. Drawn if left out.",
+        ),
     ] = None,
     push_canaries: Annotated[
         str | None,
@@ -71,19 +92,21 @@ def inject(
     """Insert canaries into a dataset, and write their manifest."""
     from hf_exposure.canaries.injection import inject_canaries
     from hf_exposure.canaries.loading import load_manifest
-    from hf_exposure.canaries.rows import check_output, describe_rows, load_rows, save_rows
+    from hf_exposure.canaries.row_files import KINDS, injector_for, row_file
+    from hf_exposure.canaries.rows import check_output, load_rows, save_rows
     from hf_exposure.canaries.sets import Canaries
 
-    check_output(output)
+    kind = Path(dataset).suffix
+    ours = kind in KINDS and (output.suffix == kind or _is_device(output)) and split == "train"
+    if not ours:
+        check_output(output)
     if output.resolve() == Path(dataset).resolve():
         raise typer.BadParameter("--output is --dataset: name another file for the new rows")
-    check_new(output, overwrite)
-    if output.suffix:
-        check_file(output, apart=[canaries])
+    if output.suffix or ours:
+        check_file(output, apart=[canaries], overwrite=overwrite)
     check_folder(canaries.parent, "--canaries")
     if canaries.is_dir():
         raise typer.BadParameter(f"--canaries: {str(canaries)!r} is a folder; name a file in it")
-    # Whoever knows the format and the seed can draw the same secrets.
     seed = secrets.randbits(32) if seed is None else seed
     if canaries.exists():
         given = [f"--{name.replace('_', '-')}" for name in _DRAWING if _is_given(context, name)]
@@ -98,30 +121,45 @@ def inject(
             format_of(template, secret, check),
             numbers("--repetitions", repetitions, int, "0,1,4,16,64"),
             per_repetition,
-            seed,
+            secrets_seed,
             inclusion=inclusion,
         )
     with quiet():
-        rows = load_rows(dataset, split=split)
-        planted = inject_canaries(rows, chosen, column, seed, mode, near_start)
-        chosen.save(canaries)  # first: rows whose secrets nobody knows would be of no use
-        save_rows(planted, output)
+        # The manifest comes first: rows whose secrets nobody knows would be of no use.
+        if ours:
+            file = row_file(Path(dataset), column)
+            injector = injector_for(file, chosen, seed, mode, near_start)
+            chosen.save(canaries)
+            with replacing(output) as target:
+                file.write(target, injector)
+            before, columns = file.count, file.columns
+        else:
+            rows = load_rows(dataset, split=split)
+            changed = inject_canaries(rows, chosen, column, seed, mode, near_start)
+            chosen.save(canaries)
+            save_rows(changed, output)
+            before, columns = len(rows), rows.column_names
+    inserted = sum(canary.repetitions for canary in chosen)
+    added = inserted if mode == "rows" else 0
     pushed = chosen.push_to_hub(push_canaries) if push_canaries is not None else None
     if as_json:
         print_json(
             {
                 "output": str(output),
                 "canaries": str(canaries),
-                "rows_before": len(rows),
-                "rows": len(planted),
-                "inserted": sum(canary.repetitions for canary in chosen),
-                "insertions": [one.to_dict() for one in chosen.insertions],
+                "rows_before": before,
+                "rows": before + added,
+                "inserted": inserted,
+                "insertions": [one.shown(chosen.seed) for one in chosen.insertions],
                 "pushed": pushed,
             }
         )
         return
     out.print(f"{chosen!r}")
-    out.print(f"{output}: {describe_rows(planted)} ({len(planted) - len(rows):,} more than before)")
+    out.print(
+        f"{output}: {before + added:,} rows with the columns {', '.join(columns)} "
+        f"({added:,} more than before)"
+    )
     out.print(f"{canaries}: the manifest. It holds the secrets: keep it to yourself.")
     if pushed is not None:
         out.print(f"Pushed to {pushed}", soft_wrap=True)

@@ -42,10 +42,15 @@ def numbers(name: str, text: str, kind: Callable[[str], Number], example: str) -
 
 
 def check_file(
-    path: Path | None, argument: str = "--output", *, apart: Iterable[str | Path | None] = ()
+    path: Path | None,
+    argument: str = "--output",
+    *,
+    apart: Iterable[str | Path | None] = (),
+    overwrite: bool = True,
 ) -> None:
     """Refuse what no file can be written to, or must not be, before anything is measured for it:
-    a manifest, which may be the only place of its secrets, and the files in `apart`."""
+    a manifest, which may be the only place of its secrets, the files in `apart`, and, unless
+    `overwrite`, any that is there."""
     from hf_exposure.canaries.loading import holds_manifest
 
     if path is None:
@@ -62,6 +67,11 @@ def check_file(
         raise typer.BadParameter(
             f"{argument}: {str(path)!r} is the manifest of canaries, with their secrets, which is "
             "not written over; name another file"
+        )
+    if path.is_file() and path.stat().st_size and not overwrite:
+        raise typer.BadParameter(
+            f"{argument}: {str(path)!r} is there already: add --overwrite to replace it, or name "
+            "another file with --output"
         )
 
 
@@ -81,15 +91,6 @@ def check_folder(path: Path, argument: str) -> None:
         raise typer.BadParameter(
             f"{argument}: nothing can be written to {str(there)!r} ({reason})"
         ) from None
-
-
-def check_new(path: Path, overwrite: bool) -> None:
-    """Refuse to replace a file, unless asked to."""
-    if path.is_file() and not overwrite:
-        raise typer.BadParameter(
-            f"{str(path)!r} is there already: add --overwrite to replace it, or name another file "
-            "with --output"
-        )
 
 
 def rows_with(column: str, dataset: str, split: str = "train") -> Rows:

@@ -23,6 +23,7 @@ from hf_exposure.cli.options import (
     Dtype,
     MaxForwards,
     MaybeModel,
+    Overwrite,
     PushToCard,
     Reveal,
     Revision,
@@ -80,6 +81,7 @@ def measure(
     push_to_card: PushToCard = False,
     create_pr: CreatePr = False,
     card: Card = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
     reveal: Reveal = False,
 ) -> None:
@@ -89,7 +91,7 @@ def measure(
     from hf_exposure.exposure.planning import Settings
     from hf_exposure.models.loading import check_model_name, load_model
 
-    check_file(output)
+    check_file(output, overwrite=overwrite)
     check_file(card, "--card", apart=[output])
     planted = load_canaries(canaries, canaries_revision)
     Settings(method, samples, max_forwards, confidence, seed, batch_size)  # before the model loads

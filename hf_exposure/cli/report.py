@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_exposure.cli.inputs import check_file, check_new
+from hf_exposure.cli.inputs import check_file
 from hf_exposure.cli.options import (
     AsJson,
     Overwrite,
@@ -53,10 +53,9 @@ def report(
     if reveal and canaries is None:
         raise typer.BadParameter("--reveal needs the secrets: give --canaries with the manifest")
     page = output or (results if results.is_dir() else results.parent) / "report.html"
-    check_file(page, apart=[results, extractions])
+    check_file(page, apart=[results, extractions], overwrite=overwrite)
     known = load_manifest(canaries) if canaries is not None else None
     exposures, history = _measured(results, known)
-    check_new(page, overwrite)
     found, written = _found(extractions, known) if extractions is not None else ([], None)
     write_report(
         page,
@@ -66,6 +65,7 @@ def report(
         generations=written,
         title=title,
         reveal=reveal,
+        overwrite=True,
     )
     if as_json:
         print_json({"report": str(page)})

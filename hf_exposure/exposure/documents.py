@@ -160,10 +160,26 @@ class Document(ABC):
         except (AttributeError, IndexError, TypeError) as error:
             raise ValueError(f"a value is not what it should be ({error})") from None
 
-    def save(self, path: str | os.PathLike[str], reveal: bool = False) -> Path:
-        """Write JSON, whole or not at all; without the secrets unless `reveal`."""
+    def save(
+        self, path: str | os.PathLike[str], reveal: bool = False, overwrite: bool = False
+    ) -> Path:
+        """Write JSON, whole or not at all; without the secrets unless `reveal`.
+
+        Args:
+            path: the file.
+            reveal: with the secrets.
+            overwrite: replace another file that is there.
+
+        Returns:
+            The path.
+
+        Raises:
+            FileExistsError: another file is there, and not `overwrite`.
+            OSError: it cannot be written.
+        """
         text = json.dumps(self.to_dict(reveal), indent=1, ensure_ascii=False, allow_nan=False)
-        return write_text(path, text + "\n")
+        where = f"{type(self).__name__}.save"
+        return write_text(path, text + "\n", where=where, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], canaries: Canaries | None = None) -> Self:

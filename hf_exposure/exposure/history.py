@@ -123,19 +123,24 @@ class History(Document, Sequence[Measurement]):
             frames.append(frame)
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
-    def save(self, path: str | os.PathLike[str], reveal: bool = False) -> Path:
+    def save(
+        self, path: str | os.PathLike[str], reveal: bool = False, overwrite: bool = False
+    ) -> Path:
         """Write JSON, one measurement a line, whole or not at all.
 
         Args:
             reveal: with the secrets.
+            overwrite: replace another file that is there.
 
         Returns:
             The path.
 
         Raises:
+            FileExistsError: another file is there, and not `overwrite`.
             OSError: it cannot be written.
         """
-        return write_text(path, text_of(item.line(reveal) for item in self))
+        text = text_of(item.line(reveal) for item in self)
+        return write_text(path, text, where="History.save", overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], canaries: Canaries | None = None) -> History:

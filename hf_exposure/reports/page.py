@@ -58,6 +58,7 @@ def write_report(
     title: str = "Memorization report",
     notes: str | Iterable[str] = (),
     reveal: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """Write one HTML page about what was measured; it is written whole or not at all.
 
@@ -72,11 +73,13 @@ def write_report(
         title: the page's heading.
         notes: sentences that follow it.
         reveal: show the secrets.
+        overwrite: replace another file that is there.
 
     Returns:
         The path.
 
     Raises:
+        FileExistsError: another file is there, and not `overwrite`.
         ValueError: there is neither a measurement nor a history that has one.
         TypeError: an argument is something else.
         OSError: the file cannot be written.
@@ -91,7 +94,7 @@ def write_report(
         notes=notes,
         reveal=reveal,
     )
-    return write_text(path, page)
+    return write_text(path, page, where="write_report", overwrite=overwrite)
 
 
 def render_report(

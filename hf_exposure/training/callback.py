@@ -332,24 +332,31 @@ class ExposureCallback(TrainerCallback):
 
     # What people ask for afterwards
 
-    def report(self, path: str | os.PathLike[str], reveal: bool = False) -> Path:
+    def report(
+        self, path: str | os.PathLike[str], reveal: bool = False, overwrite: bool = False
+    ) -> Path:
         """Write the training's history as one HTML page.
 
         Args:
             path: the page.
             reveal: with the secrets.
+            overwrite: replace another file that is there.
 
         Returns:
             The path.
 
         Raises:
+            FileExistsError: another file is there, and not `overwrite`.
             ValueError: nothing has been measured yet.
         """
         self._check_measured("report")
         from hf_exposure.reports.page import write_report  # with plots, not needed in training
 
         latest = self.history[-1].exposures
-        return Path(write_report(path, exposures=latest, history=self.history, reveal=reveal))
+        write_report(
+            path, exposures=latest, history=self.history, reveal=reveal, overwrite=overwrite
+        )
+        return Path(path)
 
     def add_to_card(self, path: str | os.PathLike[str], step: int | None = None) -> Path:
         """Put exposures into a model card; see `hub.add_exposure_to_card`.

@@ -557,7 +557,7 @@ def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(data))
     with pytest.raises(ValueError, match="'forwards' is missing"):
         Extractions.load(path)
-    found.save(path)
+    found.save(path, overwrite=True)
     with pytest.raises(ValueError, match="other canaries"):
         Extractions.load(path, canaries[:1])
 

@@ -21,6 +21,7 @@ from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.drawing import derived
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.insertion import Insertion
+from hf_exposure.canaries.loading import manifests_in
 from hf_exposure.canaries.sets import SCHEMA_VERSION, Canaries
 from hf_exposure.exposure.results import Exposures
 
@@ -417,7 +418,7 @@ if stage == "half":
     files.os.fdopen = Half
 else:
     setattr(files.os, stage, pause)
-canaries.save(path)
+canaries.save(path, overwrite=True)
 """
 
 
@@ -447,13 +448,77 @@ def test_a_process_killed_while_saving_leaves_the_old_manifest_or_none(
     process.stdout.close()
     # The half-written bytes are really there, under a name that nobody reads.
     (left,) = [entry for entry in path.parent.iterdir() if entry != path]
-    assert left.name.startswith(".canaries.json.")
+    assert left.name.startswith("_")  # the Trainer does not upload it
     assert left.stat().st_size > 0
     if old:
         assert Canaries.load(path) == before
     else:
         assert not path.exists()
-    assert Canaries.load(new.save(path)) == new
+    assert Canaries.load(new.save(path, overwrite=True)) == new
+    assert [*path.parent.iterdir()] == [path]  # what the killed process left is gone
+
+
+def test_a_file_that_is_there_is_not_replaced_by_another_manifest(tmp_path: Path) -> None:
+    first, second = mixed_set(), Canaries([Canary(PIN, "1234", 1)])
+    path = first.save(tmp_path / "canaries.json")
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_text(json.dumps(dict(reversed(first.to_dict().items()))))  # keys in any order
+    with pytest.raises(FileExistsError, match=r"^Canaries\.save: .*overwrite=True") as caught:
+        second.save(path)
+    assert "1234" not in str(caught.value)
+    assert Canaries.load(path) == first
+    further = Insertion("splice", seed=99)
+    first.record(further)
+    first.save(path)  # the same set, inserted once more since
+    assert Canaries.load(path).insertions[-1] == further
+    with pytest.raises(FileExistsError):
+        first.copy().save(path)  # would lose where they were inserted
+    (tmp_path / "mine.json").write_text('{"notes": 1}')
+    with pytest.raises(FileExistsError):
+        first.save(tmp_path / "mine.json")
+    assert Canaries.load(second.save(path, overwrite=True)) == second
+
+
+def test_a_manifest_is_known_by_its_content(tmp_path: Path) -> None:
+    canaries = mixed_set()
+    data = canaries.to_dict()
+    held = {
+        "canaries.json": canaries.to_json(),
+        "notes.txt": json.dumps(dict(reversed(data.items()))),
+        "deep/er/no_ending": json.dumps({"x" * 9000: 1, **data}),
+        "checkpoint-8/mark.json": "\ufeff" + canaries.to_json(),
+        "_cut.json": canaries.to_json()[:-50],
+        "list.json": json.dumps([data]),
+    }
+    others = {
+        "plain.json": "{}",
+        "model.safetensors": "\0" + canaries.to_json(),
+        "code.py": f"x = {data}",
+        "exposures.json": json.dumps({"kind": "exposures", **data}),
+        "empty": "",
+    }
+    for name, text in {**held, **others}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    found = {path.relative_to(tmp_path).as_posix() for path in manifests_in(tmp_path)}
+    assert found == set(held)
+
+
+def test_a_seed_that_is_drawn_has_128_bits_and_draws_other_secrets_each_time() -> None:
+    sets = [Canaries.generate(PIN, [0, 1], 2, seed=None) for _ in range(4)]
+    assert len({one.seed for one in sets}) == 4
+    assert max(one.seed or 0 for one in sets) >= 2**100
+    assert Canaries.generate(PIN, [0, 1], 2, seed=sets[0].seed) == sets[0]
+    assert sets[0].seed is not None and str(sets[0].seed) not in sets[0].card("me/set")
+
+
+def test_a_seed_that_draws_the_secrets_is_not_shown() -> None:
+    canaries = Canaries.generate(PIN, [0, 1], 2, seed=123456789)
+    canaries.record(Insertion(seed=123456789))
+    canaries.record(Insertion(seed=987))
+    card = canaries.card("me/set")
+    assert "123456789" not in card + repr(canaries.insertions) and "987" in card
+    assert canaries.insertions[0].shown(123456789).get("seed") is None
 
 
 def test_what_is_no_manifest_is_named_with_what_it_is(tmp_path: Path) -> None:

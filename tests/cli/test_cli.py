@@ -171,6 +171,73 @@ def test_inserting_the_same_canaries_again_is_warned_of(
     assert len(caught) == 1 and not secrets_in(str(caught[0].message), manifest)
 
 
+def test_no_seed_that_inject_prints_draws_the_secrets(tmp_path: Path, rows_file: Path) -> None:
+    manifest = tmp_path / "c.json"
+    shown = succeed(
+        "inject",
+        "--dataset",
+        rows_file,
+        "--output",
+        tmp_path / "o.jsonl",
+        "--canaries",
+        manifest,
+        *TEMPLATE,
+        "--json",
+    )
+    canaries = Canaries.load(manifest)
+    assert canaries.seed is not None and str(canaries.seed) not in shown
+    place = json.loads(shown)["insertions"][0]["seed"]
+    drawn = Canaries.generate(canaries.formats, [0, 1, 4, 16, 64], 4, place)
+    # Of 10,000 numbers, a few may meet by chance.
+    assert len({one.secret for one in drawn} & {one.secret for one in canaries}) < 4
+
+
+def test_the_seed_of_the_secrets_is_not_printed_as_that_of_the_places(
+    tmp_path: Path, rows_file: Path
+) -> None:
+    for name in ("a", "b"):
+        shown = succeed(
+            "inject",
+            "--dataset",
+            rows_file,
+            "--output",
+            tmp_path / f"{name}.jsonl",
+            "--canaries",
+            tmp_path / f"{name}.json",
+            *TEMPLATE,
+            "--seed",
+            "31337",
+            "--secrets-seed",
+            "31337",
+            "--json",
+        )
+        assert "31337" not in shown
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+
+
+def test_no_command_writes_over_a_file_unless_asked_to(
+    tmp_path: Path, model_folder: Path, manifest: Path, rows_file: Path
+) -> None:
+    mine = tmp_path / "mine.json"
+    mine.write_text("[1]")
+    model = ["--model", model_folder]
+    for arguments in (
+        ["measure", *model, "--canaries", manifest],
+        ["extract", *model, "--canaries", manifest],
+        ["audit", *model, "--dataset", rows_file],
+        ["discover", *model, "--dataset", rows_file],
+        ["inject", "--dataset", rows_file, *TEMPLATE, "--canaries", tmp_path / "new.json"],
+    ):
+        result = run(*arguments, "--output", mine)
+        assert result.exit_code != 0 and "--overwrite" in " ".join(result.output.split()), arguments
+        assert mine.read_text() == "[1]"
+        data = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps(dict(reversed(data.items()))))
+        result = run(*arguments, "--output", manifest, "--overwrite")
+        assert result.exit_code != 0 and json.loads(manifest.read_text()) == data
+    assert not (tmp_path / "new.json").exists()
+
+
 def test_measure_prints_a_masked_table_and_writes_exposures(
     tmp_path: Path, model_folder: Path, manifest: Path
 ) -> None:

@@ -320,7 +320,7 @@ from hf_exposure.exposure.results import Exposures
 loaded = Exposures.load(sys.argv[1])
 loaded.forwards = 999_999
 setattr(os, sys.argv[2], lambda *args: os._exit(9))  # as if killed at this call
-loaded.save(sys.argv[1])
+loaded.save(sys.argv[1], overwrite=True)
 """
 
 

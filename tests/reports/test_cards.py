@@ -597,7 +597,11 @@ def test_a_canary_sets_card_says_what_was_inserted_and_shows_no_secret() -> None
     canaries.record(Insertion("splice", "text", seed=11))
     text = canaries.card("me/set")
     assert "6 canaries: 2 never inserted, 2 inserted once, 2 inserted 8 times" in text
-    assert "seed: 7" in text and "mode: `splice`, column: `text`, seed: `11`" in text
+    assert (
+        "seed: `7`" not in text
+        and "seed: 7" not in text
+        and "mode: `splice`, column: `text`, seed: `11`" in text
+    )
     assert "`` a ` b\\nc | {secret} `` with `\\d{4}|x`" in text
     assert 'Canaries.from_hub("me/set")' in text and "Keep it private" in text
     assert not any(one.secret in text for one in canaries if len(one.secret) == 4)

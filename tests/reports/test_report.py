@@ -310,7 +310,7 @@ def test_the_page_is_written_whole_or_not_at_all(
 
     monkeypatch.setattr("os.replace", cut_off)
     with pytest.raises(OSError, match="disk is full"):
-        write_report(path, exposures=measured(), title="another")
+        write_report(path, exposures=measured(), title="another", overwrite=True)
     assert path.read_bytes() == before
     assert [one.name for one in path.parent.iterdir()] == ["report.html"]
 

@@ -161,12 +161,12 @@ def grown(path: Path, items: list[Measurement]) -> HistoryKeeper:
 def test_a_file_that_grew_is_the_one_that_is_written_at_once(tmp_path: Path) -> None:
     items = [measurement(step, metrics={"naïve": 1.0 / step}) for step in (2, 4, 6, 8)]
     keeper = grown(tmp_path / "grown.json", items)
-    keeper.history.save(tmp_path / "whole.json")
+    keeper.history.save(tmp_path / "whole.json", overwrite=True)
     assert (tmp_path / "grown.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
     # One that gets shorter too, as after a measurement with less to tell.
     keeper.history.append(Measurement(8, items[-1].exposures))
     keeper.write(tmp_path / "grown.json")
-    keeper.history.save(tmp_path / "whole.json")
+    keeper.history.save(tmp_path / "whole.json", overwrite=True)
     assert (tmp_path / "grown.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
 
 

@@ -57,6 +57,93 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert target.read_text() == "new"
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no FIFOs")
+def test_devices_and_fifos_are_written_to_as_they_are(tmp_path: Path) -> None:
+    write_text("/dev/null", "x")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(fifo, "through", overwrite=False)
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    assert stat.S_ISFIFO(fifo.stat().st_mode) and os.listdir(tmp_path) == ["fifo"]
+
+
+def test_hard_links_stay_one_file_and_links_to_nothing_make_one(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    os.link(tmp_path / "a", tmp_path / "b")
+    write_text(tmp_path / "a", "new")
+    assert (tmp_path / "b").read_text() == "new"
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_text(tmp_path / "link", "x")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "x"
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(OSError):
+        write_text(tmp_path / "loop", "x")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs to be root")
+def test_an_owner_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    os.chown(path, 1234, 4321)
+    path.chmod(0o2640)
+    write_text(path, "new")
+    now = path.stat()
+    assert (now.st_uid, now.st_gid, stat.S_IMODE(now.st_mode)) == (1234, 4321, 0o2640)
+
+
+def test_a_file_whose_owner_cannot_be_kept_is_written_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    number = path.stat().st_ino
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(files.os, "chown", refuse)
+    old = os.stat_result((0o100644, number, 0, 1, 99, 99, 3, 0, 0, 0))
+    monkeypatch.setattr(
+        files.Path, "stat", lambda self, **_: old if self == path else os.stat(self)
+    )
+    write_text(path, "new")
+    assert os.stat(path).st_ino == number and path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_new_file_can_be_kept_to_its_owner(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "x", mode=0o600)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
+
+
+def test_what_killed_runs_left_is_removed_and_what_runs_write_is_not(tmp_path: Path) -> None:
+    (tmp_path / f"{files.TEMPORARY}killed").write_text("half")
+    (tmp_path / f"{files.TEMPORARY}folder").mkdir()
+    (tmp_path / f"{files.TEMPORARY}folder" / "rows").write_text("half")
+    (tmp_path / "_of_mine").write_text("x")
+    with files.replacing(tmp_path / "a") as first:
+        write_text(tmp_path / "b", "b")  # meanwhile
+        assert first.write(b"a")
+        with files.temporary(tmp_path, is_folder=True) as folder:
+            (folder / "rows").write_text("x")
+            write_text(tmp_path / "c", "c")
+            assert (folder / "rows").is_file()
+    assert sorted(os.listdir(tmp_path)) == ["_of_mine", "a", "b", "c"]
+
+
+def test_a_file_is_replaced_only_if_that_is_wanted(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "a", "old", overwrite=False)
+    write_text(path, "old", overwrite=False)  # the same: nothing is lost
+    with pytest.raises(FileExistsError, match=r"^f: '.*a' is there already.*overwrite=True"):
+        write_text(path, "new", where="f", overwrite=False)
+    assert path.read_text() == "old"
+    write_text(path, "new")
+    assert path.read_text() == "new"
+
+
 @pytest.mark.parametrize("step", ["fsync", "chmod", "replace"])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_an_error_leaves_the_old_file_and_nothing_else(
