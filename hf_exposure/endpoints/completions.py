@@ -10,6 +10,7 @@ import contextlib
 import email.utils
 import math
 import time
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -78,6 +79,10 @@ class CompletionsScorer:
             weaker; for tokenizers that split the template otherwise with a few of its secrets.
         extra_body: more fields of every request, such as {"add_special_tokens": False} for vLLM.
 
+    Attributes:
+        unchecked: formats of which it could not be told whether the server pairs each token with
+            its own log-probability; each gave a warning, and results say so in `settings`.
+
     Raises:
         ValueError: bad arguments.
 
@@ -136,6 +141,7 @@ class CompletionsScorer:
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=workers))
+        self.unchecked: list[SecretFormat] = []
         self._forwards = 0
         self._way = ""  # "echo" or "prompt_logprobs", once it is known
         self._reached = False
@@ -144,7 +150,8 @@ class CompletionsScorer:
         self._cores: dict[tuple[SecretFormat, str], tuple[Hashable, ...]] = {}
 
     def __repr__(self) -> str:
-        return f"CompletionsScorer({self.url!r}, {self.model!r})"
+        told = ", places of log-probabilities unchecked" if self.unchecked else ""
+        return f"CompletionsScorer({self.url!r}, {self.model!r}{told})"
 
     @property
     def forwards(self) -> int:
@@ -179,7 +186,14 @@ class CompletionsScorer:
     def _core(self, fmt: SecretFormat, start: int, echoes: list[Echo]) -> tuple[Hashable, ...]:
         """The leading tokens that are the same for all secrets and end before them."""
         first, last = echoes[0], common_length(echo.keys for echo in echoes)
-        self._refuse_shifted(echoes, last)
+        if fmt.size > 1 and not self._refuse_shifted(echoes, last, start):
+            self.unchecked.append(fmt)
+            warnings.warn(
+                f"CompletionsScorer: whether {self.url} gives each token of {fmt.template!r} its "
+                "own log-probability could not be checked, for it names no likeliest token "
+                "(top_logprobs) or not the tokens; compare a text with the model at hand",
+                stacklevel=5,
+            )
         silent = max(int(np.argmin(np.isnan([*echo.bits, 0.0]))) for echo in echoes)
         for n in range(last, 0, -1):
             ends = {echo.ends[n - 1] for echo in echoes}
@@ -211,23 +225,37 @@ class CompletionsScorer:
             )
         return math.fsum(rest)
 
-    def _refuse_shifted(self, echoes: list[Echo], place: int) -> None:
-        """What is likeliest at a place cannot depend on the token that stands there.
+    def _refuse_shifted(self, echoes: list[Echo], place: int, start: int) -> bool:
+        """Refuse log-probabilities of another place. Returns whether it could be told.
 
-        llama-cpp-python, where the text does not begin with a begin-of-text token, pairs each token
-        with the distribution after it.
+        What is likeliest at a place cannot depend on the token that stands there, and tokens that
+        may stand there have probabilities that add up to 1 at most. llama-cpp-python, where the
+        text does not begin with a begin-of-text token, pairs each token with the distribution
+        after it.
+
+        Args:
+            place: of the first token that is not the same in all.
+            start: where the secret begins in the text.
         """
         if any(len(echo.keys) <= place for echo in echoes):
-            return
-        if any(not key or "\ufffd" in str(key) for key in echoes[0].keys[:place]):
-            return  # equal texts of unequal tokens, perhaps
+            return False
+        # Texts that look equal may stand for unequal tokens, but not where the text is the same.
+        same = next(
+            (n for n in range(place, 0, -1) if all(0 <= e.ends[n - 1] <= start for e in echoes)), 0
+        )
+        if any(not key or "\ufffd" in str(key) for key in echoes[0].keys[same:place]):
+            return False
         tops = [echo.tops[place] for echo in echoes if math.isfinite(echo.tops[place])]
-        if tops and max(tops) - min(tops) > _SHIFTED:
+        of_token = {echo.keys[place]: echo.bits[place] for echo in echoes}
+        named = [bits for key, bits in of_token.items() if key and "\ufffd" not in str(key)]
+        total = float(np.sum(np.exp2(-np.array([bits for bits in named if bits >= 0]))))
+        if (tops and max(tops) - min(tops) > _SHIFTED) or total > 2**_SHIFTED:
             raise ValueError(
                 f"CompletionsScorer: {self.url} pairs tokens with log-probabilities of another "
-                "place, since the likeliest token changes with the one that stands there; "
-                "llama-cpp-python does so without a begin-of-text token: use another server"
+                "place, since they change with the token that stands there; llama-cpp-python does "
+                "so without a begin-of-text token: use another server"
             )
+        return len(tops) > 1 and len(of_token) > 1
 
     # Requests
 

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -287,6 +288,52 @@ def test_log_probabilities_of_another_place_are_refused(name: str) -> None:
         pytest.raises(ValueError, match="of another place"),
     ):
         scorer_of(endpoint).log_perplexities(FORMAT, ["281"])
+
+
+@pytest.mark.parametrize("name", NO_BOS)
+def test_parts_of_characters_in_the_template_do_not_hide_another_place(name: str) -> None:
+    fmt = SecretFormat("日 random number is {secret}.", secret="[0-9]{3}")
+    with (
+        served(name, "llama-cpp") as endpoint,
+        pytest.raises(ValueError, match="of another place"),
+    ):
+        scorer_of(endpoint).log_perplexities(fmt, ["281"])
+
+
+def without_tops(answer: dict[str, Any]) -> dict[str, Any]:
+    for choice in answer["choices"]:
+        choice["logprobs"]["top_logprobs"] = None
+    return answer
+
+
+def test_probabilities_that_add_up_to_more_than_one_are_of_another_place() -> None:
+    def likely(answer: dict[str, Any]) -> dict[str, Any]:
+        for choice in without_tops(answer)["choices"]:
+            values = choice["logprobs"]["token_logprobs"]
+            values[1:] = [-0.5] * (len(values) - 1)
+        return answer
+
+    with served(change=likely) as endpoint, pytest.raises(ValueError, match="of another place"):
+        scorer_of(endpoint).log_perplexities(FORMAT, ["281"])
+
+
+def test_what_cannot_be_checked_is_told_once_and_in_the_result() -> None:
+    canaries = Canaries.generate(FORMAT, [1], per_repetition=2)
+    with served(change=without_tops) as endpoint:
+        scorer = scorer_of(endpoint)
+        with pytest.warns(UserWarning, match="could not be checked") as told:
+            found = measure_exposure(scorer, None, canaries, method="sampling", samples=20)
+    assert len([one for one in told if "could not be checked" in str(one.message)]) == 1
+    assert "unchecked" in found.settings["scorer"]
+    assert scorer.unchecked == [FORMAT]
+
+
+def test_what_could_be_checked_is_not_told() -> None:
+    with served() as endpoint, warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        scorer = scorer_of(endpoint)
+        scorer.log_perplexities(FORMAT, ["281"])
+    assert not scorer.unchecked
 
 
 # Requests
