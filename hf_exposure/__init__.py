@@ -27,6 +27,7 @@ _HOMES = {
     "canaries.injection": "inject_canaries",
     "canaries.injector": "CanaryInjector",
     "canaries.insertion": "Insertion",
+    "canaries.limits": "Limits",
     "canaries.loading": "load_canaries",
     "canaries.rows": "load_rows",
     "canaries.sets": "Canaries",
@@ -37,7 +38,9 @@ _HOMES = {
     "exposure.epsilon": "EpsilonBound canary_scores estimate_epsilon",
     "exposure.estimators": "sampling_exposure",
     "exposure.history": "History Measurement",
+    "exposure.limits": "Check Verdict",
     "exposure.measure": "measure_exposure",
+    "exposure.membership": "Membership MembershipRow",
     "exposure.records": "Exposure",
     "exposure.results": "BudgetError Exposures",
     "exposure.skew_normal": "SkewNormal skewnorm_exposure",
@@ -79,6 +82,7 @@ if TYPE_CHECKING:
     from hf_exposure.canaries.injection import inject_canaries as inject_canaries
     from hf_exposure.canaries.injector import CanaryInjector as CanaryInjector
     from hf_exposure.canaries.insertion import Insertion as Insertion
+    from hf_exposure.canaries.limits import Limits as Limits
     from hf_exposure.canaries.loading import load_canaries as load_canaries
     from hf_exposure.canaries.rows import load_rows as load_rows
     from hf_exposure.canaries.sets import Canaries as Canaries
@@ -92,7 +96,11 @@ if TYPE_CHECKING:
     from hf_exposure.exposure.estimators import sampling_exposure as sampling_exposure
     from hf_exposure.exposure.history import History as History
     from hf_exposure.exposure.history import Measurement as Measurement
+    from hf_exposure.exposure.limits import Check as Check
+    from hf_exposure.exposure.limits import Verdict as Verdict
     from hf_exposure.exposure.measure import measure_exposure as measure_exposure
+    from hf_exposure.exposure.membership import Membership as Membership
+    from hf_exposure.exposure.membership import MembershipRow as MembershipRow
     from hf_exposure.exposure.records import Exposure as Exposure
     from hf_exposure.exposure.results import BudgetError as BudgetError
     from hf_exposure.exposure.results import Exposures as Exposures

@@ -14,6 +14,7 @@ from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.drawing import draw_canaries, flip_coins
 from hf_exposure.canaries.formats import SecretFormat, format_names
 from hf_exposure.canaries.insertion import Insertion
+from hf_exposure.canaries.limits import Limits
 from hf_exposure.canaries.sharing import dataset_card, download_manifest, upload_manifest
 from hf_exposure.utils.checks import check_choice, check_count, check_type
 from hf_exposure.utils.files import load_json, write_text
@@ -30,9 +31,10 @@ class Canaries(Sequence[Canary]):
         seed: the seed that generated the set; None if it was put together by hand.
         inclusion: "fixed", or "coin" if every canary was left in or out by its own fair coin.
         insertions: how the set was inserted before, if at all.
+        limits: what a model that was trained on them must keep, if that is set beforehand.
 
     Attributes:
-        seed, inclusion: as given.
+        seed, inclusion, limits: as given; `limits` may be set until the manifest is saved.
         insertions: how the set was inserted, a tuple of `Insertion`: empty until then.
 
     Raises:
@@ -56,6 +58,7 @@ class Canaries(Sequence[Canary]):
         seed: int | None = None,
         inclusion: str = "fixed",
         insertions: Iterable[Insertion] = (),
+        limits: Limits | None = None,
     ) -> None:
         if isinstance(items, (str, os.PathLike)):
             raise TypeError(
@@ -76,6 +79,9 @@ class Canaries(Sequence[Canary]):
                     "give it once, with the sum of the repetitions"
                 )
             texts.add(item.text)
+        if limits is not None:
+            check_type("Canaries: limits", limits, Limits, "Limits")
+        self.limits = limits
         self._insertions: tuple[Insertion, ...] = ()
         for insertion in insertions:
             self.record(insertion)
@@ -186,7 +192,7 @@ class Canaries(Sequence[Canary]):
 
     def copy(self) -> Canaries:
         """The same canaries with no insertion on record, to insert them in another way."""
-        return Canaries(self._items, seed=self.seed, inclusion=self.inclusion)
+        return Canaries(self._items, seed=self.seed, inclusion=self.inclusion, limits=self.limits)
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest, as JSON has it. It holds the secrets."""
@@ -196,6 +202,7 @@ class Canaries(Sequence[Canary]):
             "seed": self.seed,
             "inclusion": self.inclusion,
             "insertions": [insertion.to_dict() for insertion in self._insertions],
+            **({} if self.limits is None else {"limits": self.limits.to_dict()}),
             "formats": [fmt.to_dict() for fmt in formats],
             "canaries": [canary.to_dict(formats, reveal=True) for canary in self._items],
         }
@@ -228,6 +235,7 @@ class Canaries(Sequence[Canary]):
                 seed=data["seed"],
                 inclusion=data["inclusion"],
                 insertions=[Insertion.from_dict(entry) for entry in data["insertions"]],
+                limits=Limits.from_dict(data["limits"]) if "limits" in data else None,
             )
         except KeyError as error:
             raise ValueError(f"the manifest lacks the key {error}") from None
@@ -361,7 +369,11 @@ class Canaries(Sequence[Canary]):
         if isinstance(index, slice):
             part = self._items[index]  # inserted as the whole was
             return Canaries(
-                part, seed=self.seed, inclusion=self.inclusion, insertions=self.insertions
+                part,
+                seed=self.seed,
+                inclusion=self.inclusion,
+                insertions=self.insertions,
+                limits=self.limits,
             )
         return self._items[index]
 

@@ -1,5 +1,5 @@
-"""The command line: `hf-exposure demo | inject | measure | extract | audit | discover | report`, a
-module each."""
+"""The command line: `hf-exposure demo | inject | measure | extract | audit | discover | report |
+gate`, a module each."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hf_exposure.cli.audit import audit
 from hf_exposure.cli.demo import demo
 from hf_exposure.cli.discover import discover
 from hf_exposure.cli.extract import extract
+from hf_exposure.cli.gate import gate
 from hf_exposure.cli.inject import inject
 from hf_exposure.cli.measure import measure
 from hf_exposure.cli.report import report
@@ -51,7 +52,7 @@ def hf_exposure(
     """
 
 
-for command in (demo, inject, measure, extract, audit, discover, report):
+for command in (demo, inject, measure, extract, audit, discover, report, gate):
     app.command()(command)
 
 
@@ -64,6 +65,12 @@ def _one_line(message: Warning | str, category: type[Warning], *where: Any, **li
 
 # What functions call their arguments, and what the command line does.
 _OPTIONS = {
+    "Limits: there is no limit; give max_exposure=10, say, or max_tpr=0.05": "gate: there is no "
+    "limit; give --max-exposure 10, say, or --max-tpr 0.05, or --limits with a file",
+    "Limits: max_exposure": "--max-exposure",
+    "Limits: max_tpr": "--max-tpr",
+    "Limits: fpr": "--fpr",
+    "Limits: repetitions": "--repetitions",
     "load_model: name": "--model",
     "load_model: tokenizer": "--tokenizer",
     "load_model: dtype=": "--dtype: ",

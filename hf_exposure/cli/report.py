@@ -55,7 +55,7 @@ def report(
     page = output or (results if results.is_dir() else results.parent) / "report.html"
     check_file(page, apart=[results, extractions], overwrite=overwrite)
     known = load_manifest(canaries) if canaries is not None else None
-    exposures, history = _measured(results, known)
+    exposures, history = measured(results, known)
     found, written = _found(extractions, known) if extractions is not None else ([], None)
     write_report(
         page,
@@ -73,7 +73,7 @@ def report(
         out.print(f"Now open {page}")
 
 
-def _measured(results: Path, canaries: Canaries | None) -> tuple[Exposures | None, History | None]:
+def measured(results: Path, canaries: Canaries | None) -> tuple[Exposures | None, History | None]:
     """The exposures and the history in a file, or those in a folder."""
     from hf_exposure.exposure.history import HISTORY_FILE, History
     from hf_exposure.exposure.results import Exposures

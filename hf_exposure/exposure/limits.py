@@ -10,14 +10,26 @@ looks together raise a false alarm as rarely as one would (a union bound, valid 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
-from hf_exposure.exposure.membership import MembershipRow, binomial_p_value, clopper_pearson
-from hf_exposure.utils.checks import check_count, check_number, check_share
-from hf_exposure.utils.words import plural, times
+import numpy as np
+
+from hf_exposure.canaries.limits import Limits
+from hf_exposure.canaries.survival import InjectionReport
+from hf_exposure.exposure.chance import group_findings
+from hf_exposure.exposure.membership import (
+    MembershipRow,
+    Ranks,
+    binomial_p_value,
+    clopper_pearson,
+    membership_rows,
+)
+from hf_exposure.exposure.records import Exposure
+from hf_exposure.utils.checks import check_count
+from hf_exposure.utils.words import plural
 
 
 class Outcome(str, Enum):
@@ -29,54 +41,6 @@ class Outcome(str, Enum):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a model must keep to be released; set before it is trained.
-
-    Args:
-        max_exposure: the most exposure in bits that an inserted canary may have.
-        max_tpr: the largest share of the inserted canaries that may be detected.
-        fpr: the false-positive rate of that detection.
-        repetitions: judge only the canaries that were inserted so many times; None judges all.
-
-    Raises:
-        TypeError: an argument is no number.
-        ValueError: no limit is given, or one is out of range.
-    """
-
-    max_exposure: float | None = None
-    max_tpr: float | None = None
-    fpr: float = 0.01
-    repetitions: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_exposure is None and self.max_tpr is None:
-            raise ValueError(
-                "Limits: there is no limit; give max_exposure=10, say, or max_tpr=0.05"
-            )
-        if self.max_exposure is not None:
-            check_number("Limits: max_exposure", self.max_exposure, least=0)
-        if self.max_tpr is not None:
-            check_number("Limits: max_tpr", self.max_tpr, least=0, most=1)
-        check_share("Limits: fpr", self.fpr)
-        if self.repetitions is not None:
-            check_count("Limits: repetitions", self.repetitions, least=1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The arguments, for JSON."""
-        return {
-            "max_exposure": self.max_exposure,
-            "max_tpr": self.max_tpr,
-            "fpr": self.fpr,
-            "repetitions": self.repetitions,
-        }
-
-    @property
-    def who(self) -> str:
-        """The canaries that are judged, in words."""
-        return f"canaries inserted {times(self.repetitions)}" if self.repetitions else "canaries"
-
-
-@dataclass(frozen=True)
 class Check:
     """One limit, or one condition without which limits say nothing.
 
@@ -84,6 +48,7 @@ class Check:
         name: such as "exposure" or "controls".
         outcome: passed, failed or inconclusive.
         reason: one sentence with the figure, its interval and the limit.
+        voids: the measurement itself is in doubt, so that no limit can be failed by it either.
         figure, low, high, limit: the same as numbers; None where there is none.
     """
 
@@ -94,6 +59,7 @@ class Check:
     low: float | None = None
     high: float | None = None
     limit: float | None = None
+    voids: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,21 +76,137 @@ class Verdict:
 
     @property
     def outcome(self) -> Outcome:
-        """Failed if a check is failed, else inconclusive if one is, else passed."""
+        """Inconclusive if the measurement is in doubt; else failed if a check is failed, else
+        inconclusive if one is, else passed."""
         found = {check.outcome for check in self.checks}
-        for outcome in (Outcome.FAILED, Outcome.INCONCLUSIVE):
-            if outcome in found:
-                return outcome
-        return Outcome.PASSED
+        if Outcome.FAILED in found and not any(check.voids for check in self.checks):
+            return Outcome.FAILED
+        return Outcome.PASSED if found <= {Outcome.PASSED} else Outcome.INCONCLUSIVE
 
     @property
     def exit_code(self) -> int:
         """0 passed, 1 failed, 3 inconclusive."""
         return {Outcome.PASSED: 0, Outcome.FAILED: 1, Outcome.INCONCLUSIVE: 3}[self.outcome]
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: outcome, exit code, limits and all checks."""
+        return {
+            "outcome": self.outcome.value,
+            "exit_code": self.exit_code,
+            "limits": self.limits.to_dict(),
+            "checks": [asdict(check) | {"outcome": check.outcome.value} for check in self.checks],
+        }
+
     def __str__(self) -> str:
         lines = [f"{check.outcome.value:<12}  {check.reason}" for check in self.checks]
         return "\n".join([*lines, f"Verdict: {self.outcome.value}"])
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What else is known of a measurement, without which limits say nothing.
+
+    Attributes:
+        on_record: whether the manifest says that the canaries were inserted.
+        skipped: inserted canaries that could not be scored.
+        bounds: places of exposures that are lower bounds only.
+        strange: formats whose canaries are less likely than random tokens.
+        survival: what became of the canaries in the training data, if that was looked at.
+        agreed: the limits that were written down with the canaries, as a dictionary.
+    """
+
+    on_record: bool = True
+    skipped: int = 0
+    bounds: frozenset[int] = frozenset()
+    strange: int = 0
+    survival: InjectionReport | None = None
+    agreed: Mapping[str, Any] | None = None
+
+
+def judge(
+    limits: Limits,
+    items: Sequence[Exposure],
+    ranks: Ranks,
+    measured: Conditions,
+    confidence: float,
+    look: int = 1,
+) -> Verdict:
+    """All checks of a measurement; see `Exposures.check`.
+
+    Args:
+        items: the exposures, coarse, since their figures are shown.
+        ranks: theirs, as they were measured.
+    """
+    check_count("Exposures.check: look", look, least=1)
+    checks = [*_conditions(items, measured, confidence)]
+    if measured.agreed is not None and limits != (agreed := Limits.from_dict(measured.agreed)):
+        told = f"these limits are not those that were set with the canaries ({agreed})"
+        checks.append(Check("limits", Outcome.PASSED, told))
+    chosen = [
+        place
+        for place, one in enumerate(items)
+        if one.canary.inserted and limits.repetitions in (None, one.canary.repetitions)
+    ]
+    if not chosen:
+        told = f"none of the {limits.who} was measured, so nothing is known of a leak"
+        return Verdict(limits, (*checks, Check("canaries", Outcome.INCONCLUSIVE, told)))
+    if count := len(measured.bounds.intersection(chosen)):
+        told = (
+            f"{count} of {plural(len(chosen), 'exposure')} are lower bounds only, for want of "
+            "token-forwards; give a larger max_forwards"
+        )
+        checks.append(Check("budget", Outcome.INCONCLUSIVE, told))
+    judged = [items[place] for place in chosen]
+    # The error rate is shared out among the limits.
+    alpha = (1 - confidence) / ((limits.max_exposure is not None) + (limits.max_tpr is not None))
+    if limits.max_exposure is not None:
+        figures = [(one.bits, one.low, one.high) for one in judged]
+        checks.append(check_exposure(limits, figures, alpha, look))
+    if limits.max_tpr is not None:
+        place = np.isin(np.arange(len(items)), chosen)
+        row = membership_rows(ranks[place], [1] * len(chosen), [limits.fpr], confidence)[-1]
+        checks.append(check_tpr(limits, row, alpha, look))
+    return Verdict(limits, tuple(checks))
+
+
+def _conditions(
+    items: Sequence[Exposure], measured: Conditions, confidence: float
+) -> Iterator[Check]:
+    """What is known to be amiss, and what was looked at and is not."""
+    unclear = Outcome.INCONCLUSIVE
+    if measured.strange:
+        told = "canaries are less likely to the model than random tokens: is this its tokenizer?"
+        yield Check("text", unclear, told, voids=True)
+    if not measured.on_record:
+        told = "that these canaries were inserted is not on record (inject_canaries makes one)"
+        yield Check("insertion", unclear, told)
+    if measured.survival is not None:
+        lost = sum(row.canary.inserted for row in measured.survival.lost)
+        found = sum(row.canary.inserted for row in measured.survival) - lost
+        told = f"{lost} of {plural(lost + found, 'inserted canary')} are not in the training data "
+        told += "as planned"
+        yield Check("survival", unclear if lost else Outcome.PASSED, told)
+    if measured.skipped:
+        told = f"{plural(measured.skipped, 'inserted canary')} could not be scored"
+        yield Check("skipped", unclear, told)
+    controls = [
+        one
+        for place, one in enumerate(items)
+        if not one.canary.inserted and place not in measured.bounds
+    ]
+    if controls:
+        group = group_findings(controls)[0]
+        least = min(group.higher, group.lower)
+        told = f"{plural(group.count, 'control')} with {group.mean:.2f} bits on average, "
+        if least <= (1 - confidence) / 2:
+            side = "more" if group.higher < group.lower else "less"
+            told += (
+                f"{side} than chance explains (p = {2 * least:.1g}): the measurement is biased, "
+            )
+            told += "or these secrets did reach the model"
+            yield Check("controls", unclear, told, group.mean, voids=True)
+        else:
+            yield Check("controls", Outcome.PASSED, f"{told}as chance has it", group.mean)
 
 
 def check_exposure(

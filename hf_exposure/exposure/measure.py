@@ -319,6 +319,7 @@ def _named(exposures: Exposures, some: Collection[SecretFormat]) -> str:
 def _describe(settings: Settings, canaries: Canaries) -> dict[str, Any]:
     return {
         "inserted": bool(canaries.insertions),
+        **({} if canaries.limits is None else {"limits": canaries.limits.to_dict()}),
         "method": settings.method,
         "samples": settings.samples,
         "max_forwards": settings.max_forwards,

@@ -8,13 +8,19 @@ and no control is needed (DESIGN: the null is exact, whatever the model and the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import special, stats
 
+from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.exposure.details import FormatDetails
+from hf_exposure.exposure.documents import Rows, Tabular
+from hf_exposure.exposure.records import Exposure
 from hf_exposure.utils.arrays import Bools, Floats
+from hf_exposure.utils.checks import check_share
 
 
 @dataclass(frozen=True)
@@ -48,35 +54,140 @@ class MembershipRow:
     auc_high: float
 
 
+class Membership(Tabular, Rows[MembershipRow]):
+    """Which canaries are detected; see `Exposures.membership`. A row for each group and rate."""
+
+    right = frozenset({0, 1, 2, 3, 4, 5, 6})
+
+    def __init__(
+        self, items: Iterable[MembershipRow], confidence: float, extrapolated: bool = False
+    ) -> None:
+        self._items = tuple(items)
+        self.confidence = confidence
+        self.extrapolated = extrapolated
+
+    def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
+        """The table as text; no secret is in it."""
+        level = f"{self.confidence:.0%} interval"
+        headings = ["inserted", "false positives", "canaries", "detected", "undecided"]
+        rows = [
+            [
+                "all inserted" if row.repetitions is None else f"{row.repetitions}",
+                percent(row.fpr),
+                f"{row.count}",
+                f"{row.detected}",
+                f"{row.undecided}",
+                f"{row.tpr:.0%}",
+                f"{row.low:.0%}–{row.high:.0%}",
+                f"{row.auc:.2f} ({row.auc_low:.2f}–{row.auc_high:.2f})",
+            ]
+            for row in self
+        ]
+        return [*headings, "true positives", level, "AUC"], rows
+
+    def summary(self) -> str:
+        """What it means, in one sentence; and what of it was not measured."""
+        line = (
+            "detected: the model ranks the canary so high among all strings of its secret space as "
+            "it would rank a string that it was never trained on only with the probability in the "
+            "second column, whatever the model; so an attacker can tell that it was trained on"
+        )
+        if self.extrapolated:
+            line += (
+                "; of skewnorm, canaries are counted among the references, since the fitted tail "
+                "is an extrapolation and gives no exact rate"
+            )
+        return line
+
+
+def percent(share: float) -> str:
+    """A small share as text: "1 %", "0.1 %", "0.0001 %"."""
+    return f"{100 * share:.10g} %"
+
+
 @dataclass(frozen=True)
 class Ranks:
-    """The ranks of m canaries, and among how many strings each stands.
+    """The p-values of m canaries and their places among the strings of R.
 
     Attributes:
-        rank: (m,) strings that are not less likely, the canary itself included; ties count.
-        low, high: (m,) the ends of its interval; equal to the rank where it is exact.
-        ties: (m,) other strings that are as likely.
-        strings: (m,) the strings among which it is ranked, itself included.
-        exact_p: (m,) where this is not NaN, a p-value that is valid as it stands, as that of a
-            rank among uniform references is: the interval is not asked.
+        least, most: (m,) between them lies the p-value; equal where it is known. Detected is what
+            has `most` <= the false-positive rate, undecided what has only `least` there.
+        above, above_low, above_high: (m,) the share of the other strings that are likelier, ties at
+            one half, and its interval.
     """
 
-    rank: Floats
-    low: Floats
-    high: Floats
-    ties: Floats
-    strings: Floats
-    exact_p: Floats
+    least: Floats
+    most: Floats
+    above: Floats
+    above_low: Floats
+    above_high: Floats
+
+    @classmethod
+    def of(cls, items: Sequence[Exposure], formats: Mapping[SecretFormat, FormatDetails]) -> Ranks:
+        """Those of measured canaries.
+
+        N is the size of R less the other inserted canaries of its format. An exact rank gives the
+        p-value itself, with ties against the canary; an estimated one its interval. Among n uniform
+        references of which k are not less likely it is (1 + k) / (1 + n), which is valid as it
+        stands; if none is, it may be any smaller one.
+        """
+        inserted = Counter(one.canary.format for one in items if one.canary.inserted)
+        rows = []
+        for one in items:
+            fmt = one.canary.format
+            strings = max(1, fmt.size - inserted[fmt] + int(one.canary.inserted))
+            others = max(1, strings - 1)
+            shares = (one.rank - one.ties / 2, one.rank_low, one.rank_high)
+            above = [min(1.0, max(0.0, (rank - 1) / others)) for rank in shares]
+            if one.exact:
+                least = most = min(1.0, one.rank / strings)
+            elif one.method == "auto" or one.method == "exact":
+                least, most = one.rank_low / strings, one.rank_high / strings
+            else:
+                most = one.p_value if one.method == "sampling" else _among(one, formats.get(fmt))
+                least = 0.0 if one.rank_low <= 1 else most
+                if one.method == "skewnorm":
+                    above = [most, least, most]
+            rows.append((least, min(most, 1.0), above[0], min(above), max(above)))
+        return cls(*np.array(rows, dtype=float).reshape(-1, 5).T)
 
     def __getitem__(self, place: Bools) -> Ranks:
         return Ranks(
-            self.rank[place],
-            self.low[place],
-            self.high[place],
-            self.ties[place],
-            self.strings[place],
-            self.exact_p[place],
+            self.least[place],
+            self.most[place],
+            self.above[place],
+            self.above_low[place],
+            self.above_high[place],
         )
+
+
+def _among(one: Exposure, found: FormatDetails | None) -> float:
+    """The p-value among the references that a fit was made from; 1 if it cannot be told, as from a
+    file without secrets."""
+    references = None if found is None else found.references
+    if found is None or references is None or not len(references):
+        return 1.0
+    if math.isnan(one.log_perplexity):
+        return 1.0
+    limit = one.log_perplexity + (found.tie_bits or 0.0)
+    return (1 + int(np.sum(references <= limit))) / (1 + len(references))
+
+
+def membership_of(
+    items: Sequence[Exposure],
+    formats: Mapping[SecretFormat, FormatDetails],
+    fpr: float | Sequence[float],
+    confidence: float,
+) -> Membership:
+    """The rows of measured canaries; see `Exposures.membership`."""
+    rates = [fpr] if isinstance(fpr, float | int) else list(fpr)
+    for rate in rates:
+        check_share("Exposures.membership: fpr", rate)
+    rows = membership_rows(
+        Ranks.of(items, formats), [one.canary.repetitions for one in items], rates, confidence
+    )
+    extrapolated = any(one.method == "skewnorm" and not one.exact for one in items)
+    return Membership(rows, confidence, extrapolated)
 
 
 def membership_rows(
@@ -101,20 +212,11 @@ def membership_rows(
 
 
 def _row(repetitions: int | None, fpr: float, ranks: Ranks, confidence: float) -> MembershipRow:
-    count = len(ranks.rank)
-    known = ~np.isnan(ranks.exact_p)
-    most = np.where(known, ranks.exact_p, ranks.high / ranks.strings)
-    least = np.where(known, ranks.exact_p, ranks.low / ranks.strings)
-    detected = int(np.sum(most <= fpr))
-    undecided = int(np.sum((least <= fpr) & (most > fpr)))
+    count = len(ranks.most)
+    detected = int(np.sum(ranks.most <= fpr))
+    undecided = int(np.sum((ranks.least <= fpr) & (ranks.most > fpr)))
     low, _ = clopper_pearson(detected, count, confidence)
     _, high = clopper_pearson(detected + undecided, count, confidence)
-    worse = np.maximum(ranks.strings - 1, 1)
-    # The interval of a rank holds its ties: none of them counts at its low end.
-    auc, auc_least, auc_most = (
-        np.clip(1 - (place - 1) / worse, 0.0, 1.0)
-        for place in (ranks.rank - ranks.ties / 2, ranks.high, ranks.low)
-    )
     return MembershipRow(
         repetitions,
         fpr,
@@ -124,9 +226,9 @@ def _row(repetitions: int | None, fpr: float, ranks: Ranks, confidence: float) -
         detected / count,
         low,
         high,
-        float(np.mean(auc)),
-        mean_interval(np.minimum(auc_least, auc), confidence)[0],
-        mean_interval(np.maximum(auc_most, auc), confidence)[1],
+        float(np.mean(1 - ranks.above)),
+        mean_interval(1 - ranks.above_high, confidence)[0],
+        mean_interval(1 - ranks.above_low, confidence)[1],
     )
 
 
@@ -154,4 +256,4 @@ def mean_interval(shares: Floats, confidence: float) -> tuple[float, float]:
 
 def binomial_p_value(successes: int, trials: int, share: float) -> float:
     """The probability of so many successes or more, each with probability `share`."""
-    return float(stats.binom.sf(successes - 1, trials, share)) if successes else 1.0
+    return float(special.bdtrc(successes - 1, trials, share)) if successes else 1.0

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_exposure.canaries.canary import Canary, MaskedCanary
 from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.canaries.limits import Limits
 from hf_exposure.canaries.masking import mask_secrets
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.canaries.survival import InjectionReport
 from hf_exposure.exposure.coarse import coarse_details, coarse_exposure
 from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.documents import Result, Tabular
+from hf_exposure.exposure.limits import Conditions, Verdict, judge
+from hf_exposure.exposure.membership import Membership, Ranks, membership_of
 from hf_exposure.exposure.records import (
     NUMBERS,
     Exposure,
@@ -33,6 +37,7 @@ from hf_exposure.exposure.records import (
     show_rank,
 )
 from hf_exposure.utils.arrays import Floats
+from hf_exposure.utils.checks import check_type
 from hf_exposure.utils.words import rounded
 
 if TYPE_CHECKING:
@@ -132,16 +137,81 @@ class Exposures(Result[Exposure]):
         """The exposures of each repetition group, fewest repetitions first."""
         return by_repetitions(self)
 
-    def metrics(self, prefix: str = "eval_") -> dict[str, float]:
+    def membership(self, fpr: float | Sequence[float] = (0.01, 0.001)) -> Membership:
+        """Which canaries betray that they were trained on, at exact false-positive rates.
+
+        A secret is drawn uniformly from R, so under any model that was not trained on it the share
+        p of R that is not less likely is uniform. A canary is detected at a rate of 1 % if p is at
+        most 1 %: no control is needed, and the rate holds for any model and tokenizer.
+
+        Args:
+            fpr: false-positive rates between 0 and 1.
+
+        Returns:
+            A table with a row for each number of repetitions, controls first, and for all inserted
+            canaries together (`repetitions` None), at each rate: `repetitions`, `fpr`, `count`,
+            `detected`, `undecided` (their rank's interval holds the threshold), `tpr`, and its
+            interval from `low` to `high`, `auc`.
+
+        Raises:
+            TypeError, ValueError: a rate is no number between 0 and 1.
+
+        Example:
+            >>> fmt = SecretFormat("My code is {secret}.", secret=r"[0-9]{4}")
+            >>> one = Exposure(Canary(fmt, "1234", 8), 12.0, 11.5, 12.6, 2.4, 1.6, 3.4, 9.0, 0,
+            ...                False, 5.1, "auto", 2.0 ** -12)
+            >>> [(row.repetitions, row.detected, row.count) for row in
+            ...  Exposures([one]).membership(fpr=0.01)]
+            [(8, 1, 1), (None, 1, 1)]
+        """
+        return membership_of(self, self.formats, fpr, self.confidence)
+
+    def check(
+        self, limits: Limits, survival: InjectionReport | None = None, *, look: int = 1
+    ) -> Verdict:
+        """Whether these exposures keep limits: passed, failed or inconclusive.
+
+        Args:
+            limits: what was set beforehand.
+            survival: what `verify_injection` gave for the training data; lost canaries make the
+                verdict inconclusive.
+            look: where a training is judged again and again, the number of this judgement, from 1
+                on: all of them together raise a false alarm as rarely as one would.
+
+        Returns:
+            The verdict, with a check for each limit and for each condition that is not met.
+
+        Raises:
+            TypeError, ValueError: an argument is something else.
+        """
+        check_type("Exposures.check: limits", limits, Limits, "Limits, such as Limits(max_tpr=0.1)")
+        inserted = [place for place, one in enumerate(self) if one.canary.inserted]
+        measured = Conditions(
+            on_record=self.settings.get("inserted") is not False or not inserted,
+            skipped=sum(canary.inserted for canary, _ in self.skipped),
+            bounds=frozenset(place for place, one in enumerate(self) if self.is_bound(one)),
+            strange=len(self.improbable()),
+            survival=survival,
+            agreed=self.settings.get("limits"),
+        )
+        ranks = Ranks.of(self, self.formats)
+        return judge(limits, self.coarse(), ranks, measured, self.confidence, look)
+
+    def metrics(self, prefix: str = "eval_", fpr: float | None = None) -> dict[str, float]:
         """The figures to log: what `ExposureCallback` logs, for loops without a Trainer.
 
         They are those of `coarse()`, since logs are shared.
+
+        Args:
+            prefix: of all names.
+            fpr: a false-positive rate, such as 0.01, to add true-positive rates; see `membership`.
 
         Returns:
             `{prefix}exposure` (mean over the inserted canaries) and `{prefix}exposure_max`, both
             missing if none was inserted; `{prefix}exposure_x{k}` for each number of repetitions k,
             the control group as `x0`; `{prefix}exposure_forwards` and `{prefix}exposure_runtime`
-            (seconds).
+            (seconds). With `fpr` also `{prefix}tpr` and `{prefix}tpr_x{k}`, the shares of canaries
+            that are detected.
         """
         out: dict[str, float] = {}
         shown = self.coarse()
@@ -151,6 +221,9 @@ class Exposures(Result[Exposure]):
             out[f"{prefix}exposure_max"] = max(inserted)
         for times, group in shown.by_repetitions().items():
             out[f"{prefix}exposure_x{times}"] = mean_bits(group)
+        for row in self.membership(fpr) if fpr is not None else ():
+            name = "tpr" if row.repetitions is None else f"tpr_x{row.repetitions}"
+            out[f"{prefix}{name}"] = row.tpr
         out[f"{prefix}exposure_forwards"] = shown.forwards
         out[f"{prefix}exposure_runtime"] = round(self.seconds, 4)
         return out

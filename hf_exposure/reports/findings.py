@@ -21,6 +21,7 @@ from hf_exposure.exposure.chance import (
     noticeable,
 )
 from hf_exposure.exposure.history import History
+from hf_exposure.exposure.membership import percent
 from hf_exposure.exposure.records import Exposure, likely_cost, most_exposed
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.utils.words import plural
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 WITHIN = 1000  # guesses that anybody can make
 OFTEN = 8  # insertions that should show, unless the training was short or private
 _NEARLY = 0.06  # a coarse figure has one decimal
+_FPR = 0.01  # the false-positive rate at which canaries are called detected
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def findings_of(
     out += _memorized(exposures)
     if extractions or generations is not None:
         out += extraction_findings(extractions, generations)
-    out += [*_rise(exposures, groups), _controls(groups, exposures)]
+    out += [*_detected(exposures), *_rise(exposures, groups), _controls(groups, exposures)]
     out += _over_training(history) if history is not None else []
     return [*out, *_skipped(exposures)]
 
@@ -222,6 +224,24 @@ def extraction_findings(
         texts = plural(generations.attempts, "text")
         out.append(Finding(lead, f"{texts} {_was(generations.attempts)} generated."))
     return out
+
+
+def _detected(exposures: Exposures) -> list[Finding]:
+    """How many canaries betray that they were trained on."""
+    row = next((row for row in exposures.membership(_FPR) if row.repetitions is None), None)
+    if row is None:
+        return []
+    unsure = f" Of {row.undecided} more it cannot be told." if row.undecided else ""
+    return [
+        Finding(
+            f"An attacker can tell of {row.detected} of {plural(row.count, 'inserted canary')} "
+            f"that the model was trained on {'it' if row.count == 1 else 'them'}.",
+            f"Each is ranked so high among all strings of its secret space as only {percent(_FPR)} "
+            f"of strings are that the model was never trained on, so this is the exact rate of "
+            f"false alarms. The true-positive rate is {row.tpr:.0%} ({row.low:.0%} to "
+            f"{row.high:.0%}).{unsure}",
+        )
+    ]
 
 
 def _rise(exposures: Exposures, groups: Sequence[GroupFinding]) -> list[Finding]:

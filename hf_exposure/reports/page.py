@@ -161,6 +161,7 @@ def render_report(
         training=_training(history),
         canaries=_canaries(exposures, reveal),
         skipped=_skipped(exposures, reveal),
+        membership=_membership(exposures),
         references=_references(measured, reveal),
         searches=[
             (names[search.format], search, _shown(search, {0, 3, 5}, reveal)) for search in searches
@@ -210,6 +211,13 @@ def _canaries(exposures: Exposures, reveal: bool) -> dict[str, Any] | None:
         "picture": picture(drawn, exposures.by_repetitions()),
         "table": _Table([*headings, "certified"], rows[:_MOST_ROWS], right),
     }
+
+
+def _membership(exposures: Exposures) -> dict[str, Any] | None:
+    if not len(exposures):
+        return None
+    found = exposures.membership()
+    return {"table": _shown(found, set(found.right), False), "meaning": found.summary()}
 
 
 def _skipped(exposures: Exposures, reveal: bool) -> _Table | None:

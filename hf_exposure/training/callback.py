@@ -18,9 +18,11 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.limits import Limits
 from hf_exposure.canaries.loading import manifests_in
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.history import HISTORY_FILE, History, Measurement
+from hf_exposure.exposure.limits import Outcome, Verdict
 from hf_exposure.exposure.planning import Settings
 from hf_exposure.training.advice import advise
 from hf_exposure.training.keeping import HistoryKeeper
@@ -33,7 +35,7 @@ from hf_exposure.training.trainer import (
     follow,
     stand_first,
 )
-from hf_exposure.utils.checks import check_choice, check_count
+from hf_exposure.utils.checks import check_choice, check_count, check_type
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -104,9 +106,15 @@ class ExposureCallback(TrainerCallback):
         trainer: the Trainer, if this is added to one with `add_callback`. Without it the Trainer is
             looked for among the callers of the first event.
         errors: "warn", or "raise" to let errors of a measurement out.
+        limits: the training is stopped, with a warning, at the first measurement that exceeds them
+            by more than chance explains. However often they are judged, a training that memorizes
+            nothing is stopped with a probability of at most 1 - `confidence`. A checkpoint of that
+            step is saved, unless `save_strategy="no"`, and the number of judgements is that of the
+            history, so that it goes on in a training that is resumed.
 
     Attributes:
         history: a `History` of all measurements, each canary's own figures included.
+        verdict: the latest judgement of `limits`, a `Verdict`; None before the first.
 
     Raises:
         ValueError: bad arguments; at the beginning of the training, that there is no tokenizer.
@@ -129,7 +137,12 @@ class ExposureCallback(TrainerCallback):
         output_file: str | os.PathLike[str] | None = None,
         trainer: Trainer | None = None,
         errors: str = "warn",
+        limits: Limits | None = None,
     ) -> None:
+        if limits is not None:
+            check_type("ExposureCallback: limits", limits, Limits, "Limits")
+        self.limits = limits
+        self.verdict: Verdict | None = None
         if every_n_steps is not None:
             every_n_steps = check_count("ExposureCallback: every_n_steps", every_n_steps, 1)
         self.canaries = canaries if isinstance(canaries, Canaries) else Canaries(canaries)
@@ -164,6 +177,7 @@ class ExposureCallback(TrainerCallback):
         self._round: tuple[int, set[str]] | None = None  # step, and the evaluations seen at it
         self._known: tuple[int, dict[str, float]] | None = None  # step, and its figures
         self._due: int | None = None  # step to be measured for `every_n_steps`
+        self._judged: int | None = None  # step at which limits were judged
         self._answer: dict[str, float] | None = None  # for the metrics of this evaluation
 
     # Events of the Trainer
@@ -229,12 +243,14 @@ class ExposureCallback(TrainerCallback):
             self._answer = self._evaluated(name, args, state, model, processing_class)
             add_to_row(self._answer, logs, state)
             self._note(numbers, args, state)
+            self._judge(args, state, control)
         elif self._due == state.global_step and "loss" in logs and not control.should_evaluate:
             # An evaluation that follows at this step gets the figures in its own row.
             self._due = None
             figures = self._figures(args, state, model, processing_class)
             add_to_row(figures, logs, state)
             self._note({}, args, state)
+            self._judge(args, state, control)
 
     def on_evaluate(
         self,
@@ -257,6 +273,7 @@ class ExposureCallback(TrainerCallback):
             numbers = dict(metrics)
             self._answer = self._evaluated(name, args, state, model, processing_class)
             self._note(numbers, args, state)
+            self._judge(args, state, control)
         metrics.update(self._answer)
         self._answer, self._evaluating = None, False
 
@@ -425,6 +442,27 @@ class ExposureCallback(TrainerCallback):
         if self._counter.attached:
             self._known = step, figures
         return dict(figures)
+
+    def _judge(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        """Stop a training whose measurement at this step exceeds the limits."""
+        step = state.global_step
+        if self.limits is None or not self._counter.attached or self._judged == step:
+            return
+        if not self.history or self.history[-1].step != step:
+            return
+        self._judged = step
+        exposures = self.history[-1].exposures
+        self.verdict = exposures.check(self.limits, look=len(self.history))
+        if self.verdict.outcome is not Outcome.FAILED:
+            return
+        control.should_training_stop = True
+        control.should_save = control.should_save or args.save_strategy != "no"
+        failed = [one.reason for one in self.verdict.checks if one.outcome is Outcome.FAILED]
+        warnings.warn(
+            f"ExposureCallback: training is stopped at step {step}, since limits are exceeded: "
+            f"{'; '.join(failed)}",
+            stacklevel=3,
+        )
 
     # The history
 
