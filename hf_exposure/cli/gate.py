@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_exposure.cli.inputs import check_file
+from hf_exposure.cli.inputs import check_file, read_limits
 from hf_exposure.cli.options import AsJson
 from hf_exposure.cli.report import measured
 from hf_exposure.cli.terminal import out, print_json
@@ -86,18 +86,11 @@ def gate(
 
 def _limits(given: dict[str, float | None], path: Path | None, exposures: Exposures) -> Limits:
     """The limits of the options, of a file, or of the manifest; the options come first."""
-    import yaml  # type: ignore[import-untyped]
-
     from hf_exposure.canaries.limits import Limits
 
     some = {name: value for name, value in given.items() if value is not None}
     if path is not None:
-        try:
-            known = yaml.safe_load(path.read_text(encoding="utf-8"))
-            return Limits.from_dict(known | some if isinstance(known, dict) else known)
-        except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
-            said = " ".join(str(error).split())
-            raise ValueError(f"--limits: {str(path)!r} cannot be read: {said}") from None
+        return read_limits(path, some)
     if set(some) <= {"fpr", "repetitions"} and exposures.settings.get("limits") is not None:
         return Limits.from_dict({**exposures.settings["limits"], **some})
     return Limits.from_dict(some)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hf_exposure.cli.inputs import check_file, check_folder, format_of, numbers
+from hf_exposure.cli.inputs import check_file, check_folder, format_of, numbers, read_limits
 from hf_exposure.cli.options import (
     AsJson,
     Check,
@@ -82,6 +82,10 @@ def inject(
             help="Seed of the secrets: keep it to yourself. Drawn if left out.",
         ),
     ] = None,
+    limits: Annotated[
+        Path | None,
+        typer.Option("--limits", help="YAML with limits for `gate`, to stand in the manifest."),
+    ] = None,
     push_canaries: Annotated[
         str | None,
         typer.Option("--push-canaries", help="Also push the manifest to this private Hub id."),
@@ -124,6 +128,8 @@ def inject(
             secrets_seed,
             inclusion=inclusion,
         )
+    if limits is not None:
+        chosen.limits = read_limits(limits, {})
     with quiet():
         # The manifest comes first: rows whose secrets nobody knows would be of no use.
         if ours:

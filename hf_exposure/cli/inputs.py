@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from datasets import Dataset as Rows
 
     from hf_exposure.canaries.formats import SecretFormat
+    from hf_exposure.canaries.limits import Limits
     from hf_exposure.exposure.results import Exposures
 
 
@@ -39,6 +40,20 @@ def numbers(name: str, text: str, kind: Callable[[str], Number], example: str) -
         return [kind(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(f"{name}={text!r}: give numbers such as {example}") from None
+
+
+def read_limits(path: Path, changes: Mapping[str, float]) -> Limits:
+    """The limits of a YAML file, some of them changed."""
+    import yaml  # type: ignore[import-untyped]
+
+    from hf_exposure.canaries.limits import Limits
+
+    try:
+        known = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Limits.from_dict({**known, **changes} if isinstance(known, dict) else known)
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"--limits: {str(path)!r} cannot be read: {said}") from None
 
 
 def check_file(

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from hf_exposure import cli
 from hf_exposure.canaries.limits import Limits
+from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.reports.gate import to_junit, to_markdown
 from tests.exposure.test_limits import controls, spread
@@ -87,3 +88,14 @@ def test_the_workflow_runs_the_gate() -> None:
     text = (Path(__file__).parents[2] / "examples" / "release_gate.yml").read_text()
     steps = yaml.safe_load(text)["jobs"]["gate"]["steps"]
     assert any("hf-exposure gate exposures.json" in step.get("run", "") for step in steps)
+
+
+def test_limits_are_written_into_the_manifest_at_insertion(tmp_path: Path) -> None:
+    rows, limits, manifest = (tmp_path / name for name in ("rows.txt", "limits.yaml", "c.json"))
+    rows.write_text("a line\n" * 30)
+    limits.write_text("max_exposure: 10\n")
+    options = ["--dataset", rows, "--output", tmp_path / "with.jsonl", "--canaries", manifest]
+    form = ["--template", "My code is {secret}.", "--secret", "[0-9]{4}", "--limits", limits]
+    done = CliRunner().invoke(cli.app, ["inject", *map(str, [*options, *form])])
+    assert done.exit_code == 0, done.output
+    assert Canaries.load(manifest).limits == Limits(max_exposure=10)
