@@ -145,7 +145,8 @@ class Ranks:
                 least, most = one.rank_low / strings, one.rank_high / strings
             else:
                 most = one.p_value if one.method == "sampling" else _among(one, formats.get(fmt))
-                least = 0.0 if one.rank_low <= 1 else most
+                unknown = math.isnan(most)
+                least, most = (0.0, 1.0) if unknown else (0.0 if one.rank_low <= 1 else most, most)
                 if one.method == "skewnorm":
                     above = [most, least, most]
             rows.append((least, min(most, 1.0), above[0], min(above), max(above)))
@@ -162,13 +163,13 @@ class Ranks:
 
 
 def _among(one: Exposure, found: FormatDetails | None) -> float:
-    """The p-value among the references that a fit was made from; 1 if it cannot be told, as from a
+    """The p-value among the references that a fit was made from; NaN if it is not known, as from a
     file without secrets."""
     references = None if found is None else found.references
     if found is None or references is None or not len(references):
-        return 1.0
+        return math.nan
     if math.isnan(one.log_perplexity):
-        return 1.0
+        return math.nan
     limit = one.log_perplexity + (found.tie_bits or 0.0)
     return (1 + int(np.sum(references <= limit))) / (1 + len(references))
 
