@@ -21,7 +21,8 @@ def test_the_training_figure_draws_each_groups_mean_and_the_loss() -> None:
     drawn = [line for label, line in lines.items() if "64" in str(label)]
     assert len(drawn) == 1
     wanted = [
-        np.mean([e.bits for e in entry.exposures.by_repetitions()[64]]) for entry in history()
+        np.mean([e.bits for e in entry.exposures.by_repetitions()[64]])
+        for entry in history().coarse()
     ]
     np.testing.assert_allclose(drawn[0].get_ydata(), wanted)
     assert list(drawn[0].get_xdata()) == [10, 20, 30]
@@ -33,7 +34,7 @@ def test_the_repetitions_figure_draws_every_canary_with_its_interval() -> None:
     ax = plots.plot_exposure_by_repetitions(measured())
     points = [line for line in ax.get_lines() if len(line.get_xdata()) == 1]
     heights = sorted(float(line.get_ydata()[0]) for line in points)
-    np.testing.assert_allclose(heights, sorted(e.bits for e in measured()))
+    np.testing.assert_allclose(heights, sorted(e.bits for e in measured().coarse()))
 
 
 def test_the_histogram_needs_references_and_says_how_to_get_them() -> None:
