@@ -33,7 +33,7 @@ class PrivacyArguments:
             memory: that many gradients are held at once. None is `per_device_train_batch_size`.
         per_sample: how a row's gradient is taken: "hooks" (layer by layer, the fastest),
             "functorch" (each layer again under `vmap`), or "loop" (one row at a time; the slowest,
-            and right for every architecture).
+            and right for every architecture). Models with LSTM or GRU layers always loop.
         noise_seed: makes batches and noise repeatable, and void as a guarantee against those who
             know it; None takes it from the operating system.
 
@@ -87,7 +87,8 @@ class PrivacyArguments:
 
 def expected_batch_size(args: TrainingArguments) -> int:
     """Rows of a step, on average."""
-    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps)
+    own = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    return int(own * args.world_size)
 
 
 def rate_and_delta(
@@ -98,7 +99,8 @@ def rate_and_delta(
     if expected > rows:
         raise ValueError(
             f"PrivateTrainer: a batch of {expected} rows (per_device_train_batch_size times "
-            f"gradient_accumulation_steps) of the {rows} in train_dataset is more than all; "
+            f"gradient_accumulation_steps and processes) of the {rows} in train_dataset is more "
+            "than all; "
             "lower one of them"
         )
     delta = 1 / (10 * rows) if privacy.delta is None else privacy.delta
@@ -113,7 +115,7 @@ def rate_and_delta(
 
 def steps_per_epoch(args: TrainingArguments, rows: int) -> int:
     """As many as the Trainer would take."""
-    size = args.per_device_train_batch_size
+    size = int(args.per_device_train_batch_size * args.world_size)
     batches = rows // size if args.dataloader_drop_last else math.ceil(rows / size)
     return max(1, math.ceil(batches / args.gradient_accumulation_steps))
 

@@ -12,7 +12,13 @@ from hf_exposure.training.private.accounting import opacus
 
 
 def refuse(
-    kind: type, base: type, model: Any, args: Any, train_dataset: Any, kwargs: dict[str, Any]
+    kind: type,
+    base: type,
+    model: Any,
+    args: Any,
+    train_dataset: Any,
+    kwargs: dict[str, Any],
+    per_sample: str = "hooks",
 ) -> None:
     """Raise a ValueError that names what cannot be trained under DP-SGD, and a way out.
 
@@ -20,6 +26,7 @@ def refuse(
         kind: the Trainer's class, which may have a loss of its own.
         base: the class of ours that it must have its loss from.
         model, args, train_dataset, kwargs: its arguments.
+        per_sample: how rows' gradients are to be taken.
     """
     reasons = (
         *_reasons_of_kind(kind, base, model, args, train_dataset, kwargs),
@@ -27,7 +34,7 @@ def refuse(
     )
     for reason in reasons:
         raise ValueError(f"PrivateTrainer: {reason}")
-    for reason in _reasons_of_model(model, args):
+    for reason in _reasons_of_model(model, args, per_sample):
         raise ValueError(f"PrivateTrainer: {reason}")
 
 
@@ -60,10 +67,10 @@ def _reasons_of_kind(
 
 
 def _reasons_of_args(args: TrainingArguments) -> Iterator[str]:
-    if args.world_size > 1 or args.n_gpu > 1 or args.fsdp or args.deepspeed:
+    if args.n_gpu > 1 or args.fsdp or args.deepspeed or getattr(args, "parallelism_config", None):
         yield (
-            "it trains with one process on one device, without FSDP and DeepSpeed; start one "
-            "process, with CUDA_VISIBLE_DEVICES=0 where there are several"
+            "it trains with one process on one device or with DDP, without FSDP, DeepSpeed and "
+            "parts of a model on several devices; start one process for each device, with torchrun"
         )
     if args.fp16:
         yield "fp16=True scales gradients, which clipping must see as they are; use bf16=True"
@@ -86,7 +93,7 @@ def _reasons_of_args(args: TrainingArguments) -> Iterator[str]:
         )
 
 
-def _reasons_of_model(model: Any, args: Any) -> Iterator[str]:
+def _reasons_of_model(model: Any, args: Any, per_sample: str) -> Iterator[str]:
     kind = type(model).__name__
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not trained:
@@ -102,11 +109,16 @@ def _reasons_of_model(model: Any, args: Any) -> Iterator[str]:
     validators = opacus("validators.module_validator").ModuleValidator.VALIDATORS
     for name, module in model.named_modules():
         check = validators.get(type(module))
-        batch_norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
-        if batch_norm or (check is not None and check(module)):
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             yield (
                 f"the layer {name!r} is a {type(module).__name__}, with which a row's gradient "
-                "depends on other rows or cannot be taken; replace it, by GroupNorm say"
+                "depends on other rows; replace it, by GroupNorm say"
+            )
+        recurrent = isinstance(module, torch.nn.RNNBase)  # trained one row at a time
+        if per_sample != "loop" and not recurrent and check is not None and check(module):
+            yield (
+                f"the layer {name!r} is a {type(module).__name__}, whose per-sample gradients "
+                'Opacus cannot take; use PrivacyArguments(per_sample="loop")'
             )
     asked = ("activation_checkpointing", "gradient_checkpointing")  # the newer and the older name
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -11,8 +11,10 @@ noised gradient in `p.grad`, from which a plain optimizer makes its step. So sch
 logging, checkpoints and every optimizer work as always, and nothing but the noised gradient reaches
 the weights. Per-sample gradients, clipping, noise and accounting are Opacus'.
 
-That a row's gradient is right, and does not depend on the other rows, is not taken on trust: before
-the first step two rows' gradients are compared with those of a plain backward pass for each.
+A row is collated alone and goes through the model only with rows of the same shape, so that it is
+never padded for the sake of others. That its gradient is right is not taken on trust either: before
+the first step the gradients of rows of different lengths, in a batch, are compared with those of a
+plain backward pass for each.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -44,12 +47,11 @@ from hf_exposure.training.private.arguments import (
     seeds_of,
     steps_per_epoch,
 )
-from hf_exposure.training.private.batches import Collate, PoissonBatches
+from hf_exposure.training.private.batches import Alone, Collate, PoissonBatches, groups
 from hf_exposure.training.private.per_sample import (
     TOLERANCE,
     TOLERANCE_BF16,
     PerSampleGradients,
-    rows_of,
 )
 from hf_exposure.training.private.refusals import refuse
 from hf_exposure.training.trainer import evaluation_in
@@ -57,6 +59,7 @@ from hf_exposure.utils.checks import check_type
 from hf_exposure.utils.files import write_text
 
 PRIVACY_FILE = "privacy.json"  # beside the weights: what they have spent
+_TRIED, _COMPARED = 32, 3  # rows that are looked at for the check, and that it is made with
 
 _HARMLESS = (  # of hooks on an embedding, whose input has no gradient, and under functorch
     "Full backward hook is firing when gradients are computed",
@@ -94,10 +97,12 @@ class PrivateTrainer(Trainer):
     Formal guarantees, each of them tested:
 
     - A batch has each row with the same probability, independently: the rows to be expected are
-      `per_device_train_batch_size` times `gradient_accumulation_steps`, by which the noised sum is
-      divided. A batch without rows is a step of pure noise.
+      `per_device_train_batch_size` times `gradient_accumulation_steps` times the processes, by
+      which the noised sum is divided. A batch without rows is a step of pure noise.
     - The sum of a step changes by `per_sample_max_grad_norm` at most, in norm, if a row is taken
-      away. A row's loss is the mean over its own tokens, whatever else is in the batch.
+      away. A row's loss is the mean over its own tokens, and its gradient is what it is alone:
+      the collator is given one row at a time, and no row is padded because of another.
+    - Several processes (DDP) share out each batch, and the noise is in the sum once.
     - `epsilon` counts every step, those before `resume_from_checkpoint` and of an earlier `train`
       included.
     - Nothing differs in callbacks, evaluation, generation and saving: the model is its own class,
@@ -135,7 +140,7 @@ class PrivateTrainer(Trainer):
         wanted = "a PrivacyArguments object, such as PrivacyArguments(target_epsilon=8.0)"
         check_type("PrivateTrainer: privacy", privacy, PrivacyArguments, wanted)
         opacus("optimizers")
-        refuse(type(self), PrivateTrainer, model, args, train_dataset, kwargs)
+        refuse(type(self), PrivateTrainer, model, args, train_dataset, kwargs, privacy.per_sample)
         assert args is not None
         args = copy.copy(args)
         args.max_grad_norm = 0.0  # rows are clipped, not batches
@@ -144,12 +149,13 @@ class PrivateTrainer(Trainer):
         self.rows = len(train_dataset)
         self.expected_batch_size = expected_batch_size(args)
         self._accountant = opacus("accountants").create_accountant(mechanism=privacy.accountant)
-        self._seeds = seeds_of(privacy.noise_seed)
         self._gradients: PerSampleGradients | None = None
         self._to_skip = 0  # steps of the epoch that were taken before it was interrupted
-        self._losses: tuple[float, int] = (0.0, 0)  # their sum in this step, and of how many rows
+        self._losses = torch.zeros(2)  # their sum in this step, and of how many rows
         self._last_loss = 0.0
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
+        # Of one process for all: they share batches and noise.
+        (self._seeds,) = broadcast_object_list([seeds_of(privacy.noise_seed)])
         self.noise_multiplier = self._planned_noise()
 
     # What is spent
@@ -210,7 +216,7 @@ class PrivateTrainer(Trainer):
                     "noise_multiplier= to go on, or max_steps= for a longer training"
                 )
             self._to_skip = 0
-        self._losses = (0.0, 0)
+        self._losses = torch.zeros(2)
         try:
             with warnings.catch_warnings():
                 for message in _HARMLESS:
@@ -235,12 +241,14 @@ class PrivateTrainer(Trainer):
             parts,
             self._seeds[0],
             self._first_step,
+            self.args.process_index,
+            self.args.world_size,
         )
         # Not handed to accelerate, which would share batches out or fill them up.
         return DataLoader(
-            plain.dataset,
+            Alone(plain.dataset),
             batch_sampler=batches,
-            collate_fn=Collate(plain.collate_fn, plain.dataset),
+            collate_fn=Collate(plain.collate_fn),
             num_workers=plain.num_workers,
             pin_memory=plain.pin_memory,
             worker_init_fn=plain.worker_init_fn,
@@ -262,26 +270,25 @@ class PrivateTrainer(Trainer):
         to_training = getattr(self.optimizer, "train", None)  # of schedule-free optimizers
         if callable(to_training):
             to_training()
-        gradients = self._prepared(model)
-        inputs = self._prepare_inputs(inputs)
-        rows = len(inputs["labels"])
+        gradients = self._prepared()
+        rows = self._prepare_inputs(inputs)["rows"]
         most = self.privacy.max_physical_batch_size or self.args.per_device_train_batch_size
-        pieces = math.ceil(rows / most)
-        losses = 0.0
-        for piece in np.array_split(np.arange(rows), pieces) if pieces else []:
-            which = slice(int(piece[0]), int(piece[-1]) + 1)
-            losses += gradients.add({n: rows_of(v, which) for n, v in inputs.items()})
-        self._losses = (self._losses[0] + losses, self._losses[1] + rows)
+        for _, batch in groups(rows, most):
+            self._losses += torch.tensor([gradients.add(batch), len(batch["labels"])])
         if not self.accelerator.sync_gradients:
             return torch.tensor(0.0, device=self.args.device)
         gradients.finish(self.noise_multiplier, self.expected_batch_size, self.private_steps)
         self._accountant.step(
             noise_multiplier=self.noise_multiplier, sample_rate=self.sampling_rate
         )
-        total, count = self._losses
-        self._losses = (0.0, 0)
+        total, count = self.accelerator.reduce(self._losses.to(self.args.device)).tolist()
+        self._losses.zero_()
         self._last_loss = total / count if count else self._last_loss
         return torch.tensor(self._last_loss, device=self.args.device)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Those of all rows of a batch."""
+        return sum(super(PrivateTrainer, self).floating_point_ops(row) for row in inputs["rows"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as `Trainer.log` does, with what has been spent."""
@@ -336,23 +343,32 @@ class PrivateTrainer(Trainer):
         self._to_skip = 0
         return first
 
-    def _prepared(self, model: Any) -> PerSampleGradients:
+    def _prepared(self) -> PerSampleGradients:
         """The gradients, made at the first step of a training, when all is in its place."""
         if self._gradients is None:
-            loader: Any = self.callback_handler.train_dataloader
-            data, collate = loader.dataset, loader.collate_fn
-            rows = self._prepare_inputs(collate([data[i] for i in range(min(2, len(data)))]))
             gradients = PerSampleGradients(
-                model,
-                self.model,
+                self.accelerator.unwrap_model(self.model),
                 self.optimizer,
                 self.privacy.per_sample_max_grad_norm,
                 self.privacy.per_sample,
                 self._seeds[1],
             )
             self._gradients = gradients
-            gradients.attach(rows, TOLERANCE_BF16 if self.args.bf16 else TOLERANCE)
+            tolerance = TOLERANCE_BF16 if self.args.bf16 else TOLERANCE
+            gradients.attach(self._to_compare(), tolerance)
         return self._gradients
+
+    def _to_compare(self) -> list[dict[str, Any]]:
+        """A short, a middling and a long row, with something to predict if any has."""
+        loader: Any = self.callback_handler.train_dataloader
+        data, collate = loader.dataset, loader.collate_fn
+        places = np.unique(np.linspace(0, len(data) - 1, _TRIED).astype(int)).tolist()
+        collate.check([data[i] for i in (places * 2)[:2]])
+        rows = collate([data[i] for i in places])["rows"]
+        rows = [row for row in rows if (row["labels"][:, 1:] != -100).any()] or rows
+        rows.sort(key=lambda row: row["labels"].shape[-1])
+        chosen = np.unique(np.linspace(0, len(rows) - 1, _COMPARED).astype(int))
+        return [dict(self._prepare_inputs(rows[i])) for i in chosen]
 
     def _take_up(self, checkpoint: str | bool) -> str:
         """Restore what was spent until a checkpoint, and go on from there."""
