@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,16 @@ def test_limits_that_were_set_with_the_canaries_are_remembered() -> None:
     measured = Exposures(spread(), settings={"limits": LIMITS.to_dict()})
     assert "limits" not in named(measured.check(LIMITS))
     assert "not those that were set" in str(measured.check(Limits(max_exposure=12)))
+
+
+def test_limits_are_added_to_a_manifest_and_not_changed_in_it(tmp_path: Path) -> None:
+    canaries = Canaries([Canary(LARGE, "000001", 1)])
+    file = canaries.save(tmp_path / "canaries.json")
+    canaries.limits = LIMITS
+    assert Canaries.load(canaries.save(file)).limits == LIMITS
+    canaries.limits = Limits(max_exposure=20)
+    with pytest.raises(FileExistsError):
+        canaries.save(file)
 
 
 @pytest.mark.parametrize(
