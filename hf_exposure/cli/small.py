@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+import torch
+from datasets import Dataset
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 _DIGITS_APART = r"\p{N}|[^\r\n\p{L}\p{N}]?\p{L}+|\s+(?!\S)|\s+|[^\s\p{L}\p{N}]+"
 
@@ -32,9 +33,6 @@ def paragraphs(text: str | Path | None = None) -> list[str]:
 
 def train_tokenizer(lines: Iterable[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer that writes digits one by one."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -43,26 +41,21 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int = 2048) -> PreTrainedT
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    end = "<|endoftext|>"
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=[end],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(lines, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|endoftext|>",
-        bos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
+        tokenizer_object=tokenizer, eos_token=end, bos_token=end, pad_token=end
     )
 
 
 def small_llama(vocab_size: int, seed: int = 0, **settings: Any) -> LlamaForCausalLM:
     """An untrained Llama of 4 layers, 128 wide: 1.5 million parameters with a 2,048 vocabulary."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     torch.manual_seed(seed)
     options: dict[str, Any] = {
         "vocab_size": vocab_size,

@@ -355,7 +355,7 @@ def test_figures_are_the_same_whatever_the_batch_size_and_the_workers() -> None:
 
 def test_requests_are_under_way_at_once_up_to_the_number_of_workers() -> None:
     with served() as endpoint:
-        endpoint.delay = 0.02
+        endpoint.delay = 0.1  # so long that others come meanwhile
         scorer_of(endpoint, batch_size=8, workers=3).log_perplexities(FORMAT, ["281"])
         assert 1 < endpoint.most_at_once <= 3
 
