@@ -19,6 +19,7 @@ from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from hf_exposure.canaries.loading import holds_manifest
 from hf_exposure.utils.files import write_text
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ def change_card(
     path = None if isinstance(card, ModelCard) else Path(card)
     if path is not None and path.is_dir():
         path = path / "README.md"
+    if path is not None and holds_manifest(path):
+        raise ValueError(
+            f"{where}: {str(path)!r} is the manifest of canaries, with their secrets, which is not "
+            "written over; name a README.md"
+        )
     name = name or (path.resolve().parent.name if path is not None else "") or "model"
     try:
         text = str(card) if path is None else _read(path)

@@ -36,6 +36,7 @@ from hf_exposure.training.trainer import (
     stand_first,
 )
 from hf_exposure.utils.checks import check_choice, check_count, check_type
+from hf_exposure.utils.files import remove_left
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -292,6 +293,8 @@ class ExposureCallback(TrainerCallback):
     ) -> None:
         """A card is about to be made, and the Trainer's folder uploaded."""
         self._join()
+        if state.is_world_process_zero:
+            remove_left(args.output_dir or ".")
         manifests = manifests_in(args.output_dir or ".") if state.is_world_process_zero else []
         if manifests:
             warnings.warn(

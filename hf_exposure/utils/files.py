@@ -129,6 +129,13 @@ def temporary(folder: Path, *, is_folder: bool = False) -> Iterator[Path]:
             _remove(made)
 
 
+def remove_left(folder: str | os.PathLike[str]) -> None:
+    """Remove what killed runs have left anywhere in a folder, before it is uploaded."""
+    with contextlib.suppress(OSError):
+        for left in list(Path(folder).rglob(f"{TEMPORARY}*")):
+            _remove_unless_locked(left)
+
+
 def _remove_unless_locked(path: Path) -> None:
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))

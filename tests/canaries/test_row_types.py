@@ -164,8 +164,13 @@ def test_the_trainer_of_a_type_trains_on_it(name: str, mode: str, tmp_path: Path
     settings = getattr(trl, f"{trainer}Config")(
         str(tmp_path), max_steps=2, report_to=[], use_cpu=True, save_strategy="no", bf16=False
     )
+    reference = {} if trainer == "SFT" else {"ref_model": llama(len(tokenizer))}
     ran = getattr(trl, f"{trainer}Trainer")(
-        llama(len(tokenizer)), args=settings, train_dataset=rows, processing_class=tokenizer
+        llama(len(tokenizer)),
+        args=settings,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        **reference,
     )
     assert ran.train().training_loss > 0
     if trainer == "SFT":

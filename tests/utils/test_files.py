@@ -132,6 +132,10 @@ def test_what_killed_runs_left_is_removed_and_what_runs_write_is_not(tmp_path: P
             write_text(tmp_path / "c", "c")
             assert (folder / "rows").is_file()
     assert sorted(os.listdir(tmp_path)) == ["_of_mine", "a", "b", "c"]
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / f"{files.TEMPORARY}killed").write_text("half")
+    files.remove_left(tmp_path)
+    assert not os.listdir(tmp_path / "checkpoint-1")
 
 
 def test_a_file_is_replaced_only_if_that_is_wanted(tmp_path: Path) -> None:
