@@ -6,56 +6,24 @@ log-probabilities of a prompt's own tokens; most do so with `echo`, vLLM with `p
 
 from __future__ import annotations
 
-import contextlib
-import email.utils
 import math
-import time
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
-import requests
-from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
 
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.vocabulary import common_length
 from hf_exposure.endpoints.echo import Echo, NotOfferedError, read_echo, read_prompt_logprobs
+from hf_exposure.endpoints.server import RefusedError, Server
 from hf_exposure.utils.arrays import Floats
 
 _PROBES = 64  # secrets at even distances, and as many at random, that show which tokens all share
-_BACKOFF = 0.5  # seconds before the first new attempt, twice as many before each further one
-_PATIENCE = 600.0  # the longest that a server may ask us to wait
-_RETRIED = (429, 500, 502, 503, 504)
 _SHIFTED = 0.5  # bits; the noise of scoring in bfloat16 is a tenth of it
-_SHOWN = 1000  # characters; a longer message is left out, since half a secret is not masked
-
-
-class _RefusedError(Exception):
-    """The server is there, but does not want this request."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class _Bearer(AuthBase):
-    """The key of an endpoint. A header of our own would give way to one from ~/.netrc."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
-
-    def hide(self, text: str) -> str:
-        return text.replace(self._key, "***")
 
 
 class CompletionsScorer:
@@ -104,17 +72,6 @@ class CompletionsScorer:
         whole_text: bool = False,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-            raise ValueError(
-                "CompletionsScorer: base_url is no address to put '/completions' behind; give one "
-                "such as 'http://localhost:8000/v1'"
-            )
-        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
-            raise ValueError(
-                "CompletionsScorer: api_key holds a line break or another character that no key "
-                "has; strip it"
-            )
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("workers", workers, 1),
@@ -126,10 +83,10 @@ class CompletionsScorer:
                 )
         if not timeout > 0:
             raise ValueError(f"CompletionsScorer: timeout={timeout!r}; give seconds, above 0")
-        self._base = base_url.rstrip("/").removesuffix("/completions")
-        # For messages: an address may hold a password.
-        host = parts.netloc.rpartition("@")[2]
-        self.url = f"{parts.scheme}://{host}{urlsplit(self._base).path}"
+        self._server = Server(
+            base_url, model, api_key=api_key, workers=workers, timeout=timeout, retries=retries
+        )
+        self.url = self._server.url
         self.model = model
         self.batch_size = batch_size
         self.workers = workers
@@ -137,14 +94,9 @@ class CompletionsScorer:
         self.retries = retries
         self.whole_text = whole_text
         self.extra_body = dict(extra_body or {})
-        self._auth = _Bearer(api_key) if api_key else None
-        self._session = requests.Session()
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=workers))
         self.unchecked: list[SecretFormat] = []
         self._forwards = 0
         self._way = ""  # "echo" or "prompt_logprobs", once it is known
-        self._reached = False
         # How many texts a request may have; None until it is known whether several are accepted.
         self._batch = 1 if batch_size == 1 else None
         self._cores: dict[tuple[SecretFormat, str], tuple[Hashable, ...]] = {}
@@ -269,7 +221,7 @@ class CompletionsScorer:
                 batch = texts[len(done) : len(done) + self.batch_size]
                 done += self._take(self._exchange(self._way, batch, patient=False))
                 self._batch = self.batch_size
-            except (_RefusedError, NotOfferedError):
+            except (RefusedError, NotOfferedError):
                 self._batch = 1
         size = self._batch or 1
         batches = [texts[at : at + size] for at in range(len(done), len(texts), size)]
@@ -287,12 +239,12 @@ class CompletionsScorer:
         for way in ("echo", "prompt_logprobs"):
             try:
                 answer = self._exchange(way, [text], patient=False)
-            except (_RefusedError, NotOfferedError) as error:
+            except (RefusedError, NotOfferedError) as error:
                 refused = refused or error
             else:
                 self._way = way
                 return self._take(answer)
-        if isinstance(refused, _RefusedError) and refused.status == 500:
+        if isinstance(refused, RefusedError) and refused.status == 500:
             answer = self._surely([text], "echo")
             self._way = "echo"
             return self._take(answer)
@@ -305,7 +257,7 @@ class CompletionsScorer:
         """`_exchange`, with an error for the user if it is refused."""
         try:
             return self._exchange(way or self._way, texts)
-        except (_RefusedError, NotOfferedError) as error:
+        except (RefusedError, NotOfferedError) as error:
             raise ValueError(f"CompletionsScorer: {self.url}: {error}") from None
 
     def _take(self, answer: tuple[list[Echo], int]) -> list[Echo]:
@@ -323,7 +275,7 @@ class CompletionsScorer:
             "temperature": 0,
         }
         body |= {"echo": True, "logprobs": 1} if way == "echo" else {"prompt_logprobs": 1}
-        answer = self._post(body | self.extra_body, patient)
+        answer = self._server.post(body | self.extra_body, patient)
         choices = answer.get("choices") if isinstance(answer, dict) else None
         if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
             raise ValueError(
@@ -362,104 +314,6 @@ class CompletionsScorer:
             counted = sum(len(echo.keys) for echo in echoes)
         return echoes, counted
 
-    def _post(self, body: dict[str, Any], patient: bool) -> Any:
-        """What the server answers. Not `patient`: a fault may be its way to refuse."""
-        for attempt in range(self.retries + 1):
-            wait = _BACKOFF * 2**attempt
-            try:
-                response = self._session.post(
-                    f"{self._base}/completions",
-                    json=body,
-                    timeout=self.timeout,
-                    auth=self._auth,
-                    allow_redirects=False,  # a redirected POST becomes a GET
-                )
-            except requests.Timeout:
-                trouble = (
-                    f"does not answer within {self.timeout:g} s; raise timeout, or lower batch_size"
-                )
-            except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
-                trouble = "cannot be reached, or breaks off; is the server running?"
-            except requests.RequestException as error:
-                raise ValueError(
-                    f"CompletionsScorer: {self.url} cannot be asked ({type(error).__name__}); "
-                    "check base_url"
-                ) from None
-            else:
-                self._reached = True
-                status = response.status_code
-                if status < 300:
-                    return self._json(response)
-                if status not in _RETRIED or (status == 500 and not patient):
-                    raise self._refusal(response)
-                trouble = f"answers with {self._said(response)}, {attempt + 1} times"
-                wait = max(wait, _retry_after(response))
-                if wait > _PATIENCE:
-                    trouble += f", and asks to wait for {wait:.0f} s"
-                    break
-            if not self._reached:
-                break
-            if attempt < self.retries:
-                time.sleep(wait)
-        raise ConnectionError(f"CompletionsScorer: {self.url} {trouble}") from None
-
-    def _json(self, response: requests.Response) -> Any:
-        try:
-            return response.json()
-        except ValueError:
-            raise ValueError(
-                f"CompletionsScorer: {self.url} answers with something that is not JSON; is it a "
-                "completions endpoint?"
-            ) from None
-
-    def _refusal(self, response: requests.Response) -> Exception:
-        """The error that stands for an answer which is none."""
-        status = response.status_code
-        if status in (401, 403):
-            return PermissionError(
-                f"CompletionsScorer: {self.url} does not accept the api_key "
-                f"({self._said(response)}); give the one of this server"
-            )
-        if status == 404:
-            offered = self._models()
-            if offered is None:
-                return ValueError(
-                    f"CompletionsScorer: there is nothing at {self.url}/completions (404); "
-                    "base_url mostly ends in '/v1'"
-                )
-            return ValueError(
-                f"CompletionsScorer: model={self.model!r} is not at {self.url} (404); it offers "
-                f"{', '.join(map(repr, offered)) or 'none'}"
-            )
-        if 300 <= status < 400:
-            return ValueError(
-                f"CompletionsScorer: {self.url} sends elsewhere ({status}); give the address that "
-                "it leads to as base_url"
-            )
-        return _RefusedError(status, f"it refuses the request with {self._said(response)}")
-
-    def _said(self, response: requests.Response) -> str:
-        """Status and message of an error, without the key. Pages of HTML are left out."""
-        said: Any = None
-        with contextlib.suppress(ValueError):
-            said = response.json()
-        for name in ("error", "message", "detail"):
-            if isinstance(said, dict) and name in said:
-                said = said[name]
-        text = " ".join(said.split()) if isinstance(said, str) and len(said) <= _SHOWN else ""
-        text = self._auth.hide(text) if self._auth else text
-        return f"{response.status_code}{': ' if text else ''}{text}"
-
-    def _models(self) -> list[str] | None:
-        """The models that the server offers; None if it does not say."""
-        with contextlib.suppress(requests.RequestException, ValueError, TypeError, KeyError):
-            response = self._session.get(
-                f"{self._base}/models", timeout=self.timeout, auth=self._auth
-            )
-            if response.status_code == 200:
-                return [str(one["id"]) for one in response.json()["data"]]
-        return None
-
 
 def _probes(fmt: SecretFormat) -> list[str]:
     """Secrets that show where the template's tokens end: at even distances in the order of bytes,
@@ -468,16 +322,3 @@ def _probes(fmt: SecretFormat) -> list[str]:
         return list(fmt.enumerate())
     even = [fmt.unrank(place * (fmt.size - 1) // (_PROBES - 1)) for place in range(_PROBES)]
     return [*even, *fmt.sample(_PROBES, seed=1)]
-
-
-def _retry_after(response: requests.Response) -> float:
-    """Seconds that a server asks to wait, given as a number or as a date."""
-    asked = response.headers.get("Retry-After", "")
-    try:
-        seconds = float(asked)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(asked).timestamp() - time.time()
-        except (TypeError, ValueError):
-            return 0.0
-    return max(0.0, seconds) if math.isfinite(seconds) else 0.0

@@ -29,6 +29,7 @@ from hf_exposure import (
     measure_exposure,
 )
 from hf_exposure.endpoints import completions as module
+from hf_exposure.endpoints import server
 from hf_exposure.exposure.measure import measure_scorer
 from tests.cli.test_cli import fail, succeed
 from tests.endpoint import DIALECTS, Endpoint, Refusal, Scored
@@ -48,7 +49,7 @@ def few_probes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     pauses: list[float] = []
-    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pauses.append, time=time.time))
+    monkeypatch.setattr(server, "time", SimpleNamespace(sleep=pauses.append, time=time.time))
     return pauses
 
 
