@@ -27,6 +27,7 @@ from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.utils.arrays import Floats, Ints
 from hf_exposure.utils.checks import check_choice, check_count, check_type
 from hf_exposure.utils.progress import progress_bar
+from hf_exposure.utils.typed import typed
 from hf_exposure.utils.words import plural
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _SHOWN = 20  # rows of a table
 _NO_REFERENCE = "rank_candidates: by='reference' needs a reference model; give reference="
 
 
+@typed
 @dataclass(frozen=True)
 class Candidate:
     """One text that came out, and what speaks for its having been memorized.
@@ -61,6 +63,7 @@ class Candidate:
     lower: float
     zlib: float
 
+    @typed
     def score(self, by: str) -> float:
         """How much speaks for memorization, by one of `RANKINGS`; more is more.
 
@@ -77,6 +80,7 @@ class Candidate:
         return float(against / self.log_perplexity) if self.log_perplexity > 0 else math.inf
 
 
+@typed
 class Candidates(Result[Candidate]):
     """Texts that came out by generation, the one that was most likely memorized first.
 
@@ -99,6 +103,7 @@ class Candidates(Result[Candidate]):
             sorted(items, key=lambda one: _last_if_nan(one.score(by)), reverse=True), **took
         )
 
+    @typed
     def ranked(self, by: str) -> Candidates:
         """The same texts in the order of another of `RANKINGS`; nothing is scored again.
 
@@ -111,6 +116,7 @@ class Candidates(Result[Candidate]):
             self, by=by, forwards=self.forwards, seconds=self.seconds, settings=self.settings
         )
 
+    @typed
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
         """The first rows as text, texts masked unless `reveal`."""
 
@@ -159,6 +165,7 @@ class Candidates(Result[Candidate]):
         )
 
 
+@typed
 def rank_candidates(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,

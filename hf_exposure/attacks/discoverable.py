@@ -37,6 +37,7 @@ from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.utils.arrays import Bools, Floats
 from hf_exposure.utils.checks import check_count, check_number
 from hf_exposure.utils.progress import progress_bar
+from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,6 +88,7 @@ def sampling_scheme(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
     return warp
 
 
+@typed
 def discoverable_extraction(
     model: Any,
     tokenizer: PreTrainedTokenizerBase | None,

@@ -20,6 +20,7 @@ from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Result, Tabular
 from hf_exposure.utils.arrays import Bools, Floats
 from hf_exposure.utils.checks import check_number, check_share
+from hf_exposure.utils.typed import typed
 from hf_exposure.utils.words import plural
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Example:
     text: str | None = field(default=None, repr=False)
 
 
+@typed
 class Discoverable(Result[Example]):
     """What discoverable extraction has given, one `Example` for each pair that could be used.
 
@@ -124,6 +126,7 @@ of at least 0.5; 198 token-forwards in 0.5 s
         """The edits within which a sample is near, 0 if only the suffix itself was looked for."""
         return int(self.settings.get("near", 0))
 
+    @typed
     def log2_p(self, near: bool = False) -> Floats:
         """(examples,) log2 of the probability of one sample, or of the bound for near ones.
 
@@ -134,11 +137,13 @@ of at least 0.5; 198 token-forwards in 0.5 s
             raise ValueError("Discoverable: near=True, but it was measured with near=0")
         return np.array([one.log2_near if near else one.log2_p for one in self], dtype=float)
 
+    @typed
     def probability(self, n: float, near: bool = False) -> Floats:
         """(examples,) the probability that it comes out in n samples; see `log2_extractable`."""
         check_number("Discoverable: n", n, 0, math.inf, open_ends=True)
         return np.asarray(np.exp2(log2_extractable(self.log2_p(near), n)))
 
+    @typed
     def queries(self, p: float, near: bool = False) -> Floats:
         """(examples,) samples after which it has come out with probability p; see
         `log2_queries`. Infinite where no float is large enough."""
@@ -146,6 +151,7 @@ of at least 0.5; 198 token-forwards in 0.5 s
         with np.errstate(over="ignore"):
             return np.asarray(np.exp2(log2_queries(self.log2_p(near), p)))
 
+    @typed
     def rate(self, n: float, p: float, near: bool = False, confidence: float = 0.95) -> Rate:
         """The share of examples that come out in n samples with a probability of at least p.
 
@@ -165,6 +171,7 @@ of at least 0.5; 198 token-forwards in 0.5 s
         open_ones = [near and not one.near_exact for one in self]
         return self._rate(holds, confidence, int((~holds & np.array(open_ones)).sum()))
 
+    @typed
     def curve(self, n: ArrayLike, p: ArrayLike, near: bool = False) -> Floats:
         """(len(n), len(p)) the rates for all numbers of samples and all probabilities."""
         counts, targets = (np.atleast_1d(np.asarray(value, dtype=float)) for value in (n, p))
@@ -181,6 +188,7 @@ of at least 0.5; 198 token-forwards in 0.5 s
         """The share of examples whose suffix comes out by greedy decoding."""
         return self._rate(np.array([one.greedy for one in self]), 0.95)
 
+    @typed
     def rates(
         self,
         n: Iterable[float] = (1, 10, 100, 1000, 10**6),
@@ -206,6 +214,7 @@ of at least 0.5; 198 token-forwards in 0.5 s
         )
         return Rate(count / total, float(low.low), float(high.high), count, total)
 
+    @typed
     def to_pandas(self, reveal: bool = False) -> pd.DataFrame:
         """One row for each example; with the suffixes if `reveal`."""
         import pandas as pd
@@ -218,6 +227,7 @@ of at least 0.5; 198 token-forwards in 0.5 s
 
     # Tables
 
+    @typed
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
         """The table as text: its headings, and a row of them for each example. Of many examples
         the most likely ones."""

@@ -31,6 +31,7 @@ from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walk import unvisited, walk
 from hf_exposure.utils.checks import check_count, check_type
 from hf_exposure.utils.progress import progress_bar
+from hf_exposure.utils.typed import typed
 from hf_exposure.utils.words import plural, times
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _LAST_BEAM = 8  # width of the quick look for something to return if a search's budget has ended
 
 
+@typed
 @dataclass(frozen=True)
 class Extraction:
     """One secret that came out.
@@ -63,6 +65,7 @@ class Extraction:
     format: SecretFormat | None = field(default=None, repr=False)
     place: int | None = field(default=None, repr=False)
 
+    @typed
     def label(self, reveal: bool = False) -> str:
         """The text to show: the secret as one "•" for each character, unless `reveal`."""
         shown = self.secret if reveal else MASK * len(self.secret)
@@ -70,6 +73,7 @@ class Extraction:
         return fmt.render(shown) if fmt is not None else shown
 
 
+@typed
 class Extractions(Result[Extraction]):
     """The secrets that a search brought out, most likely first.
 
@@ -98,6 +102,7 @@ class Extractions(Result[Extraction]):
 
     # Tables
 
+    @typed
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
         """The table as text: its headings, and a row of them for each secret."""
         headings = ["", "secret", "inserted", "log-perplexity", "proved", "token-forwards"]
@@ -192,6 +197,7 @@ def leading(found: Sequence[Extraction]) -> list[Extraction]:
     return out
 
 
+@typed
 def extract_secrets(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,

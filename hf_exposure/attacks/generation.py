@@ -30,6 +30,7 @@ from hf_exposure.tree.scoring import check_context
 from hf_exposure.utils.checks import check_count
 from hf_exposure.utils.files import write_text
 from hf_exposure.utils.progress import progress_bar
+from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,6 +52,7 @@ _OWN = {
 }
 
 
+@typed
 def generate_secrets(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,

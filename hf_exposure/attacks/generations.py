@@ -12,6 +12,7 @@ from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Result
 from hf_exposure.exposure.records import read_canaries, short_labels
+from hf_exposure.utils.typed import typed
 from hf_exposure.utils.words import plural
 
 
@@ -30,6 +31,7 @@ class Generated:
     attempts: int
 
 
+@typed
 class Generations(Result[Generated]):
     """What generation brought out, one row for each canary, in the order of the set.
 
@@ -95,6 +97,7 @@ class Generations(Result[Generated]):
 
     # Tables
 
+    @typed
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
         """The table as text: its headings, and a row of them for each canary."""
         labels = short_labels((row.canary for row in self.rows), reveal)

@@ -16,6 +16,7 @@ import numpy as np
 
 from hf_exposure.canaries.vocabulary import Encoder, common_length
 from hf_exposure.utils.arrays import Ints
+from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,6 +45,7 @@ class _Unusable(Exception):
     """Why a row is left out."""
 
 
+@typed
 def load_benchmark(folder: str | os.PathLike[str], split: str = "train") -> list[tuple[Ints, Ints]]:
     """The pairs of a folder in the layout of the language model extraction benchmark.
 

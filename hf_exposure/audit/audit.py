@@ -30,6 +30,7 @@ from hf_exposure.models.causal import ContextError
 from hf_exposure.models.continuations import TextModel, token_bits
 from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.utils.checks import check_count, check_share, check_type
+from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +40,7 @@ T = TypeVar("T")
 _OTHERS = 64  # random strings of a space that show where the context's tokens end
 
 
+@typed
 def audit_dataset(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,

@@ -13,6 +13,7 @@ from hf_exposure.audit.emails import emails
 from hf_exposure.audit.finds import Find
 from hf_exposure.audit.keys import api_keys
 from hf_exposure.audit.numbers import cards, ibans, library, overlaps, phones, ssns, within
+from hf_exposure.utils.typed import typed
 
 KINDS = ("api_key", "iban", "card", "ssn", "email", "phone")  # where two overlap, the first counts
 
@@ -25,6 +26,7 @@ _NEEDS = {
 }
 
 
+@typed
 def find_secrets(
     text: str, kinds: Collection[str] | None = None, region: str | None = "US"
 ) -> list[Find]:

@@ -17,6 +17,7 @@ from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.coarse import coarse_cost, coarse_exposure
 from hf_exposure.exposure.documents import Result
 from hf_exposure.exposure.records import NUMBERS, Exposure, interval
+from hf_exposure.utils.typed import typed
 from hf_exposure.utils.words import plural, rounded
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _SHOWN = 40  # rows of a table that is looked at
 
 
+@typed
 @dataclass(frozen=True)
 class AuditEntry:
     """A secret of the dataset, and how exposed it is.
@@ -88,11 +90,13 @@ class AuditEntry:
             return False
         return self.exposure.low > self.base_exposure.high
 
+    @typed
     def label(self, reveal: bool = False) -> str:
         """The secret part, masked unless `reveal`."""
         return self.secret if reveal and self.secret is not None else MASK * self.length
 
 
+@typed
 class Audit(Result[AuditEntry]):
     """The secrets of a dataset, the most exposed first: by the lower end of the interval.
 
@@ -168,6 +172,7 @@ class Audit(Result[AuditEntry]):
         """Whether a base model was measured beside."""
         return any(item.base_log_perplexity is not None for item in self)
 
+    @typed
     def to_pandas(self, reveal: bool = False) -> pd.DataFrame:
         """A row for each secret: `kind`, `row` (the first), `rows`, `occurrences`, `secret` (masked
         unless `reveal`), `bits`, `low`, `high`, `measured`, `space_bits`, `log_perplexity`, and of
@@ -202,6 +207,7 @@ class Audit(Result[AuditEntry]):
         frame: pd.DataFrame = pd.DataFrame([row(item) for item in shown], columns=list(empty))
         return frame
 
+    @typed
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
         """The table as text: its headings, and a row of them for each of the most exposed."""
         headings = ["kind", "row", "times", "secret", "exposure", "interval", "of"]

@@ -19,6 +19,8 @@ from graphlib import CycleError, TopologicalSorter
 
 from outlines_core import Index, Vocabulary
 
+from hf_exposure.canaries.size import check_size
+
 # Control characters, which secrets hardly hold; the newline last, for `.` matches all others.
 _SENTINELS = [*range(9), *range(11, 32), 127, 10]
 _REFUSED = {
@@ -147,9 +149,11 @@ def compile_automaton(
         vocabulary: the bytes of tokens and their numbers, for `token_steps`.
 
     Raises:
-        ValueError: the expression cannot be compiled, matches nothing, or infinitely many strings.
+        ValueError: the expression cannot be compiled, is too much work, matches nothing, or
+            infinitely many strings.
             The message is a half-sentence to be put after the name of the argument.
     """
+    check_size(expression)
     if not vocabulary:
         return _compile_bytes(expression, before, after, check)
     offset = 1 + max(max(ids) for ids in vocabulary.values())

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.utils.checks import check_count, check_type
+from hf_exposure.utils.checks import check_count, check_flag, check_type
+from hf_exposure.utils.typed import typed
 
+MOST_REPETITIONS = 1_000_000  # of one canary
 MASK = "•"  # shown for each character of a secret
 
 
+@typed
 @dataclass(frozen=True)
 class Canary:
     """One secret in its template, and how many times it is inserted into the training data.
@@ -44,7 +47,7 @@ class Canary:
     def __post_init__(self) -> None:
         check_type("Canary: format", self.format, SecretFormat, "a SecretFormat")
         check_type("Canary: secret", self.secret, str, "a string")
-        check_count("Canary: repetitions", self.repetitions)
+        check_count("Canary: repetitions", self.repetitions, most=MOST_REPETITIONS)
         if self.planned is not None:
             check_count("Canary: planned", self.planned)
             if self.repetitions not in (0, self.planned):
@@ -71,18 +74,21 @@ class Canary:
         """Whether it is inserted at all."""
         return self.repetitions > 0
 
+    @typed
     def label(self, reveal: bool = False) -> str:
         """The text to show: the secret as one "•" for each character, unless `reveal`.
 
         Args:
             reveal: show the secret.
         """
+        check_flag("Canary.label: reveal", reveal)
         return self.text if reveal else self.format.render(MASK * len(self.secret))
 
     def masked(self) -> MaskedCanary:
         """What may be shown of it."""
         return MaskedCanary(self.format, len(self.secret), self.repetitions, self.planned)
 
+    @typed
     def to_dict(self, formats: Sequence[SecretFormat], reveal: bool = False) -> dict[str, Any]:
         """The canary for JSON, without the secret unless `reveal`.
 
@@ -94,6 +100,7 @@ class Canary:
         return {**out, "secret": self.secret} if reveal else out
 
     @classmethod
+    @typed
     def from_dict(cls, data: dict[str, Any], formats: Sequence[SecretFormat]) -> Canary:
         """The inverse of `to_dict` with `reveal`.
 
@@ -102,11 +109,15 @@ class Canary:
             formats: those of the document.
 
         Raises:
-            KeyError: something is missing, such as the secret.
-            IndexError, TypeError, ValueError: a value is not what it should be.
+            TypeError, ValueError: a value is missing, such as the secret, or not what it should be.
         """
-        fmt = formats[data["format"]]
-        return cls(fmt, data["secret"], data["repetitions"], data["planned"])
+        for key in ("format", "secret", "repetitions", "planned"):
+            if key not in data:
+                raise ValueError(f"Canary.from_dict: data lacks the key {key!r}")
+        place = check_count("Canary.from_dict: the format in data", data["format"])
+        if place >= len(formats):
+            raise ValueError(f"Canary.from_dict: formats has no number {place}, which data names")
+        return cls(formats[place], data["secret"], data["repetitions"], data["planned"])
 
     def __repr__(self) -> str:
         planned = f", planned={self.planned}" if self.planned is not None else ""

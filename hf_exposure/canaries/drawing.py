@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.canary import MOST_REPETITIONS, Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.utils.checks import check_count, check_type
 
@@ -127,7 +127,9 @@ def _check_formats(formats: SecretFormat | Sequence[SecretFormat]) -> list[Secre
 def _check_repetitions(repetitions: Iterable[int]) -> list[int]:
     if isinstance(repetitions, str) or not isinstance(repetitions, Iterable):
         raise TypeError(f"{WHERE}repetitions={repetitions!r} must be a list, such as [0, 1, 16]")
-    groups = [check_count(f"{WHERE}repetitions", times) for times in repetitions]
+    groups = [
+        check_count(f"{WHERE}repetitions", times, most=MOST_REPETITIONS) for times in repetitions
+    ]
     if not groups:
         raise ValueError(f"{WHERE}repetitions is empty; give a list such as [0, 1, 16]")
     return groups

@@ -10,13 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_exposure.canaries.automaton import Automaton, compile_automaton, escape
-from hf_exposure.utils.checks import check_choice, check_count, check_type
+from hf_exposure.utils.checks import check_choice, check_count, check_text, check_type
+from hf_exposure.utils.typed import typed
 
 HOLE = "{secret}"
+LONGEST = 5_000  # characters of a template
+MOST_DRAWS = 10**8  # secrets of one draw, which are held in memory
 _LONG = 200  # characters of an expression that an error quotes
 _SHOWN = 40  # characters of an expression that has to fit a table
 
 
+@typed
 @dataclass(frozen=True)
 class SecretFormat:
     r"""A template with one hole and the secret space R that fills it.
@@ -45,8 +49,13 @@ class SecretFormat:
     _automaton: Automaton = field(init=False, repr=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
-        check_type("SecretFormat: template", self.template, str, "a string")
-        check_type("SecretFormat: secret", self.secret, str, "a string")
+        check_text("SecretFormat: template", self.template)
+        check_text("SecretFormat: secret", self.secret)
+        if len(self.template) > LONGEST:
+            raise ValueError(
+                f"SecretFormat: template has {len(self.template):,} characters; give at most "
+                f"{LONGEST:,}"
+            )
         holes = self.template.count(HOLE)
         if holes != 1:
             raise ValueError(
@@ -82,6 +91,7 @@ class SecretFormat:
         return automaton
 
     @classmethod
+    @typed
     def words(cls, template: str, words: Sequence[str], count: int) -> SecretFormat:
         """A format whose secrets are some words of a list with a space between them.
 
@@ -151,10 +161,12 @@ class SecretFormat:
         """log2 of `size`: the most that an exposure can be."""
         return math.log2(self.size)
 
+    @typed
     def render(self, secret: str) -> str:
         """The template with `secret` in its hole. Does not check that the secret is in R."""
         return f"{self.prefix}{secret}{self.suffix}"
 
+    @typed
     def contains(self, secret: str) -> bool:
         """Whether `secret` is in the secret space R."""
         try:
@@ -162,12 +174,15 @@ class SecretFormat:
         except UnicodeEncodeError:  # half a surrogate pair is no character
             return False
 
+    @typed
     def unrank(self, index: int) -> str:
         """The secret number `index` in the order of their bytes, 0 <= index < size.
 
         Raises:
+            TypeError: `index` is no whole number.
             IndexError: there is no such secret.
         """
+        check_count("SecretFormat.unrank: index", index, least=-math.inf)
         if not 0 <= index < self.size:
             raise IndexError(f"SecretFormat.unrank: index={index} is not in 0..{self.size - 1}")
         return self._automaton.unrank(index).decode("utf-8")
@@ -176,6 +191,7 @@ class SecretFormat:
         """All secrets, in the order of `unrank`."""
         return (data.decode("utf-8") for data in self._automaton.strings())
 
+    @typed
     def sample(self, n: int, seed: int = 0) -> list[str]:
         """`n` independent uniform draws from R; a secret may be drawn twice.
 
@@ -186,10 +202,11 @@ class SecretFormat:
         Raises:
             TypeError, ValueError: `n` or `seed` is no whole number from 0 on.
         """
-        check_count("SecretFormat.sample: n", n)
+        check_count("SecretFormat.sample: n", n, most=MOST_DRAWS)
         draw = random.Random(check_count("SecretFormat.sample: seed", seed))
         return [self.unrank(draw.randrange(self.size)) for _ in range(n)]
 
+    @typed
     def sample_distinct(self, n: int, seed: int = 0, exclude: Collection[str] = ()) -> list[str]:
         """`n` different secrets, none of `exclude`, uniform and in random order.
 
@@ -202,7 +219,7 @@ class SecretFormat:
             TypeError, ValueError: an argument is no whole number from 0 on.
             ValueError: R has fewer than `n` secrets besides `exclude`.
         """
-        check_count("SecretFormat.sample_distinct: n", n)
+        check_count("SecretFormat.sample_distinct: n", n, most=MOST_DRAWS)
         taken = {secret for secret in exclude if self.contains(secret)}
         if n > self.size - len(taken):
             raise ValueError(
@@ -226,8 +243,12 @@ class SecretFormat:
         return {"template": self.template, "secret": self.secret, "check": self.check}
 
     @classmethod
+    @typed
     def from_dict(cls, data: dict[str, Any]) -> SecretFormat:
         """The inverse of `to_dict`."""
+        for key in ("template", "secret"):
+            if key not in data:
+                raise ValueError(f"SecretFormat.from_dict: data lacks the key {key!r}")
         return cls(data["template"], data["secret"], data.get("check"))
 
     def __reduce__(self) -> tuple[type[SecretFormat], tuple[str, str, str | None]]:

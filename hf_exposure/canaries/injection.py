@@ -14,6 +14,7 @@ from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.row_types import check_type_of_rows
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.utils.checks import check_count, check_type
+from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -23,6 +24,7 @@ _LOOK = 1000  # rows looked at for what a column holds
 _LOOK_FOR = 8  # canaries looked for in rows that may have them already
 
 
+@typed
 def inject_canaries(
     ds: D,
     canaries: Canaries,

@@ -15,6 +15,7 @@ from hf_exposure.canaries.places import VERSION, Copies, parts, places_of, splic
 from hf_exposure.canaries.row_types import check_type_of_rows, own_row
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.utils.checks import check_count, check_type
+from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 CHAT_COLUMNS = ("messages", "conversation", "conversations")
 
 
+@typed
 class CanaryInjector:
     """A function for `Dataset.map(batched=True, with_indices=True)` that inserts canaries.
 
@@ -115,6 +117,7 @@ class CanaryInjector:
         return self
 
     @classmethod
+    @typed
     def unrecorded(
         cls,
         canaries: Canaries,
@@ -238,6 +241,8 @@ class CanaryInjector:
         column, promised = self.insertion.column, self.insertion.num_examples
         if column not in batch:
             raise ValueError(no_column("CanaryInjector", f"column={column!r}", batch))
+        for index in indices:
+            check_count("CanaryInjector: indices", index)
         if indices and max(indices) >= (promised or 0):
             raise ValueError(
                 f"CanaryInjector: num_examples={promised} was promised, but the dataset has a row "

@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hf_exposure.utils.checks import check_choice, check_count, check_type
+from hf_exposure.utils.typed import typed
 
 MODES = ("rows", "splice")
 REQUEST = "Write one line of text."  # the user's turn before a canary in a conversation of its own
 
 
+@typed
 @dataclass(frozen=True)
 class Insertion:
     """How a canary set was inserted into a dataset: a value that the manifest keeps.
@@ -66,6 +68,7 @@ class Insertion:
         """Whether each copy is the answer in a conversation of its own."""
         return self.chat and self.mode == "rows"
 
+    @typed
     def conversation(self, text: str) -> list[dict[str, str]]:
         """The conversation in which `text` is the answer."""
         return [
@@ -95,10 +98,14 @@ class Insertion:
         return shown
 
     @classmethod
+    @typed
     def from_dict(cls, data: dict[str, Any]) -> Insertion:
         """The inverse of `to_dict`.
 
         Raises:
             TypeError, ValueError: `data` is something else.
         """
+        unknown = sorted(map(str, data.keys() - cls.__dataclass_fields__.keys()))
+        if unknown:
+            raise ValueError(f"Insertion.from_dict: data has the unknown key {unknown[0]!r}")
         return cls(**data)

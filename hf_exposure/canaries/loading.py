@@ -10,10 +10,12 @@ from typing import Any
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.utils.files import load_json
 from hf_exposure.utils.names import is_hub_id, nearby
+from hf_exposure.utils.typed import typed
 
 _HEAD = 4096  # bytes that tell text from other files
 
 
+@typed
 def load_canaries(
     name: str | os.PathLike[str], revision: str | None = None, argument: str = "load_canaries"
 ) -> Canaries:

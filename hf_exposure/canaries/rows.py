@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_exposure.utils.files import replacing, temporary
 from hf_exposure.utils.names import first_line, looks_like_a_path, nearby, raise_alone
+from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,7 +25,10 @@ _READERS = {
 _WRITERS = {".jsonl": "to_json", ".json": "to_json", ".csv": "to_csv", ".parquet": "to_parquet"}
 
 
-def load_rows(name: str, *, config: str | None = None, split: str = "train") -> Dataset:
+@typed
+def load_rows(
+    name: str | os.PathLike[str], *, config: str | None = None, split: str = "train"
+) -> Dataset:
     """A split of a dataset: a file (.jsonl, .csv, .parquet, .txt), a folder that `save_to_disk`
     wrote, or an id on the Hub.
 
@@ -33,6 +37,7 @@ def load_rows(name: str, *, config: str | None = None, split: str = "train") -> 
     """
     from datasets import DatasetDict, load_from_disk
 
+    name = os.fspath(name)
     path = Path(name)
     if path.suffix in _READERS:
         if not path.is_file():

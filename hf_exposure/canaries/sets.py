@@ -18,11 +18,13 @@ from hf_exposure.canaries.limits import Limits
 from hf_exposure.canaries.sharing import dataset_card, download_manifest, upload_manifest
 from hf_exposure.utils.checks import check_choice, check_count, check_type
 from hf_exposure.utils.files import load_json, write_text
+from hf_exposure.utils.typed import typed
 
 SCHEMA_VERSION = 2
 INCLUSIONS = ("fixed", "coin")
 
 
+@typed
 class Canaries(Sequence[Canary]):
     """A set of canaries in a fixed order, no two of them alike; at least one.
 
@@ -62,17 +64,18 @@ class Canaries(Sequence[Canary]):
     ) -> None:
         if isinstance(items, (str, os.PathLike)):
             raise TypeError(
-                f"Canaries: {os.fspath(items)!r} is a path; load it first, with Canaries.load(path)"
+                f"Canaries: items={os.fspath(items)!r} is a path; load it first, with "
+                "Canaries.load(path)"
             )
         check_type("Canaries: items", items, Iterable, "a list of Canary objects")
         self._items = tuple(items)
         self.seed = seed if seed is None else check_count("Canaries: seed", seed)
         self.inclusion = check_choice("Canaries: inclusion", inclusion, INCLUSIONS)
         if not self._items:
-            raise ValueError("Canaries: the set is empty; give it at least one Canary")
+            raise ValueError("Canaries: items: the set is empty; give it at least one Canary")
         texts: set[str] = set()
         for item in self._items:
-            check_type("Canaries: each item", item, Canary, "a Canary")
+            check_type("Canaries: each of the items", item, Canary, "a Canary")
             if item.text in texts:
                 raise ValueError(
                     f"Canaries: two canaries have the same text, {item.label()!r}; "
@@ -87,6 +90,7 @@ class Canaries(Sequence[Canary]):
             self.record(insertion)
 
     @classmethod
+    @typed
     def generate(
         cls,
         formats: SecretFormat | Sequence[SecretFormat],
@@ -122,7 +126,7 @@ class Canaries(Sequence[Canary]):
                 belongs to no format, or an argument is out of range.
         """
         where = "Canaries.generate:"
-        check_count(f"{where} per_repetition", per_repetition, least=1)
+        check_count(f"{where} per_repetition", per_repetition, least=1, most=1_000_000)
         seed = secrets.randbits(128) if seed is None else check_count(f"{where} seed", seed)
         check_choice(f"{where} inclusion", inclusion, INCLUSIONS)
         items = draw_canaries(formats, repetitions, per_repetition, seed, include)
@@ -135,6 +139,7 @@ class Canaries(Sequence[Canary]):
         """The distinct formats, in order of appearance."""
         return tuple(dict.fromkeys(canary.format for canary in self._items))
 
+    @typed
     def by_format(self, fmt: SecretFormat) -> list[Canary]:
         """The canaries of one format, in order."""
         return [canary for canary in self._items if canary.format == fmt]
@@ -159,6 +164,7 @@ class Canaries(Sequence[Canary]):
         """The first of `insertions`, whose context is that of all; None before the first."""
         return self._insertions[0] if self._insertions else None
 
+    @typed
     def record(self, insertion: Insertion) -> None:
         """Put an insertion on record; one that is there already is not added again.
 
@@ -175,6 +181,7 @@ class Canaries(Sequence[Canary]):
         if insertion not in self._insertions:
             self._insertions += (insertion,)
 
+    @typed
     def check_insertion(self, insertion: Insertion) -> None:
         """Refuse what `record` would refuse.
 
@@ -208,6 +215,7 @@ class Canaries(Sequence[Canary]):
         }
 
     @classmethod
+    @typed
     def from_dict(cls, data: Any) -> Canaries:
         """The inverse of `to_dict`.
 
@@ -242,6 +250,7 @@ class Canaries(Sequence[Canary]):
         except (AttributeError, IndexError, TypeError) as error:
             raise ValueError(f"a value is not what a manifest has there ({error})") from None
 
+    @typed
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> Path:
         """Write the manifest, the one file that holds the secrets; whole or not at all.
 
@@ -283,6 +292,7 @@ class Canaries(Sequence[Canary]):
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
+    @typed
     def load(cls, path: str | os.PathLike[str]) -> Canaries:
         """Read what `save` wrote.
 
@@ -293,6 +303,7 @@ class Canaries(Sequence[Canary]):
         wanted = "the manifest that Canaries.save or `hf-exposure inject` has written"
         return load_json(path, cls.from_dict, "Canaries.load", wanted)
 
+    @typed
     def push_to_hub(
         self,
         repo_id: str,
@@ -337,6 +348,7 @@ class Canaries(Sequence[Canary]):
         )
 
     @classmethod
+    @typed
     def from_hub(
         cls, repo_id: str, *, revision: str | None = None, token: str | bool | None = None
     ) -> Canaries:
@@ -353,6 +365,7 @@ class Canaries(Sequence[Canary]):
         """
         return cls.load(download_manifest(repo_id, revision=revision, token=token))
 
+    @typed
     def card(self, repo_id: str, reveal: bool = False) -> str:
         """The README.md of its repository on the Hub; it shows no secret unless `reveal`."""
         return dataset_card(

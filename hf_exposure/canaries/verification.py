@@ -11,6 +11,7 @@ from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.survival import InjectionReport
 from hf_exposure.canaries.token_rows import TokenRows, chunks
 from hf_exposure.utils.checks import check_type
+from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 MASKS = ("assistant_masks", "completion_mask")  # 0 for tokens that training will leave out
 
 
+@typed
 def verify_injection(
     tokenized: Dataset | IterableDataset | Iterable[Mapping[str, Any]],
     tokenizer: PreTrainedTokenizerBase,

@@ -21,11 +21,13 @@ from hf_exposure.canaries.vocabulary import common_length
 from hf_exposure.endpoints.echo import Echo, NotOfferedError, read_echo, read_prompt_logprobs
 from hf_exposure.endpoints.server import RefusedError, Server
 from hf_exposure.utils.arrays import Floats
+from hf_exposure.utils.typed import typed
 
 _PROBES = 64  # secrets at even distances, and as many at random, that show which tokens all share
 _SHIFTED = 0.5  # bits; the noise of scoring in bfloat16 is a tenth of it
 
 
+@typed
 class CompletionsScorer:
     """Log-perplexities from an OpenAI-compatible completions endpoint; a `Scorer`.
 
@@ -110,6 +112,7 @@ class CompletionsScorer:
         """Tokens of prompts so far, by the server's own count where it gives one."""
         return self._forwards
 
+    @typed
     def log_perplexities(
         self, fmt: SecretFormat, secrets: Sequence[str], before: str = ""
     ) -> Floats:

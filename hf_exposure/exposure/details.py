@@ -11,8 +11,10 @@ import numpy as np
 from hf_exposure.exposure.records import Exposure
 from hf_exposure.exposure.skew_normal import SkewNormal
 from hf_exposure.utils.arrays import Floats
+from hf_exposure.utils.typed import typed
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class FormatDetails:
     """What a measurement has found out about one secret format. None: this method does not ask.
@@ -71,6 +73,7 @@ class FormatDetails:
         return out
 
     @classmethod
+    @typed
     def from_dict(cls, data: Mapping[str, Any]) -> FormatDetails:
         """The inverse of `to_dict`."""
         found = dict(data)

@@ -21,6 +21,7 @@ from hf_exposure.canaries.sets import Canaries
 from hf_exposure.utils.escapes import printable
 from hf_exposure.utils.files import load_json, write_text
 from hf_exposure.utils.tables import html_table, plain_table
+from hf_exposure.utils.typed import typed
 from hf_exposure.utils.words import rounded
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Tabular(ABC):
     def summary(self) -> str:
         """One line that stands below it."""
 
+    @typed
     def table(self, reveal: bool = False) -> Group:
         """For rich: the table and the line below it; secrets are masked unless `reveal`."""
         from rich.console import Group
@@ -121,6 +123,7 @@ class Document(ABC):
     def _from_content(cls, data: dict[str, Any], canaries: Canaries | None) -> Self:
         """The inverse of `_content`."""
 
+    @typed
     def to_dict(self, reveal: bool = False) -> dict[str, Any]:
         """For JSON; without the secrets unless `reveal`."""
         return dict(to_jsonable(self._whole(reveal)))
@@ -130,6 +133,7 @@ class Document(ABC):
         return {"schema_version": self.version, "kind": self.kind, **self._content(reveal)}
 
     @classmethod
+    @typed
     def from_dict(cls, data: Any, canaries: Canaries | None = None) -> Self:
         """The inverse of `to_dict`.
 
@@ -160,6 +164,7 @@ class Document(ABC):
         except (AttributeError, IndexError, TypeError) as error:
             raise ValueError(f"a value is not what it should be ({error})") from None
 
+    @typed
     def save(
         self, path: str | os.PathLike[str], reveal: bool = False, overwrite: bool = False
     ) -> Path:
@@ -182,6 +187,7 @@ class Document(ABC):
         return write_text(path, text + "\n", where=where, overwrite=overwrite)
 
     @classmethod
+    @typed
     def load(cls, path: str | os.PathLike[str], canaries: Canaries | None = None) -> Self:
         """Read what `save` wrote; see `from_dict`.
 

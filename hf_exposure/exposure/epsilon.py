@@ -33,11 +33,13 @@ from hf_exposure.exposure.refuting import (
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.checks import check_choice, check_count, check_number, check_share
+from hf_exposure.utils.typed import typed
 
 METHODS = ("one_run", "one_run_fdp", "clopper_pearson")
 _UNFAIR = 1e-6  # coins that fall so unevenly, or more, are taken to be no fair coins
 
 
+@typed
 @dataclass(frozen=True)
 class EpsilonBound:
     """A lower bound on epsilon, and what it comes from.
@@ -183,6 +185,7 @@ class _Audit:
 # The bound
 
 
+@typed
 def estimate_epsilon(
     in_scores: ArrayLike,
     out_scores: ArrayLike,
@@ -296,6 +299,7 @@ def estimate_epsilon(
     )
 
 
+@typed
 def canary_scores(exposures: Exposures, repetitions: int | None = None) -> CanaryScores:
     """The scores to audit with, from a measurement of canaries drawn with `inclusion="coin"`.
 

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import stats
 
 from hf_exposure.utils.arrays import Bools, Floats, Ints
+from hf_exposure.utils.typed import typed
 
 _NEAR = 10  # costlier strings that show how much one that was not drawn may weigh
 _UNTOLD = 4.0  # bits by which one draw more would change an exposure that rests on none
@@ -261,6 +262,7 @@ class ExposureEstimate:
     raw_bits: float
 
 
+@typed
 def sampling_exposure(
     log_perplexity: float,
     references: Floats,

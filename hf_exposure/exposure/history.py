@@ -13,6 +13,7 @@ from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Document, to_jsonable
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.utils.files import write_text
+from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 HISTORY_FILE = "exposure_history.json"  # under a training's output folder
 
 
+@typed
 @dataclass(frozen=True)
 class Measurement:
     """The exposures at one step of training.
@@ -39,6 +41,7 @@ class Measurement:
     tokens: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
+    @typed
     def line(self, reveal: bool = False) -> str:
         """One line of JSON, as a history's file has it; without the secrets unless `reveal`."""
         content = to_jsonable(self._content(reveal))
@@ -54,6 +57,7 @@ class Measurement:
         }
 
 
+@typed
 class History(Document, Sequence[Measurement]):
     """Measurements in the order of training.
 
@@ -69,6 +73,7 @@ class History(Document, Sequence[Measurement]):
     def __init__(self, items: Iterable[Measurement] = ()) -> None:
         self._items = list(items)
 
+    @typed
     def append(self, measurement: Measurement) -> None:
         """Add the newest one; measurements at its step or later ones, of a training that was since
         taken up again from an earlier checkpoint, are dropped."""
@@ -92,6 +97,7 @@ class History(Document, Sequence[Measurement]):
         steps = f"steps {self[0].step} to {self[-1].step}" if self else "empty"
         return f"<History of {len(self)} measurements: {steps}>"
 
+    @typed
     def upto(self, step: int) -> History:
         """The measurements at this step and before."""
         return History(item for item in self if item.step <= step)
@@ -111,6 +117,7 @@ class History(Document, Sequence[Measurement]):
         """The same with figures coarse enough not to point at a secret; see `Exposures.coarse`."""
         return History(replace(item, exposures=item.exposures.coarse()) for item in self)
 
+    @typed
     def to_pandas(self, reveal: bool = False) -> pd.DataFrame:
         """`Exposures.to_pandas` of all measurements, with `step` and `epoch` in front."""
         import pandas as pd
@@ -123,6 +130,7 @@ class History(Document, Sequence[Measurement]):
             frames.append(frame)
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
+    @typed
     def save(
         self, path: str | os.PathLike[str], reveal: bool = False, overwrite: bool = False
     ) -> Path:
@@ -143,6 +151,7 @@ class History(Document, Sequence[Measurement]):
         return write_text(path, text, where="History.save", overwrite=overwrite)
 
     @classmethod
+    @typed
     def load(cls, path: str | os.PathLike[str], canaries: Canaries | None = None) -> History:
         """Read what `save` or a training wrote.
 

@@ -34,13 +34,15 @@ from hf_exposure.models.processes import Processes
 from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.tree.scoring import ScoredTree, Scorer, check_context
 from hf_exposure.utils.arrays import Floats
-from hf_exposure.utils.checks import check_choice
+from hf_exposure.utils.checks import check_choice, check_tokenizer
 from hf_exposure.utils.progress import progress_bar
+from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@typed
 def measure_exposure(
     model: Any,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -101,19 +103,16 @@ def measure_exposure(
     settings = Settings(method, samples, max_forwards, confidence, seed, batch_size, bos)
     if isinstance(model, Scorer):
         return measure_scorer(model, tokenizer, canaries, settings)
-    if not hasattr(model, "modules"):
-        raise TypeError(
-            f"measure_exposure: model is of type {type(model).__name__}; load it first, such as "
-            "with AutoModelForCausalLM.from_pretrained(...)"
-        )
-    if not callable(tokenizer):
-        raise TypeError(
-            f"measure_exposure: tokenizer is of type {type(tokenizer).__name__}; give the model's, "
-            "such as AutoTokenizer.from_pretrained(...)"
-        )
+    check_tokenizer("measure_exposure: tokenizer", tokenizer)
+    assert tokenizer is not None
     check_choice("measure_exposure: unscorable", unscorable, ("raise", "warn"))
     plan = plan_measurement(tokenizer, canaries, bos=bos, unscorable=unscorable)
     # An accelerator of one process may be in a group of several: trainings of their own.
+    if accelerator is not None and not hasattr(accelerator, "num_processes"):
+        raise TypeError(
+            f"measure_exposure: accelerator is of type {type(accelerator).__name__}; give an "
+            "accelerate.Accelerator, or leave it out"
+        )
     shared = accelerator is not None and accelerator.num_processes > 1
     processes = Processes.of(model, split=shared)
     return measure_plan(

@@ -5,6 +5,7 @@ Made once, used at every evaluation.
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 # every interval held it.
 MIN_SAMPLES = 200
 METHODS = ("auto", "exact", "sampling", "skewnorm")
+
+
+MOST_SAMPLES = 10**8  # which are held in memory
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class Settings:
             ("batch_size", self.batch_size, 1),
         ):
             if value is not None:
-                check_count(f"measure_exposure: {name}", value, low)
+                most = MOST_SAMPLES if name == "samples" else math.inf
+                check_count(f"measure_exposure: {name}", value, low, most)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ from hf_exposure.canaries.canary import MASK, Canary, MaskedCanary, read_canary
 from hf_exposure.canaries.formats import SecretFormat, distinctions
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.estimators import ExposureEstimate, RankEstimate, exp2
+from hf_exposure.utils.typed import typed
 
 _PREFIX_SHOWN, _SUFFIX_SHOWN = 10, 8  # characters of a template that a table has room for
 
 
+@typed
 @dataclass(frozen=True)
 class Exposure:
     """How exposed one canary is.
@@ -51,6 +53,7 @@ class Exposure:
     raw_bits: float | None = None
 
     @classmethod
+    @typed
     def of_rank(
         cls, canary: Canary, log_perplexity: float, estimate: RankEstimate, method: str
     ) -> Exposure:
@@ -77,6 +80,7 @@ class Exposure:
         )
 
     @classmethod
+    @typed
     def of_estimate(
         cls,
         canary: Canary,

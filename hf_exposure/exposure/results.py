@@ -38,6 +38,7 @@ from hf_exposure.exposure.records import (
 )
 from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.checks import check_type
+from hf_exposure.utils.typed import typed
 from hf_exposure.utils.words import rounded
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 _IMPROBABLE = 1.1  # log-perplexity over that of random tokens; an untrained model has about 1
 
 
+@typed
 class Exposures(Result[Exposure]):
     """The exposures of a canary set, in the set's order.
 
@@ -114,6 +116,7 @@ class Exposures(Result[Exposure]):
         """The confidence of all intervals."""
         return float(self.settings.get("confidence", 0.95))
 
+    @typed
     def is_bound(self, one: Exposure) -> bool:
         """Whether a figure is no estimate but what is proved at the least, since nothing was drawn:
         for want of token-forwards, or because `samples=0` asked for bounds."""
@@ -137,6 +140,7 @@ class Exposures(Result[Exposure]):
         """The exposures of each repetition group, fewest repetitions first."""
         return by_repetitions(self)
 
+    @typed
     def membership(self, fpr: float | Sequence[float] = (0.01, 0.001)) -> Membership:
         """Which canaries betray that they were trained on, at exact false-positive rates.
 
@@ -166,6 +170,7 @@ class Exposures(Result[Exposure]):
         """
         return membership_of(self, self.formats, fpr, self.confidence)
 
+    @typed
     def check(
         self, limits: Limits, survival: InjectionReport | None = None, *, look: int = 1
     ) -> Verdict:
@@ -197,6 +202,7 @@ class Exposures(Result[Exposure]):
         ranks = Ranks.of(self, self.formats)
         return judge(limits, self.coarse(), ranks, measured, self.confidence, look)
 
+    @typed
     def metrics(self, prefix: str = "eval_", fpr: float | None = None) -> dict[str, float]:
         """The figures to log: what `ExposureCallback` logs, for loops without a Trainer.
 
@@ -228,6 +234,7 @@ class Exposures(Result[Exposure]):
         out[f"{prefix}exposure_runtime"] = round(self.seconds, 4)
         return out
 
+    @typed
     def to_pandas(self, reveal: bool = False) -> pd.DataFrame:
         """A row for each canary: its text (`canary`, masked unless `reveal`), `repetitions`, its
         format's `template` and `expression`, and all figures of `Exposure` by name, coarse unless
@@ -272,6 +279,7 @@ class Exposures(Result[Exposure]):
         both = [*(one.canary for one in self), *(canary for canary, _ in self.skipped)]
         return mask_secrets(why, [one for one in both if isinstance(one, Canary)])
 
+    @typed
     def gained(self, base: Exposures) -> list[float]:
         """Bits of exposure that each canary has here and not in `base`: what training added.
 
@@ -306,6 +314,7 @@ class Exposures(Result[Exposure]):
             )
         return out
 
+    @typed
     def beside(self, base: Exposures) -> Beside:
         """A table of these with columns for the base model's exposure and for what was gained.
 
@@ -316,6 +325,7 @@ class Exposures(Result[Exposure]):
 
     # Tables
 
+    @typed
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
         """The table as text: its headings, and a row of them for each canary, with its place."""
         headings = [

@@ -10,12 +10,14 @@ from scipy import special, stats
 
 from hf_exposure.exposure.estimators import ExposureEstimate, exp2
 from hf_exposure.utils.arrays import Floats
+from hf_exposure.utils.typed import typed
 
 _RESAMPLES = 400
 _MOST_SKEW = 0.995  # of a skew-normal distribution: |skewness| < 0.99527
 _LAGUERRE = np.polynomial.laguerre.laggauss(40)
 
 
+@typed
 @dataclass(frozen=True)
 class SkewNormal:
     """A skew-normal distribution of log-perplexities, in bits (the paper, section 4.4).
@@ -33,6 +35,7 @@ class SkewNormal:
     references: Floats
 
     @classmethod
+    @typed
     def fit(cls, references: Floats) -> SkewNormal:
         """The maximum likelihood fit.
 
@@ -59,14 +62,17 @@ class SkewNormal:
         ks = float(stats.kstest(references, stats.skewnorm(shape, loc, scale).cdf).statistic)
         return cls(float(shape), float(loc), float(scale), ks, references)
 
+    @typed
     def density(self, log_perplexities: Floats) -> Floats:
         """(n,) the probability density at each of (n,) log-perplexities, per bit."""
         return np.asarray(stats.skewnorm.pdf(log_perplexities, self.shape, self.loc, self.scale))
 
+    @typed
     def exposure(self, log_perplexity: float) -> float:
         """-log2 of the mass below it, in bits: the paper's extrapolation, not capped."""
         return float(_tail_bits(np.array([log_perplexity]), self.shape, self.loc, self.scale)[0])
 
+    @typed
     def p_value(self, resamples: int = 100, seed: int = 0) -> float:
         """Goodness of the fit: how often a sample of the fitted distribution, fitted again, is as
         far from its fit as the references are from theirs (a parametric bootstrap).
@@ -83,6 +89,7 @@ class SkewNormal:
         return (1 + far) / (1 + resamples)
 
 
+@typed
 def skewnorm_exposure(
     log_perplexity: float, fit: SkewNormal, log2_size: float, confidence: float = 0.95
 ) -> ExposureEstimate:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_exposure.utils.names import first_line, looks_like_a_path, nearby
+from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+@typed
 def load_model(
-    name: str,
+    name: str | os.PathLike[str],
     *,
-    tokenizer: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     device: str | None = None,
     dtype: str = "auto",
@@ -42,6 +45,8 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    name = os.fspath(name)
+    tokenizer = None if tokenizer is None else os.fspath(tokenizer)
     check_model_name(name, argument)
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(

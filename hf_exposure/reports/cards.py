@@ -15,6 +15,7 @@ from hf_exposure.exposure.results import Exposures
 from hf_exposure.reports.card_text import DATASET, TASK, change_card
 from hf_exposure.reports.findings import extraction_findings, findings_of
 from hf_exposure.utils.escapes import code_span, markdown, printable
+from hf_exposure.utils.typed import typed
 from hf_exposure.utils.words import times as often
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _MEANT = 20.0  # above it an epsilon is no protection that anybody could count o
 _AROUND = 40  # characters of a template that a card shows on each side of the secret
 
 
+@typed
 def add_exposure_to_card(
     card: ModelCard | str | os.PathLike[str],
     exposures: Exposures | None = None,
@@ -85,6 +87,7 @@ def add_exposure_to_card(
     return change_card("add_exposure_to_card", card, sections, new, model_name)
 
 
+@typed
 def add_privacy_to_card(
     card: ModelCard | str | os.PathLike[str], statement: Mapping[str, Any]
 ) -> ModelCard:

@@ -16,11 +16,13 @@ from huggingface_hub.errors import (
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.reports.cards import add_exposure_to_card
 from hf_exposure.utils.hub import RefusedError, one_error
+from hf_exposure.utils.typed import typed
 
 TRIES = 3  # to add to a card that somebody else is changing
 _CHANGED = (409, 412)  # statuses of a commit onto what is no longer the latest one
 
 
+@typed
 def push_exposure(
     repo_id: str,
     exposures: Exposures | None = None,

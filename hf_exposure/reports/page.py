@@ -33,6 +33,7 @@ from hf_exposure.reports.pictures import picture
 from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.escapes import printable
 from hf_exposure.utils.files import write_text
+from hf_exposure.utils.typed import typed
 from hf_exposure.utils.words import large, plural
 
 _MOST_ROWS = 500  # canaries in a table; a page with more is not read
@@ -47,6 +48,7 @@ class _Table:
     right: frozenset[int] = frozenset()
 
 
+@typed
 def write_report(
     path: str | os.PathLike[str],
     *,

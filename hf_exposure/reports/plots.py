@@ -40,6 +40,7 @@ from hf_exposure.reports.drawing import (
     spread_out,
 )
 from hf_exposure.utils.arrays import Floats
+from hf_exposure.utils.typed import typed
 from hf_exposure.utils.words import large
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 _LOSSES = {"eval_loss": "evaluation loss", "loss": "training loss"}
 
 
+@typed
 def plot_exposure_over_training(
     history: History, ax: Axes | None = None, loss: str = "eval_loss"
 ) -> Axes:
@@ -103,6 +105,7 @@ def plot_exposure_over_training(
     return ax
 
 
+@typed
 def plot_log_perplexities(
     exposures: Exposures,
     fmt: SecretFormat | None = None,
@@ -181,6 +184,7 @@ def plot_log_perplexities(
     return ax
 
 
+@typed
 def plot_exposure_by_repetitions(exposures: Exposures, ax: Axes | None = None) -> Axes:
     """The exposure of each canary with its interval against how often it was inserted.
 
@@ -236,6 +240,7 @@ def plot_exposure_by_repetitions(exposures: Exposures, ax: Axes | None = None) -
     return ax
 
 
+@typed
 def plot_extraction_cost(
     extractions: Sequence[Extraction], exposures: Exposures, ax: Axes | None = None
 ) -> Axes:

@@ -37,11 +37,13 @@ from hf_exposure.training.trainer import (
 )
 from hf_exposure.utils.checks import check_choice, check_count, check_type
 from hf_exposure.utils.files import remove_left
+from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
 
+@typed
 class ExposureCallback(TrainerCallback):
     """Measures how exposed canaries are, at each evaluation, and logs it with the evaluation.
 
@@ -352,6 +354,7 @@ class ExposureCallback(TrainerCallback):
 
     # What people ask for afterwards
 
+    @typed
     def report(
         self, path: str | os.PathLike[str], reveal: bool = False, overwrite: bool = False
     ) -> Path:
@@ -378,6 +381,7 @@ class ExposureCallback(TrainerCallback):
         )
         return Path(path)
 
+    @typed
     def add_to_card(self, path: str | os.PathLike[str], step: int | None = None) -> Path:
         """Put exposures into a model card; see `hub.add_exposure_to_card`.
 
@@ -403,6 +407,7 @@ class ExposureCallback(TrainerCallback):
                 f"ExposureCallback.{what}: nothing has been measured yet; train or evaluate first"
             )
 
+    @typed
     def file(self, args: TrainingArguments) -> Path:
         """Where the history is written."""
         folder = args.output_dir if self.output_dir is None else self.output_dir

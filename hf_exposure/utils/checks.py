@@ -6,12 +6,14 @@ Each takes as `what` the name that the error begins with, such as "measure_expos
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 
-def check_count(what: str, value: Any, least: int = 0, most: float = math.inf) -> int:
+def check_count(what: str, value: Any, least: float = 0, most: float = math.inf) -> int:
     """A whole number from `least` to `most`, as an int; NumPy's are whole numbers too.
 
     Raises:
@@ -19,7 +21,7 @@ def check_count(what: str, value: Any, least: int = 0, most: float = math.inf) -
         ValueError: it is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{what} must be a whole number, not {_kind(value)}")
+        raise TypeError(f"{what} must be a whole number, not {kind_of(value)}")
     _check_range(what, int(value), least, most)
     return int(value)
 
@@ -37,8 +39,11 @@ def check_number(
         ValueError: it is out of range, or NaN.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{what} must be a number, not {_kind(value)}")
-    number = float(value)
+        raise TypeError(f"{what} must be a number, not {kind_of(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf if value == abs(value) else -math.inf
     if open_ends and number in (least, most):
         number = math.nan
     if math.isnan(number):
@@ -56,6 +61,82 @@ def check_share(what: str, value: Any) -> float:
         ValueError: it is out of range.
     """
     return check_number(what, value, 0, 1, open_ends=True)
+
+
+def check_flag(what: str, value: Any) -> bool:
+    """True or False; the string "no", for one, is neither.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    check_type(what, value, bool, "True or False")
+    return bool(value)
+
+
+def check_text(what: str, value: Any, wanted: str = "a string") -> str:
+    """A string that UTF-8 can hold: no half of a surrogate pair.
+
+    Args:
+        wanted: what to give, such as "the name of a column".
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: it cannot be written as UTF-8.
+    """
+    check_type(what, value, str, wanted)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{what} holds half a surrogate pair, which no file can hold; give whole characters"
+        ) from None
+    return str(value)
+
+
+def check_path(what: str, value: Any) -> Path:
+    """The path of a file or folder, as a Path.
+
+    Raises:
+        TypeError: it is no path.
+        ValueError: no file can be called so.
+    """
+    check_type(what, value, (str, os.PathLike), "a path")
+    name = os.fspath(value)
+    check_text(what, name, "a path")
+    if not name or "\0" in name:
+        raise ValueError(f"{what}={name!r} is no path; give the name of a file")
+    if len(os.path.basename(name)) > 255:
+        raise ValueError(f"{what} has a name of {len(name):,} characters; give one of at most 255")
+    return Path(name)
+
+
+def check_model(what: str, value: Any) -> None:
+    """A model that is loaded, or a scorer.
+
+    Raises:
+        TypeError: it is something else, such as a model's name or its class.
+    """
+    if isinstance(value, type) or not (
+        hasattr(value, "modules") or hasattr(value, "log_perplexities")
+    ):
+        raise TypeError(
+            f"{what} is of type {kind_of(value)}; load it first, such as with "
+            "AutoModelForCausalLM.from_pretrained(...)"
+        )
+
+
+def check_tokenizer(what: str, value: Any) -> None:
+    """A tokenizer, or a processor that has one.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    known = hasattr(value, "decode") or hasattr(value, "tokenizer")
+    if isinstance(value, type) or not callable(value) or not known:
+        raise TypeError(
+            f"{what} is of type {kind_of(value)}; give the model's, such as "
+            "AutoTokenizer.from_pretrained(...)"
+        )
 
 
 def check_choice(what: str, value: Any, choices: Collection[str]) -> str:
@@ -81,7 +162,7 @@ def check_type(what: str, value: Any, kind: type | tuple[type, ...], wanted: str
         TypeError: it is something else.
     """
     if not isinstance(value, kind):
-        raise TypeError(f"{what} must be {wanted}, not {_kind(value)}")
+        raise TypeError(f"{what} must be {wanted}, not {kind_of(value)}")
 
 
 def _check_range(what: str, value: float, least: float, most: float) -> None:
@@ -91,5 +172,6 @@ def _check_range(what: str, value: float, least: float, most: float) -> None:
         raise ValueError(f"{what}={value} is too large; give at most {most}")
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value is, for an error."""
     return "None" if value is None else type(value).__name__

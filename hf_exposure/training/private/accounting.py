@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from hf_exposure.utils.typed import typed
+
 ACCOUNTANTS = ("rdp", "prv")
 
 # Renyi orders: Opacus' own, and larger ones, which are the best where there is much noise.
@@ -30,6 +32,7 @@ _LEAST_NOISE, _MOST_NOISE = 1e-5, 1e5  # that are looked for to hold an epsilon
 Spent = Sequence[tuple[float, float, int]]
 
 
+@typed
 def spent_epsilon(spent: Spent, delta: float, accountant: str = "rdp") -> float:
     """The epsilon of steps of DP-SGD, at a delta.
 
@@ -85,6 +88,7 @@ def _renyi(noise: float, rate: float) -> tuple[float, ...]:
     return tuple(float(value) for value in found)
 
 
+@typed
 def noise_for_epsilon(
     target_epsilon: float,
     delta: float,
@@ -134,6 +138,7 @@ def noise_for_epsilon(
     return math.exp(high)
 
 
+@typed
 def group_epsilon(spent: Spent, delta: float, rows: int) -> float:
     """The epsilon of several rows together, such as those in which one secret stands.
 

@@ -12,8 +12,10 @@ from transformers import TrainingArguments
 from hf_exposure.training.private.accounting import ACCOUNTANTS
 from hf_exposure.training.private.per_sample import PER_SAMPLE
 from hf_exposure.utils.checks import check_choice, check_count, check_number, check_share
+from hf_exposure.utils.typed import typed
 
 
+@typed
 @dataclass(frozen=True)
 class PrivacyArguments:
     """How private the training is to be.

@@ -1,0 +1,144 @@
+"""Arguments checked by what the signature says they are: a wrong type is refused at the door."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any, TypeVar, cast
+
+from hf_exposure.utils.checks import check_model, check_path, check_tokenizer, kind_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+_PATH = ("str", "os.PathLike[str]")
+_PLAIN: dict[str, tuple[type, str]] = {
+    "bool": (bool, "True or False"),
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "str": (str, "a string"),
+}
+
+
+def typed(function: F) -> F:
+    """A function, or a class by its constructor, that refuses arguments of the wrong type.
+
+    Judged are booleans, numbers, strings, paths, the package's own classes, lists and mappings,
+    each also if it may be None; what else a signature says is left to the function.
+    """
+    wrapped: Any = function
+    if inspect.isclass(function):
+        wrapped.__init__ = _wrapped(wrapped.__init__, function.__name__, True)
+    else:
+        first = next(iter(inspect.signature(function).parameters), "")
+        wrapped = _wrapped(function, function.__qualname__, first in ("self", "cls"))
+    return cast(F, wrapped)
+
+
+def _wrapped(function: Any, name: str, bound: bool) -> Any:
+    parameters = list(inspect.signature(function).parameters.values())[bound:]
+    tests = {
+        one.name: test
+        for one in parameters
+        if one.kind is not one.VAR_KEYWORD
+        and isinstance(one.annotation, str)
+        and (test := _test(one.annotation, one.name in _MODELS)) is not None
+    }
+    names = [one.name for one in parameters]
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **given: Any) -> Any:
+        for argument, value in (*zip(names, args[bound:], strict=False), *given.items()):
+            if argument in tests:
+                tests[argument](f"{_named(name, args) if bound else name}: {argument}", value)
+        return function(*args, **given)
+
+    return wrapper
+
+
+def _named(name: str, args: tuple[Any, ...]) -> str:
+    """A method by the class that somebody has called, which may inherit it."""
+    owner = args[0] if inspect.isclass(args[0]) else type(args[0])
+    _, dot, method = name.partition(".")
+    return f"{owner.__name__}{dot}{method}"
+
+
+_MODELS = ("model", "base", "reference")  # of no type of their own: wrapped in many ways
+
+
+def _test(annotation: str, model: bool = False) -> Callable[[str, Any], None] | None:
+    """What refuses a value that is none of the annotation's types; None if they are not known."""
+    parts = re.split(r" \| (?![^\[]*\])", annotation)
+    optional = "None" in parts
+    parts = [part for part in parts if part != "None"]
+    special: Callable[[str, Any], object] | None = None
+    if tuple(parts) == _PATH:
+        special = check_path
+    elif parts == ["PreTrainedTokenizerBase"]:
+        special = check_tokenizer
+    elif parts == ["Any"] and model:
+        special = check_model
+    if special is not None:
+        check = special
+
+        def test_special(what: str, value: Any) -> None:
+            if not (optional and value is None):
+                check(what, value)
+
+        return test_special
+    kinds = [_kind(part) for part in parts]
+    if not kinds or None in kinds:
+        return None
+    wanted = " or ".join(one[1] for one in kinds if one)
+
+    def test(what: str, value: Any) -> None:
+        if optional and value is None:
+            return
+        if not any(one and one[0](value) for one in kinds):
+            raise TypeError(f"{what} must be {wanted}, not {kind_of(value)}")
+
+    return test
+
+
+def _kind(part: str) -> tuple[Callable[[Any], bool], str] | None:
+    """Whether a value is of one type, and what to call it."""
+    if part in _PLAIN:
+        wanted, called = _PLAIN[part]
+        numeric = part in ("int", "float")  # True is an int to Python
+        return (
+            lambda value: isinstance(value, wanted) and not (numeric and isinstance(value, bool)),
+            called,
+        )
+    outer, _, inner = part.rstrip("]").partition("[")
+    if outer in ("Iterable", "Sequence", "Collection"):
+        item = _kind(inner)
+        called = f"a list of {inner} objects" if inner[:1].isupper() else f"a list of {inner}"
+        return lambda value: _is_list(value, item and item[0]), called
+    if outer in ("Mapping", "dict"):
+        return lambda value: isinstance(value, Mapping), "a dictionary"
+    if re.fullmatch(r"[A-Z]\w+", part) and part in _CLASSES:
+        return lambda value: _is_ours(value, part), f"{'an' if part[0] in 'AEIO' else 'a'} {part}"
+    return None
+
+
+def _is_list(value: Any, item: Callable[[Any], bool] | None) -> bool:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        return False
+    if getattr(value, "ndim", 1) == 0 or isinstance(value, Mapping):
+        return False
+    return not (item and isinstance(value, (list, tuple, set))) or all(map(item, value))
+
+
+# By name: their modules may not be imported for a check.
+_CLASSES = (
+    "Canaries Canary Exposure Exposures Extraction Extractions Generations History Insertion "
+    "Measurement SecretFormat SkewNormal"
+).split()
+
+
+def _is_ours(value: Any, name: str) -> bool:
+    return any(
+        one.__name__ == name and one.__module__.startswith("hf_exposure.")
+        for one in type(value).__mro__
+    )
