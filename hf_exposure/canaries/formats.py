@@ -166,7 +166,6 @@ class SecretFormat:
         """The template with `secret` in its hole. Does not check that the secret is in R."""
         return f"{self.prefix}{secret}{self.suffix}"
 
-    @typed
     def contains(self, secret: str) -> bool:
         """Whether `secret` is in the secret space R."""
         try:

@@ -96,6 +96,11 @@ def _test(annotation: str, model: bool = False) -> Callable[[str, Any], None] | 
         if optional and value is None:
             return
         if not any(one and one[0](value) for one in kinds):
+            if isinstance(value, (list, tuple)) and (item := _item(parts[-1])):
+                for one in value:
+                    if not item[0](one):
+                        wrong = f"must be {item[1]}, not {kind_of(one)}"
+                        raise TypeError(f"{what}: each of them {wrong}")
             raise TypeError(f"{what} must be {wanted}, not {kind_of(value)}")
 
     return test
@@ -120,6 +125,12 @@ def _kind(part: str) -> tuple[Callable[[Any], bool], str] | None:
     if re.fullmatch(r"[A-Z]\w+", part) and part in _CLASSES:
         return lambda value: _is_ours(value, part), f"{'an' if part[0] in 'AEIO' else 'a'} {part}"
     return None
+
+
+def _item(part: str) -> tuple[Callable[[Any], bool], str] | None:
+    """The type of a list's items, if it is known."""
+    outer, _, inner = part.rstrip("]").partition("[")
+    return _kind(inner) if outer in ("Iterable", "Sequence", "Collection") else None
 
 
 def _is_list(value: Any, item: Callable[[Any], bool] | None) -> bool:

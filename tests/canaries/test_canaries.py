@@ -222,7 +222,7 @@ def test_a_record_of_insertions_only_grows_and_only_in_one_context() -> None:
     ("arguments", "error", "message"),
     [
         ({"mode": "row"}, ValueError, "mode='row' is not known; use 'rows' or 'splice'"),
-        ({"column": None}, TypeError, "column must be the name of a column, not None"),
+        ({"column": None}, TypeError, "column must be a string, not None"),
         ({"seed": -1}, ValueError, "seed=-1 is too small"),
         ({"num_examples": 0}, ValueError, "num_examples=0 is too small; give at least 1"),
         ({"num_examples": 2.0}, TypeError, "num_examples must be a whole number, not float"),
@@ -281,7 +281,7 @@ def test_errors_name_no_secret(wrong: Any) -> None:
         ({"formats": [PIN, PIN]}, ValueError, "same format twice"),
         ({"repetitions": []}, ValueError, "repetitions is empty"),
         ({"repetitions": [1, -2]}, ValueError, "repetitions=-2"),
-        ({"repetitions": 3}, TypeError, "repetitions=3 must be a list"),
+        ({"repetitions": 3}, TypeError, "repetitions must be a list"),
         ({"repetitions": [1.5]}, TypeError, "must be a whole number, not float"),
         ({"repetitions": [True]}, TypeError, "must be a whole number, not bool"),
         ({"per_repetition": 0}, ValueError, "per_repetition=0"),
