@@ -104,7 +104,7 @@ class Discoverable(Result[Example]):
           0      50      50    -3.0  yes                         6
           1      50      50   -90.5  2 tokens              1.2e+27
         2 examples: 50.0% come out by greedy decoding, 50.0% in 1,000 samples with a probability \
-of at least 0.5; 198 token-forwards in 0.5 s
+of at least 0.5; 200 token-forwards in 0.5 s
         >>> found.rate(10, 0.5)
         Rate(value=0.5, low=0.0125..., high=0.987..., count=1, total=2)
     """

@@ -67,7 +67,7 @@ class Exposures(Result[Exposure]):
         ...                5.1, "auto", 2.0 ** -12)
         >>> print(Exposures([one], forwards=4000, seconds=1.5, settings={"confidence": 0.95}))
         #  canary          inserted  exposure  95% interval  rank  log-perplexity
-        0  …code is ••••.         8  12.0      11.5–12.6     ~2.4             5.1
+        0  …code is ••••.         8  10.8      9.3–12.2      ~5.6               –
         exposure in bits, at most 13.3; method auto, 4,000 token-forwards in 1.5 s
         >>> Exposures([one]).metrics()["eval_exposure_x8"]
         12.0
@@ -206,7 +206,9 @@ class Exposures(Result[Exposure]):
     def metrics(self, prefix: str = "eval_", fpr: float | None = None) -> dict[str, float]:
         """The figures to log: what `ExposureCallback` logs, for loops without a Trainer.
 
-        They are those of `coarse()`, since logs are shared.
+        Group figures, as measured. `{prefix}exposure_max`, and the mean of a group of one, are the
+        figure of one canary: with the model they may tell a secret of a low rank, so keep such
+        logs as private as the model (docs/limits.md).
 
         Args:
             prefix: of all names.
@@ -220,17 +222,16 @@ class Exposures(Result[Exposure]):
             that are detected.
         """
         out: dict[str, float] = {}
-        shown = self.coarse()
-        inserted = [item.bits for item in shown if item.canary.inserted]
+        inserted = [item.bits for item in self if item.canary.inserted]
         if inserted:
             out[f"{prefix}exposure"] = math.fsum(inserted) / len(inserted)
             out[f"{prefix}exposure_max"] = max(inserted)
-        for times, group in shown.by_repetitions().items():
+        for times, group in self.by_repetitions().items():
             out[f"{prefix}exposure_x{times}"] = mean_bits(group)
         for row in self.membership(fpr) if fpr is not None else ():
             name = "tpr" if row.repetitions is None else f"tpr_x{row.repetitions}"
             out[f"{prefix}{name}"] = row.tpr
-        out[f"{prefix}exposure_forwards"] = shown.forwards
+        out[f"{prefix}exposure_forwards"] = self.forwards
         out[f"{prefix}exposure_runtime"] = round(self.seconds, 4)
         return out
 

@@ -102,7 +102,7 @@ def test_metrics_are_means_over_repetition_groups_and_the_inserted_ones() -> Non
         "eval_exposure_x0": 0.5,
         "eval_exposure_x1": 2.0,
         "eval_exposure_x8": 6.5,
-        "eval_exposure_forwards": 1200,
+        "eval_exposure_forwards": 1234,
         "eval_exposure_runtime": 1.2346,
     }
 
