@@ -620,8 +620,10 @@ def test_the_cost_tells_forwards_seconds_processes_and_memory() -> None:
     assert found.cost["forwards"] == found.forwards and found.cost["seconds"] == found.seconds
     assert found.cost["processes"] == 1
     assert found.cost["peak_bytes"] >= rows * vocabulary * 4
-    again = Exposures.from_dict(found.to_dict(), planted(NUMBER))
+    again = Exposures.from_dict(found.to_dict(reveal=True), planted(NUMBER))
     assert again.cost == found.cost
+    masked = Exposures.from_dict(found.to_dict(), planted(NUMBER))
+    assert masked.cost == found.coarse().cost
 
 
 def test_skewnorm_ranks_a_handful_of_strings_without_a_fit() -> None:
