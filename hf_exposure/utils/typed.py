@@ -117,13 +117,18 @@ def _kind(part: str) -> tuple[Callable[[Any], bool], str] | None:
         )
     outer, _, inner = part.rstrip("]").partition("[")
     if outer in ("Iterable", "Sequence", "Collection"):
+        if inner == "Any":  # rows, of which the function knows better what they may be
+            return None
         item = _kind(inner)
-        called = f"a list of {inner} objects" if inner[:1].isupper() else f"a list of {inner}"
+        plural = {"str": "strings", "int": "whole numbers", "float": "numbers"}
+        called = f"a list of {plural.get(inner, f'{inner} objects')}"
         return lambda value: _is_list(value, item and item[0]), called
     if outer in ("Mapping", "dict"):
         return lambda value: isinstance(value, Mapping), "a dictionary"
-    if re.fullmatch(r"[A-Z]\w+", part) and part in _CLASSES:
-        return lambda value: _is_ours(value, part), f"{'an' if part[0] in 'AEIO' else 'a'} {part}"
+    if part in _CLASSES:
+        article = "an" if part[0] in "AEIO" else "a"
+        called = f"{article} {part}{' object' * part.endswith('s')}"
+        return lambda value: _is_ours(value, part), called
     return None
 
 

@@ -119,9 +119,9 @@ def test_bad_rankings_are_refused() -> None:
     with pytest.raises(ValueError, match="needs a reference model"):
         rank_candidates(model(), tokenizer, TEXTS).ranked("reference")
     assert len(rank_candidates(model(), tokenizer, [])) == 0
-    with pytest.raises(TypeError, match="generated is one str"):
+    with pytest.raises(TypeError, match=r"generated must be .* or a list of strings, not str"):
         rank_candidates(model(), tokenizer, TEXTS[0])
-    with pytest.raises(TypeError, match="NoneType; give strings"):
+    with pytest.raises(TypeError, match="generated: each of them must be a string, not None"):
         rank_candidates(model(), tokenizer, ["a", None])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="does not fit the model's context"):
         rank_candidates(model(), tokenizer, ["1" * 500])

@@ -531,10 +531,10 @@ def test_ten_times_the_rows_take_no_call_of_a_function_more_for_each() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tokenizer": None}, "tokenizer must be a tokenizer of transformers, not None"),
+        ({"tokenizer": None}, "tokenizer is of type None; give the model's"),
         ({"canaries": None}, "canaries must be a Canaries object, not None"),
-        ({"column": 3}, "column must be the name of a column, not int"),
-        ({"mask_columns": "assistant_masks"}, "mask_columns must be a list of names, not str"),
+        ({"column": 3}, "column must be a string, not int"),
+        ({"mask_columns": "assistant_masks"}, "mask_columns must be a list of strings, not str"),
     ],
 )
 def test_arguments_of_a_wrong_type_are_refused(arguments: dict[str, Any], message: str) -> None:
