@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,7 @@ from hf_exposure.utils.arrays import Bools, Floats
 from hf_exposure.utils.checks import check_count, check_number
 from hf_exposure.utils.progress import progress_bar
 from hf_exposure.utils.typed import typed
+from hf_exposure.utils.warn import warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -249,9 +249,8 @@ def _warn(skipped: Mapping[int, str], usable: int) -> None:
     for why, count in count_reasons(skipped).items():
         first = min(row for row, reason in skipped.items() if reason == why)
         rows = "1 row is" if count == 1 else f"{count:,} rows are"
-        warnings.warn(
+        warn(
             f"pairs: {rows} left out: {why} (the first is row {first}); {usable:,} are measured",
-            stacklevel=3,
         )
 
 

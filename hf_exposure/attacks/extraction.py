@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ from hf_exposure.tree.walk import unvisited, walk
 from hf_exposure.utils.checks import check_count, check_type
 from hf_exposure.utils.progress import progress_bar
 from hf_exposure.utils.typed import typed
+from hf_exposure.utils.warn import warn
 from hf_exposure.utils.words import plural, times
 
 if TYPE_CHECKING:
@@ -255,11 +255,10 @@ def extract_secrets(
     if canaries is not None and not isinstance(canaries, Canaries):
         canaries = Canaries(canaries)
     if canaries is not None and not canaries.by_format(fmt):
-        warnings.warn(
+        warn(
             f"extract_secrets: none of the canaries has the format {fmt.template!r} with "
             f'secret=r"{fmt.secret}", so none can come out of this search; theirs: '
             + ", ".join(f'{one.template!r} with r"{one.secret}"' for one in canaries.formats),
-            stacklevel=2,
         )
     before = context_before(canaries, tokenizer) if canaries is not None else ""
     start = time.perf_counter()

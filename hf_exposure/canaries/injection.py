@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -15,6 +14,7 @@ from hf_exposure.canaries.row_types import check_type_of_rows
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.utils.checks import check_count, check_type
 from hf_exposure.utils.typed import typed
+from hf_exposure.utils.warn import warn
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -117,13 +117,12 @@ def _warn_of_two_insertions(
         earlier = [one for one in canaries.insertions if one.mode == "rows"]
         if num_examples in [one.num_examples for one in earlier]:
             return  # a stream with rows added to it would be longer
-        warnings.warn(
+        warn(
             "inject_canaries: these canaries have been inserted before. If they are in this stream "
             "already, they are in it twice now: insert them into the rows as they were before",
-            stacklevel=3,
         )
     elif _has_canaries(ds, canaries, column):
-        warnings.warn(in_it_twice(column), stacklevel=3)
+        warn(in_it_twice(column))
 
 
 def in_it_twice(column: str) -> str:

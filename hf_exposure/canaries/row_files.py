@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import json
 import re
-import warnings
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +21,7 @@ from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.places import Copies, parts
 from hf_exposure.canaries.row_types import check_type_of_rows
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.utils.warn import warn
 
 _PIECE = 1 << 20  # characters read at once
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
@@ -94,7 +94,7 @@ def injector_for(
     check_type_of_rows("inject_canaries", rows.columns, insertion, {})
     injector = CanaryInjector.unrecorded(canaries, insertion, None, rows.keys)
     if canaries.insertions and rows.holds([canary.text for canary in often(canaries)]):
-        warnings.warn(in_it_twice(rows.column), stacklevel=2)
+        warn(in_it_twice(rows.column))
     canaries.record(insertion)
     return injector
 

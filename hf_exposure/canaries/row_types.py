@@ -6,11 +6,11 @@ conversations. A row with None in a column that a trainer reads would end the tr
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from hf_exposure.canaries.insertion import Insertion
+from hf_exposure.utils.warn import warn
 
 _REJECTED = ("Nothing comes to mind.", "I cannot think of anything.")  # as unlike the canary
 _STEPS = {"completions", "labels"}  # of stepwise supervision
@@ -69,11 +69,10 @@ def check_type_of_rows(
             f'what the rows have there with fill={{{better!r}: ...}}, or use mode="splice"'
         )
     if column == "prompt" and better is None and columns <= _PROMPT_ONLY:
-        warnings.warn(
+        warn(
             f"{where}: column='prompt' looks like prompt-only data, with which trainers such as "
             "GRPO train a model on what it writes and not on the prompts: if so, no canary is "
             "learned from them",
-            stacklevel=4,
         )
 
 

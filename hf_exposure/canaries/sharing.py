@@ -6,7 +6,6 @@ An upload is one commit, so that a repository never holds half of a set.
 from __future__ import annotations
 
 import json
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.masking import mask_secrets
 from hf_exposure.utils.escapes import code_span
 from hf_exposure.utils.hub import one_error
+from hf_exposure.utils.warn import warn
 from hf_exposure.utils.words import times as often
 
 MANIFEST = "canaries.json"
@@ -62,10 +62,9 @@ def upload_manifest(
             "or publish them with private=False"
         )
     if public:
-        warnings.warn(
+        warn(
             f"{name} is public: secrets that anyone may have read and trained on measure nothing "
             "any more, so do not test with these canaries again",
-            stacklevel=3,
         )
     files = {MANIFEST: manifest, "README.md": card(name)}
     if reveal:

@@ -7,7 +7,6 @@ log-probabilities of a prompt's own tokens; most do so with `echo`, vLLM with `p
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,6 +21,7 @@ from hf_exposure.endpoints.echo import Echo, NotOfferedError, read_echo, read_pr
 from hf_exposure.endpoints.server import RefusedError, Server
 from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.typed import typed
+from hf_exposure.utils.warn import warn
 
 _PROBES = 64  # secrets at even distances, and as many at random, that show which tokens all share
 _SHIFTED = 0.5  # bits; the noise of scoring in bfloat16 is a tenth of it
@@ -143,11 +143,10 @@ class CompletionsScorer:
         first, last = echoes[0], common_length(echo.keys for echo in echoes)
         if fmt.size > 1 and not self._refuse_shifted(echoes, last, start):
             self.unchecked.append(fmt)
-            warnings.warn(
+            warn(
                 f"CompletionsScorer: whether {self.url} gives each token of {fmt.template!r} its "
                 "own log-probability could not be checked, for it names no likeliest token "
                 "(top_logprobs) or not the tokens; compare a text with the model at hand",
-                stacklevel=5,
             )
         silent = max(int(np.argmin(np.isnan([*echo.bits, 0.0]))) for echo in echoes)
         for n in range(last, 0, -1):

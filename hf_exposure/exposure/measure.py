@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -37,6 +36,7 @@ from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.checks import check_choice, check_tokenizer
 from hf_exposure.utils.progress import progress_bar
 from hf_exposure.utils.typed import typed
+from hf_exposure.utils.warn import warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -289,12 +289,11 @@ def _warn_of_no_draws(settings: Settings, exposures: Exposures) -> None:
     without = {one.canary.format for one in exposures if exposures.is_bound(one)}
     if not without or not settings.samples:
         return
-    warnings.warn(
+    warn(
         f"measure_exposure: max_forwards={settings.max_forwards} leaves no token-forwards for "
         f"draws from {_named(exposures, without)}; the exposures there are no estimates but "
         "what is proved at the least. Give more (the canaries' own log-perplexities alone take "
         "some for each), or samples=0 if bounds are what you want",
-        stacklevel=4,
     )
 
 
@@ -302,11 +301,10 @@ def _warn_of_strange_text(exposures: Exposures) -> None:
     """Figures of a model that was given tokens of another one look like low exposures."""
     strange = exposures.improbable()
     if strange:
-        warnings.warn(
+        warn(
             f"measure_exposure: most canaries of {_named(exposures, strange)} are less likely "
             "to the model than random tokens, as with a tokenizer that is not the model's or after "
             "a training that diverged; what comes of that says nothing about memorization",
-            stacklevel=4,
         )
 
 

@@ -6,7 +6,6 @@ Made once, used at every evaluation.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from hf_exposure.canaries.vocabulary import Encoder
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.utils.arrays import Ints
 from hf_exposure.utils.checks import check_choice, check_count, check_share
+from hf_exposure.utils.warn import warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -187,11 +187,10 @@ def context_before(canaries: Canaries, tokenizer: PreTrainedTokenizerBase | None
             for piece in (rendered, before + text)
         )
         if whole[: len(begin)] != begin:
-            warnings.warn(
+            warn(
                 f"tokenizer: the end of {fmt.template!r} shares a token with what follows it in "
                 "the chat template, and log-perplexities are those of a text that ends there; let "
                 "it end with a full stop or a word of its own",
-                stacklevel=3,
             )
     return before
 
@@ -229,5 +228,5 @@ def leave_out(skipped: dict[int, str], places: tuple[int, ...], why: str, unscor
     """
     if unscorable != "warn":
         raise ValueError(why) from None
-    warnings.warn(f"{len(places)} canaries cannot be scored: {why}", stacklevel=3)
+    warn(f"{len(places)} canaries cannot be scored: {why}")
     skipped.update(dict.fromkeys(places, why))

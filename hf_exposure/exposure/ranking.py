@@ -7,7 +7,6 @@ context.
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from hf_exposure.exposure.planning import Group, Settings
 from hf_exposure.exposure.records import Exposure
 from hf_exposure.tree.scoring import ScoredTree
 from hf_exposure.utils.arrays import Bools, Floats
+from hf_exposure.utils.warn import warn
 
 _PILOT = 120  # draws that estimate how many prefixes an exact rank has to visit
 _FEWEST = 20  # draws; what a budget has left for fewer gives no estimate worth the name
@@ -46,10 +46,9 @@ def by_tree(
             exact = False
             unfinished = f"it would take about {needed:.2g} token-forwards"
         elif needed > _MANY and math.isinf(scored.room):
-            warnings.warn(
+            warn(
                 f"measure_exposure: method='exact' will take about {needed:.2g} token-forwards; "
                 "set max_forwards, or use method='auto'",
-                stacklevel=2,
             )
     before = scored.forwards
     budget = scored.room if exact else _share_to_explore(scored, settings, depth)

@@ -8,7 +8,6 @@ first, on the shortest text beside the longest.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +18,7 @@ from hf_exposure.canaries.vocabulary import Encoder, common_length
 from hf_exposure.models.causal import CausalModel, ContextError
 from hf_exposure.models.precision import agree, largest_difference, single
 from hf_exposure.utils.arrays import Floats, Ints
+from hf_exposure.utils.warn import warn
 from hf_exposure.utils.words import plural
 
 if TYPE_CHECKING:
@@ -128,11 +128,10 @@ def token_bits(
     short = lengths[order] - 1 <= limit
     crossing = int((begins[order[~short]] <= limit).sum())
     if crossing:
-        warnings.warn(
+        warn(
             f"{model.name}: {plural(crossing, 'text')} of more than {limit} tokens, beyond which "
             "the model reads all of a text with other rotary frequencies: the figures of its first "
             "tokens depend on what follows and are not those of sampling; give shorter texts",
-            stacklevel=3,
         )
     for block in (order[short], order[~short]):
         for place, scored in _in_company(model, [sequences[i] for i in block], begins[block]):
@@ -163,10 +162,9 @@ def _in_company(
         groups = np.split(rest, np.flatnonzero(np.diff(lengths)) + 1)
         if _apart(model, [last, np.roll(last, 1)], begins[[-1, -1]], alone[1:]):
             beside, groups = "alone", np.split(rest, rest[:-1])
-        warnings.warn(
+        warn(
             f"{model.name}: a text's figures differ by {apart:.2g} bits beside a longer text; each "
             f"is run {beside}, which is slower and right",
-            stacklevel=4,
         )
     for group in groups:
         for part, scored in model.in_chunks(group, run):

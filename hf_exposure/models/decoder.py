@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,6 +22,7 @@ from hf_exposure.models.next_tokens import Branches, together
 from hf_exposure.models.precision import agree, difference, largest_difference, rounding
 from hf_exposure.models.processes import BrokenForwardError, ProcessFailedError
 from hf_exposure.utils.arrays import Bools, Floats, Ints
+from hf_exposure.utils.warn import warn
 
 _CACHE_BYTES = 1 << 30  # caches of branches that wait, before the last in line are dropped
 _CHILDREN = 1 << 20  # rows times tokens: as many children may come of one forward
@@ -204,10 +204,9 @@ class Decoder(CausalModel):
                 return
             apart = largest_difference(costs, full)
             reason = f"differs by {apart:.2g} bits from a full forward"
-        warnings.warn(
+        warn(
             f"{self.name}: scoring with its cache {reason}; measuring without a cache, which is "
             "slower and right",
-            stacklevel=4,
         )
         self.cached, self._root = False, None
         costs = self._costs(grid)

@@ -571,6 +571,7 @@ def test_what_cannot_be_used_is_left_out_and_each_reason_said_once() -> None:
     assert "vocabulary" in found.skipped[15]
     messages = [str(one.message) for one in said]
     assert len(messages) == 5
+    assert {one.filename for one in said} == {__file__}  # the line that called it
     assert any("8 rows are left out: not text" in message for message in messages)
     assert not any("secret" in message for message in messages)
     assert "8 not text" in found.summary()
@@ -663,7 +664,8 @@ def test_suffixes_are_shown_and_written_only_when_revealed(tmp_path: Path) -> No
         assert ids not in text.replace("\n", "")
     assert "number" in "\n".join("".join(row) for row in found.cells(reveal=True)[1])
     assert found.to_pandas(reveal=True)["text"][0] == " number"
-    assert json.loads(found.save(path, reveal=True).read_text())["examples"][0]["text"] == " number"
+    found.save(path, reveal=True, overwrite=True)
+    assert json.loads(path.read_text())["examples"][0]["text"] == " number"
 
 
 @pytest.mark.parametrize("reveal", [False, True])

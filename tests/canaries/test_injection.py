@@ -498,7 +498,9 @@ def twice(data: Any, canaries: Canaries, **options: Any) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         inject_canaries(data, canaries, **options)
-    said = [str(one.message) for one in caught if "inject_canaries" in str(one.message)]
+    ours = [one for one in caught if "inject_canaries" in str(one.message)]
+    assert all(one.filename == __file__ for one in ours)  # the line that called it
+    said = [str(one.message) for one in ours]
     assert not any(canary.secret in line for canary in canaries for line in said)
     return said
 
