@@ -127,18 +127,21 @@ def plot_log_perplexities(
         The axes.
 
     Raises:
-        ValueError: there are no references, or none of this format.
+        ValueError: there are no references of this format, or none that can be drawn masked.
     """
+    whole, exposures = exposures, exposures if reveal else exposures.coarse()
     if fmt is None:
         fmt = next(iter(exposures.references), None)
     if fmt is None or fmt not in exposures.references:
         have = ", ".join(map(repr, format_names(exposures.references).values())) or "none at all"
+        advice = "measure with method='skewnorm' or 'sampling'"
+        if whole.references and (fmt is None or fmt in whole.references):
+            advice = "those that are a good part of the space are drawn with reveal=True only"
         raise ValueError(
             f"plot_log_perplexities: fmt={fmt!r} has no references in these exposures (there are "
-            f"{have}); measure with method='skewnorm' or 'sampling'"
+            f"{have}); {advice}"
         )
     ax = axes(ax, "log-perplexity of the secret (bits)", "density (per bit)")
-    exposures = exposures if reveal else exposures.coarse()
     every = exposures.references[fmt]
     references = every[np.isfinite(every)]
     items = [one for one in exposures if one.canary.format == fmt]

@@ -54,7 +54,7 @@ def test_each_format_keeps_its_own_references_and_fit(
     setting: tuple[object, object], method: str, tmp_path: Path
 ) -> None:
     together = measured(setting, BOTH, method=method, samples=50)
-    loaded = Exposures.load(together.save(tmp_path / "both.json"))
+    loaded = Exposures.load(together.save(tmp_path / "both.json", reveal=True))
     assert set(together.references) == {FOUR, OTHER}
     for fmt in (FOUR, OTHER):
         alone = measured(setting, Canaries(BOTH.by_format(fmt)), method=method, samples=50)
@@ -87,7 +87,8 @@ def test_a_bound_of_one_format_is_shown_as_a_bound_and_the_others_estimates_are_
 def test_every_output_tells_the_formats_apart(
     setting: tuple[object, object], tmp_path: Path
 ) -> None:
-    exposures = measured(setting, BOTH, method="sampling", samples=50)
+    # Few enough for the smaller space: more would be left out where secrets are masked.
+    exposures = measured(setting, BOTH, method="sampling", samples=12)
     table = [row[1] for row in exposures.cells()[1]]
     assert [label.rpartition(" ")[2] for label in table] == [
         "([0-9]{4})",
@@ -105,6 +106,20 @@ def test_every_output_tells_the_formats_apart(
         count = len(exposures.references[fmt])
         assert any(f"{count:,} random references" in text.get_text() for text in legend)
     assert report.count("Log-perplexities of random secrets in") == 2
+
+
+def test_a_masked_figure_of_references_that_are_left_out_is_refused(
+    setting: tuple[object, object],
+) -> None:
+    exposures = measured(setting, BOTH, method="sampling", samples=50)
+    with pytest.raises(ValueError, match=r"a good part of the space.*reveal=True"):
+        plot_log_perplexities(exposures, OTHER)
+    assert plot_log_perplexities(exposures, OTHER, reveal=True).get_legend() is not None
+    # What is drawn without a format is the first of those that can be.
+    alone = measured(setting, Canaries(BOTH.by_format(OTHER)), method="sampling", samples=50)
+    with pytest.raises(ValueError, match="reveal=True"):
+        plot_log_perplexities(alone)
+    assert plot_log_perplexities(exposures).get_legend() is not None
 
 
 def test_formats_of_different_templates_are_named_by_the_template_alone() -> None:

@@ -970,7 +970,7 @@ def test_a_tokenizer_given_or_that_of_a_processor_will_do(tmp_path: Path) -> Non
         ({"every_n_steps": True}, "every_n_steps must be a whole number"),
         ({"errors": "ignore"}, "errors='ignore'"),
         ({"method": "guess"}, "method='guess'"),
-        ({"tokenizer": "gpt2"}, "tokenizer is a str"),
+        ({"tokenizer": "gpt2"}, "tokenizer is of type str"),
     ],
 )
 def test_bad_arguments_are_refused_at_the_door(options: dict[str, Any], match: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,12 @@ CHAT = (
     "{% generation %}{{ m.content + '</s>' }}{% endgeneration %}"
     "{% else %}{{ m.content + '</s>' }}{% endif %}{% endfor %}"
 )
+
+
+@pytest.fixture(autouse=True)
+def without_an_insertion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An insertion stays on record, and tests insert in different ways."""
+    monkeypatch.setattr(sys.modules[__name__], "CANARIES", CANARIES.copy())
 
 
 def model(**settings: Any) -> LlamaForCausalLM:
