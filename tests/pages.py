@@ -91,9 +91,11 @@ def run_page(name: str, folder: str) -> None:
         name: the page's path from the repository's root.
     """
     known = reader(Path(folder))
-    known["canaries"].save(Path(folder, "canaries.json"))
+    page = (ROOT / name).read_text(encoding="utf-8")
+    if '.save("canaries.json")' not in page:  # it reads what its reader has
+        known["canaries"].save(Path(folder, "canaries.json"))
     with _inside(folder), _served(known) as address:
-        for block in blocks((ROOT / name).read_text(encoding="utf-8")):
+        for block in blocks(page):
             if block.why is not None:
                 continue
             if block.kind == "sh":
@@ -132,7 +134,7 @@ def reader(folder: Path) -> dict[str, Any]:
         "suffix": lines[6:12],
     }
     return {
-        "dataset": Dataset.from_dict({"text": lines}),
+        "dataset": Dataset.from_dict({"text": [*lines, *_many_words()]}),
         "chat": conversations(),
         "rows": Dataset.from_dict(rows),
         "held_out": held_out,
@@ -153,6 +155,12 @@ def reader(folder: Path) -> dict[str, Any]:
         ),
         "Trainer": Trainer,
     }
+
+
+def _many_words() -> list[str]:
+    """Short lines of 520 words, from which a passphrase's can be chosen."""
+    words = ["".join(three) for three in itertools.product("bdfgklmn", "aeiou", "bdfgklmnprstz")]
+    return [" ".join(words[place : place + 13]) for place in range(0, len(words), 13)]
 
 
 def _tokenized(known: dict[str, Any]) -> None:
@@ -200,7 +208,8 @@ def _shell(words: list[str], known: dict[str, Any], address: str) -> None:
         small = SMALL.get(words[0], {}).items()
         words += [word for pair in small if pair[0] not in words for word in pair]
         result = CliRunner().invoke(app, words, catch_exceptions=False, env={"MY_KEY": "none"})
-        assert result.exit_code == 0, f"hf-exposure {shlex.join(words)}\n{result.output}"
+        fine = (0, 3) if words[0] == "gate" else (0,)  # a model so small decides nothing
+        assert result.exit_code in fine, f"hf-exposure {shlex.join(words)}\n{result.output}"
     elif words[0] == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in targets, f"the Makefile has no target {words[1]!r}"

@@ -95,6 +95,9 @@ def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
         name, _, heading = target.partition("#")
         file = page.parent / name if name else page
         assert file.exists(), f"{page.name} links to {target}"
+        assert file.resolve().is_relative_to(DOCS), (
+            f"the site has no {target}, linked in {page.name}"
+        )
         if heading:
             assert heading in _anchors(text(file)), f"{page.name} links to {target}"
 
