@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 from transformers.trainer_callback import TrainerState
 
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.utils.warn import warn
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -18,29 +18,25 @@ def advise(
 ) -> None:
     """Warn of each such set-up."""
     if canaries.inserted and not canaries.insertions:
-        warnings.warn(
+        warn(
             "ExposureCallback: the canaries have no record of having been inserted, and a model "
             "that is not trained on them looks as if it memorized nothing; insert them with "
             "inject_canaries(dataset, canaries)",
-            stacklevel=3,
         )
     if args.eval_strategy == "no" and not args.eval_on_start and every_n_steps is None:
-        warnings.warn(
+        warn(
             "ExposureCallback: eval_strategy='no' and every_n_steps=None, so nothing is "
             "measured while it trains; give one of them",
-            stacklevel=3,
         )
     best = (args.metric_for_best_model or "").removeprefix("eval_")
     if best.startswith("exposure") and args.greater_is_better:
-        warnings.warn(
+        warn(
             f"ExposureCallback: metric_for_best_model={args.metric_for_best_model!r} with "
             "greater_is_better=True keeps the checkpoint that memorized most; set "
             "greater_is_better=False to keep the one that memorized least",
-            stacklevel=3,
         )
     if state.is_hyper_param_search:
-        warnings.warn(
+        warn(
             "ExposureCallback: the default objective of hyperparameter_search adds up all "
             "figures of an evaluation, exposures too; give compute_objective",
-            stacklevel=3,
         )

@@ -9,7 +9,6 @@ and `trainer` what no event gives.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +37,7 @@ from hf_exposure.training.trainer import (
 from hf_exposure.utils.checks import check_choice, check_count, check_type
 from hf_exposure.utils.files import remove_left
 from hf_exposure.utils.typed import typed
+from hf_exposure.utils.warn import warn
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -200,10 +200,9 @@ class ExposureCallback(TrainerCallback):
     ) -> None:
         """Prepare the measurement, and take up the history of a training that is resumed."""
         if not self._join():
-            warnings.warn(
+            warn(
                 "ExposureCallback: it cannot find its Trainer, so that trackers that stand before "
                 "it among the callbacks will not see exposures; give it trainer=trainer",
-                stacklevel=2,
             )
         self._meter.prepare(processing_class)
         advise(self.canaries, self.every_n_steps, args, state)
@@ -299,11 +298,10 @@ class ExposureCallback(TrainerCallback):
             remove_left(args.output_dir or ".")
         manifests = manifests_in(args.output_dir or ".") if state.is_world_process_zero else []
         if manifests:
-            warnings.warn(
+            warn(
                 f"ExposureCallback: {str(manifests[0])!r} holds the canaries' secrets and is "
                 "uploaded with the model; keep it outside output_dir, or delete it on the Hub if "
                 "the repository is public",
-                stacklevel=2,
             )
 
     def on_train_end(
@@ -347,9 +345,8 @@ class ExposureCallback(TrainerCallback):
         except (OSError, ValueError) as error:
             if self.errors == "raise":
                 raise
-            warnings.warn(
+            warn(
                 f"ExposureCallback: the model card says nothing of exposures: {error}",
-                stacklevel=2,
             )
 
     # What people ask for afterwards
@@ -466,10 +463,9 @@ class ExposureCallback(TrainerCallback):
         control.should_training_stop = True
         control.should_save = control.should_save or args.save_strategy != "no"
         failed = [one.reason for one in self.verdict.checks if one.outcome is Outcome.FAILED]
-        warnings.warn(
+        warn(
             f"ExposureCallback: training is stopped at step {step}, since limits are exceeded: "
             f"{'; '.join(failed)}",
-            stacklevel=3,
         )
 
     # The history
@@ -506,6 +502,4 @@ class ExposureCallback(TrainerCallback):
         except OSError as error:
             if self.errors == "raise":
                 raise
-            warnings.warn(
-                f"ExposureCallback: the history could not be written: {error}", stacklevel=3
-            )
+            warn(f"ExposureCallback: the history could not be written: {error}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
@@ -32,6 +31,7 @@ from hf_exposure.exposure.history import (
     text_of,
 )
 from hf_exposure.utils.files import write_text
+from hf_exposure.utils.warn import warn
 
 STATE = "hf_exposure"  # our part of the Trainer's state, under `stateful_callbacks`
 
@@ -84,10 +84,9 @@ class HistoryKeeper:
         try:
             history = from_lines(lines, self._canaries).upto(state.global_step)
         except ValueError as error:
-            warnings.warn(
+            warn(
                 f"ExposureCallback: the history in the checkpoint cannot be read ({error}); it "
                 "begins anew, and the checkpoint keeps what it has",
-                stacklevel=6,
             )
             return History()
         # What was written then is written again as it was, to the last digit.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from hf_exposure.exposure.planning import Plan, Settings, plan_measurement, with
 from hf_exposure.exposure.results import BudgetError, Exposures
 from hf_exposure.models.processes import BrokenForwardError, Processes
 from hf_exposure.training.trainer import find_tokenizer
+from hf_exposure.utils.warn import warn
 
 SHARE = 0.05  # token-forwards of a measurement for each token trained on since the last one
 
@@ -132,10 +132,9 @@ class Meter:
         except Exception as error:
             if self.errors == "raise" or isinstance(error, BrokenForwardError):
                 raise
-            warnings.warn(
+            warn(
                 f"ExposureCallback: exposure could not be measured at step {step}, and is NaN "
                 f"there: {type(error).__name__}: {mask_secrets(str(error), self.canaries)}",
-                stacklevel=4,
             )
             return Exposures([], seconds=time.perf_counter() - start)
         self._learn(plan, exposures)
@@ -158,10 +157,9 @@ class Meter:
             try:
                 return measure_plan(model, plan, settings, processes=processes, unscorable="warn")
             except BudgetError as error:
-                warnings.warn(
+                warn(
                     "ExposureCallback: method='exact' takes more token-forwards than it has; "
                     "figures are those of method='auto'. max_forwards gives it more",
-                    stacklevel=6,
                 )
                 return error.exposures
 

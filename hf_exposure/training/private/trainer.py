@@ -57,6 +57,7 @@ from hf_exposure.training.private.refusals import refuse
 from hf_exposure.training.trainer import evaluation_in
 from hf_exposure.utils.checks import check_type
 from hf_exposure.utils.files import write_text
+from hf_exposure.utils.warn import warn
 
 PRIVACY_FILE = "privacy.json"  # beside the weights: what they have spent
 _TRIED, _COMPARED = 32, 3  # rows that are looked at for the check, and that it is made with
@@ -314,9 +315,8 @@ class PrivateTrainer(Trainer):
             try:
                 add_privacy_to_card(path, self.privacy_statement())
             except (OSError, ValueError) as error:
-                warnings.warn(
+                warn(
                     f"PrivateTrainer: the model card says nothing of privacy: {error}",
-                    stacklevel=2,
                 )
 
     def privacy_statement(self) -> dict[str, Any]:
