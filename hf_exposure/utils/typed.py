@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
@@ -91,6 +92,7 @@ def _test(annotation: str, model: bool = False) -> Callable[[str, Any], None] | 
     if not kinds or None in kinds:
         return None
     wanted = " or ".join(one[1] for one in kinds if one)
+    saved = [part for part in parts if part in _SAVED]
 
     def test(what: str, value: Any) -> None:
         if optional and value is None:
@@ -101,7 +103,9 @@ def _test(annotation: str, model: bool = False) -> Callable[[str, Any], None] | 
                     if not item[0](one):
                         wrong = f"must be {item[1]}, not {kind_of(one)}"
                         raise TypeError(f"{what}: each of them {wrong}")
-            raise TypeError(f"{what} must be {wanted}, not {kind_of(value)}")
+            path = isinstance(value, (str, os.PathLike)) and saved
+            advice = f"; load a file first, with {saved[0]}.load(path)" if path else ""
+            raise TypeError(f"{what} must be {wanted}, not {kind_of(value)}{advice}")
 
     return test
 
@@ -147,10 +151,11 @@ def _is_list(value: Any, item: Callable[[Any], bool] | None) -> bool:
 
 
 # By name: their modules may not be imported for a check.
-_CLASSES = (
-    "Canaries Canary Exposure Exposures Extraction Extractions Generations History Insertion "
-    "Measurement SecretFormat SkewNormal"
-).split()
+_SAVED = "Canaries Exposures Extractions Generations History".split()  # which files hold
+_CLASSES = [
+    *_SAVED,
+    *"Canary Exposure Extraction Insertion Measurement SecretFormat SkewNormal".split(),
+]
 
 
 def _is_ours(value: Any, name: str) -> bool:
