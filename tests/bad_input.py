@@ -131,6 +131,12 @@ def exposures() -> Any:
 
 
 @functools.cache
+def coins() -> Any:
+    flipped = hx.Canaries.generate(FORMAT, repetitions=[1], per_repetition=8, inclusion="coin")
+    return hx.measure_exposure(model(), tokenizer(), flipped, samples=20)
+
+
+@functools.cache
 def extractions() -> Any:
     return hx.extract_secrets(model(), tokenizer(), FORMAT, count=1)
 
@@ -309,7 +315,7 @@ def calls() -> list[Call]:
             *[{"a": 1}, {1: 2}, np.array([0.5]), [10**12], range(0), b"12"],
         ],
         per_repetition=[*count(1), 10**7, 10**12],
-        seed=count(),
+        seed=count(none=True),
         include=[None, 3, "123", [3], [None], one, ["abc"], [b"123"], Nothing(), NAN, True],
         inclusion=choice(),
     )
@@ -409,7 +415,7 @@ def calls() -> list[Call]:
         {"batch": rows()[:], "indices": list(range(21))},
         "CanaryInjector.__call__",
         batch=[None, 3, "a", [], {}, {"text": None}, {"other": ["a"]}, Nothing(), NAN],
-        indices=[None, 3, "a", [], ["a"], [0.5], [-1], [NAN], Nothing(), [10**9]],
+        indices=[None, 3, "a", [], ["a"], [0.5], [-1], [NAN], Nothing(), [*range(20), 10**9]],
     )
     add(
         hx.inject_canaries,
@@ -479,7 +485,7 @@ def calls() -> list[Call]:
             "gguf_file": None,
         },
         name=[*READ, str(folder())],
-        tokenizer=[*MAYBE_TEXT, "/nowhere/at/all"],
+        tokenizer=[*_without(MAYBE_TEXT, Path), "/nowhere/at/all"],  # a path may be one on the Hub
         revision=MAYBE_TEXT,
         device=[*MAYBE_TEXT, "nonsense"],
         dtype=[*TEXT, "nonsense", "", "int8"],
@@ -579,7 +585,8 @@ def calls() -> list[Call]:
             "max_forwards": None,
             "progress": False,
         },
-        **runs,
+        model=MODEL,
+        tokenizer=TOKENIZER,
         pairs=[
             None,
             3,
@@ -628,7 +635,6 @@ def calls() -> list[Call]:
             3,
             "abc",
             [3],
-            [],
             {"a": "b"},
             {"a": 0.5},
             {"a": -1},
@@ -638,7 +644,6 @@ def calls() -> list[Call]:
             [None],
             NAN,
             True,
-            [""],
         ],
         by=choice(),
         prefix=TEXT,
@@ -669,13 +674,13 @@ def calls() -> list[Call]:
             "progress": False,
         },
         **runs,
-        dataset=[None, 3, "rows.jsonl", [3], Nothing(), NAN, True, {"a": 1}],
+        dataset=[None, 3, "rows.jsonl", Nothing(), NAN, True, {"a": 1}],
         column=[*TEXT, "nothing"],
         base=[value for value in MODEL if value is not None],
         kinds=[3, "card", ["nonsense"], [3], Nothing(), [], True, NAN],
         region=[*MAYBE_TEXT, "nonsense", ""],
         limit=count(1, none=True),
-        top=count(1, none=True),
+        top=count(none=True),
         before=count(1),
         max_characters=count(1),
         samples=[*count(), 10**12],
@@ -746,7 +751,7 @@ def calls() -> list[Call]:
         {"log_perplexity": 3.0, "fit": fit, "log2_size": 30.0, "confidence": 0.95},
         log_perplexity=number(infinite=True),
         fit=[*WRONG, None, 3, "a"],
-        log2_size=number(0),
+        log2_size=number(0, infinite=True),
         confidence=SHARE,
     )
     add(hx.SkewNormal.fit, {"references": references}, references=floats)
@@ -789,13 +794,13 @@ def calls() -> list[Call]:
             (0.5, 1),
             (-1, 1),
         ],
-        threshold=number(none=True),
+        threshold=number(none=True, infinite=True),
         repetitions=count(1),
         seed=count(),
     )
     add(
         hx.canary_scores,
-        {"exposures": exposures(), "repetitions": None},
+        {"exposures": coins(), "repetitions": None},
         exposures=[*EXPOSURES, None],
         repetitions=[*count(1, none=True), 77],
     )
@@ -828,7 +833,7 @@ def calls() -> list[Call]:
         },
         target_epsilon=[*number(0), 0],
         delta=SHARE,
-        sampling_rate=[*number(0, 1), 0],
+        sampling_rate=number(0, 1),
         steps=count(1),
         accountant=choice(),
         spent=histories,
@@ -1021,7 +1026,7 @@ def calls() -> list[Call]:
     )
     card = folder() / "README.md"
     card.write_text("---\ntags: []\n---\n# A model\n")
-    cards = [*WRONG, 3, None, NAN, True, "/nowhere/at/all.md", "a\0b", "/", ""]
+    cards = [*WRONG, 3, None, NAN, True, "/proc/nothing/all.md", "a\0b", ""]
     add(
         hx.add_exposure_to_card,
         {"card": card, "exposures": results, "model_name": None, **empty},

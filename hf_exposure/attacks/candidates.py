@@ -70,6 +70,7 @@ class Candidate:
         "log_perplexity" and "per_token" are negative bits, all others ratios to the text's
         log-perplexity.
         """
+        check_choice("Candidate.score: by", by, RANKINGS)
         if by == "log_perplexity":
             return -self.log_perplexity
         if by == "per_token":
@@ -256,6 +257,7 @@ def _counts(
                     f"rank_candidates: a text of generated is of type {type(text).__name__}; give "
                     "strings only"
                 )
+            check_count("rank_candidates: generated: how often a text came", times)
             if text:
                 out[prefix, text] += times
         return out

@@ -19,7 +19,7 @@ from hf_exposure.attacks.samples import log2_extractable, log2_queries
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Result, Tabular
 from hf_exposure.utils.arrays import Bools, Floats
-from hf_exposure.utils.checks import check_number, check_share
+from hf_exposure.utils.checks import check_number, check_numbers, check_share
 from hf_exposure.utils.typed import typed
 from hf_exposure.utils.words import plural
 
@@ -174,6 +174,10 @@ of at least 0.5; 200 token-forwards in 0.5 s
     @typed
     def curve(self, n: ArrayLike, p: ArrayLike, near: bool = False) -> Floats:
         """(len(n), len(p)) the rates for all numbers of samples and all probabilities."""
+        for name, values in (("n", n), ("p", p)):
+            check_numbers(f"Discoverable.curve: {name}", np.atleast_1d(np.asarray(values)))
+        if not np.size(n) or not np.size(p):
+            raise ValueError("Discoverable: n and p are empty; give at least one number of each")
         counts, targets = (np.atleast_1d(np.asarray(value, dtype=float)) for value in (n, p))
         rates = []
         for count in counts.tolist():
@@ -197,6 +201,8 @@ of at least 0.5; 200 token-forwards in 0.5 s
     ) -> Rates:
         """The rates for some numbers of samples and probabilities, as a table."""
         counts, targets = list(n), list(p)
+        if not counts or not targets:
+            raise ValueError("Discoverable: n and p are empty; give at least one number of each")
         cells = [[self.rate(count, target, near) for target in targets] for count in counts]
         return Rates(counts, targets, cells, self.near if near else 0)
 

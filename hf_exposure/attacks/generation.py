@@ -19,7 +19,7 @@ from hf_exposure.attacks.constraint import AtLeaf, Constraint, secret_of
 from hf_exposure.attacks.generations import Generated, Generations
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.drawing import derived
-from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.canaries.formats import MOST_DRAWS, SecretFormat
 from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import versions
@@ -27,7 +27,7 @@ from hf_exposure.exposure.planning import Group, plan_measurement
 from hf_exposure.models.causal import CausalModel
 from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.tree.scoring import check_context
-from hf_exposure.utils.checks import check_count
+from hf_exposure.utils.checks import check_count, check_number
 from hf_exposure.utils.files import write_text
 from hf_exposure.utils.progress import progress_bar
 from hf_exposure.utils.typed import typed
@@ -109,9 +109,11 @@ def generate_secrets(
         (71, 100)
     """
     canaries = canaries if isinstance(canaries, Canaries) else Canaries(canaries)
-    check_count("generate_secrets: num_samples", num_samples, least=1)
+    check_count("generate_secrets: num_samples", num_samples, least=1, most=MOST_DRAWS)
     check_count("generate_secrets: batch_size", batch_size, least=1)
     check_count("generate_secrets: seed", seed, least=0)
+    if (temperature := generate_kwargs.get("temperature")) is not None:
+        check_number("generate_secrets: temperature", temperature, 0, math.inf, open_ends=True)
     for name, instead in _OWN.items():
         if name in generate_kwargs:
             raise ValueError(f"generate_secrets: {name} cannot be given; {instead}")
@@ -120,6 +122,8 @@ def generate_secrets(
         raise ValueError(
             f"model: {type(model).__name__} has no generate; extract_secrets does without"
         )
+    if resume is not None and os.path.isdir(resume):
+        raise IsADirectoryError(f"generate_secrets: resume={os.fspath(resume)!r} is a folder")
     start = time.perf_counter()
     plan = plan_measurement(tokenizer, canaries, bos=bos)
     options = _options(tokenizer, generate_kwargs)

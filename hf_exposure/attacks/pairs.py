@@ -131,6 +131,10 @@ def read_pairs(
             f"pairs: is a dictionary with the keys {', '.join(map(repr, rows))}; choose a split "
             "of it"
         )
+    if columns is not None and not isinstance(columns, str):
+        named = isinstance(columns, (tuple, list)) and len(columns) == 2
+        if not named or not all(isinstance(name, str) for name in columns):
+            raise TypeError(f"pairs: columns={columns!r} must be one name, or a pair of names")
     encoder = None if tokenizer is None else Encoder(tokenizer, bos)
     out: list[Pair] = []
     skipped: dict[int, str] = {}

@@ -96,6 +96,8 @@ class Canary:
             formats: those of the document; the canary's format is kept as its place among them.
             reveal: keep the secret too.
         """
+        if self.format not in formats:
+            raise ValueError("Canary.to_dict: formats does not have the canary's own format")
         out = self.masked().to_dict(formats)
         return {**out, "secret": self.secret} if reveal else out
 

@@ -93,6 +93,8 @@ def inject_canaries(
     check_type("inject_canaries: canaries", canaries, Canaries, "a Canaries object")
     rows = _num_examples(ds, num_examples)
     check_type("column", column, str, "the name of a column")
+    for name in fill or {}:
+        check_type("inject_canaries: fill: the name of a column", name, str, "a string")
     columns = _check_named(ds, [column, *(fill or {})])
     chat, keys = _kind_of_column(ds, column)
     insertion = Insertion(mode, column, check_count("seed", seed), rows, near_start, chat)

@@ -105,6 +105,8 @@ class CanaryInjector:
     ) -> CanaryInjector:
         """Everything but the record; `keys` are those that all messages of the column have."""
         check_type("fill", fill or {}, Mapping, "a dictionary, such as {'label': 0}")
+        for name in fill or {}:
+            check_type("fill: the name of a column", name, str, "a string")
         self.canaries = canaries
         self.insertion = insertion
         self.fill = dict(sorted((fill or {}).items()))
@@ -243,6 +245,11 @@ class CanaryInjector:
             raise ValueError(no_column("CanaryInjector", f"column={column!r}", batch))
         for index in indices:
             check_count("CanaryInjector: indices", index)
+        if len(indices) != len(batch[column]):
+            raise ValueError(
+                f"CanaryInjector: indices has {len(indices):,} places for "
+                f"{len(batch[column]):,} rows"
+            )
         if indices and max(indices) >= (promised or 0):
             raise ValueError(
                 f"CanaryInjector: num_examples={promised} was promised, but the dataset has a row "

@@ -381,6 +381,7 @@ class Canaries(Sequence[Canary]):
     def __getitem__(self, index: int) -> Canary: ...
     @overload
     def __getitem__(self, index: slice) -> Canaries: ...
+    @typed
     def __getitem__(self, index: int | slice) -> Canary | Canaries:
         if isinstance(index, slice):
             part = self._items[index]  # inserted as the whole was

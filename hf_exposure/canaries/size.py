@@ -123,7 +123,7 @@ def _class_end(expression: str, start: int) -> int:
 
 def _atom(text: str) -> _Part:
     # Classes of Unicode are many byte sequences each.
-    weight = 300 if re.search(r"\\[pP]", text) else 10 if text == "." or text[:2] == "[^" else 1
+    weight = 6_000 if re.search(r"\\[pP]", text) else 10 if text == "." or text[:2] == "[^" else 1
     return _Part("atom", text, places=weight)
 
 

@@ -6,6 +6,7 @@ log-probabilities of a prompt's own tokens; most do so with `echo`, vLLM with `p
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +21,13 @@ from hf_exposure.canaries.vocabulary import common_length
 from hf_exposure.endpoints.echo import Echo, NotOfferedError, read_echo, read_prompt_logprobs
 from hf_exposure.endpoints.server import RefusedError, Server
 from hf_exposure.utils.arrays import Floats
+from hf_exposure.utils.checks import check_count, check_number
 from hf_exposure.utils.typed import typed
 from hf_exposure.utils.warn import warn
 
 _PROBES = 64  # secrets at even distances, and as many at random, that show which tokens all share
+_MOST_WORKERS = 1_024
+_LONGEST = 86_400.0  # seconds to wait: a day
 _SHIFTED = 0.5  # bits; the noise of scoring in bfloat16 is a tenth of it
 
 
@@ -74,17 +78,19 @@ class CompletionsScorer:
         whole_text: bool = False,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("workers", workers, 1),
-            ("retries", retries, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"CompletionsScorer: {name}={value!r}; give a whole number of at least {least}"
-                )
-        if not timeout > 0:
-            raise ValueError(f"CompletionsScorer: timeout={timeout!r}; give seconds, above 0")
+        what = "CompletionsScorer"
+        if not model:
+            raise ValueError(f"{what}: model is empty; give the name that the server knows")
+        check_count(f"{what}: batch_size", batch_size, least=1)
+        check_count(f"{what}: workers", workers, least=1, most=_MOST_WORKERS)
+        check_count(f"{what}: retries", retries)
+        check_number(f"{what}: timeout", timeout, 0, _LONGEST, open_ends=True)
+        try:
+            json.dumps(extra_body, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{what}: extra_body cannot be sent as JSON: {error}") from None
+        if not all(isinstance(name, str) for name in extra_body or ()):
+            raise TypeError(f"{what}: extra_body: the names of fields must be strings")
         self._server = Server(
             base_url, model, api_key=api_key, workers=workers, timeout=timeout, retries=retries
         )

@@ -40,6 +40,7 @@ class Rows(Sequence[T]):
     def __getitem__(self, index: int) -> T: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[T]: ...
+    @typed
     def __getitem__(self, index: int | slice) -> T | Sequence[T]:
         return self._items[index]
 
@@ -150,7 +151,8 @@ class Document(ABC):
         """The inverse of `_whole`."""
         if not isinstance(data, dict) or data.get("kind") != cls.kind:
             raise ValueError(
-                f"it does not hold {cls.kind}, as {cls.__name__}.save writes them{_instead(data)}"
+                f"the data does not hold {cls.kind}, as {cls.__name__}.save writes "
+                f"them{_instead(data)}"
             )
         if data.get("schema_version") != cls.version:
             raise ValueError(

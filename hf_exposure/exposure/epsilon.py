@@ -400,14 +400,14 @@ def _check(
         )
     check_share(f"{where}: confidence", confidence)
     check_count(f"{where}: repetitions", repetitions, least=1)
-    if threshold is not None and math.isnan(threshold):
-        raise ValueError(f"{where}: threshold is NaN; give a score")
     if guesses is not None:
         if threshold is not None or method == "clopper_pearson":
             other = "threshold" if threshold is not None else "method='clopper_pearson'"
             raise ValueError(f"{where}: guesses and {other} do not go together; leave guesses out")
         pair: Any = guesses if isinstance(guesses, tuple) else (guesses, 0)
-        whole = len(pair) == 2 and all(isinstance(n, (int, np.integer)) and n >= 0 for n in pair)
+        whole = len(pair) == 2 and all(
+            isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 0 for n in pair
+        )
         if not whole or not 0 < sum(pair) <= size:
             raise ValueError(
                 f"{where}: guesses={guesses!r} must be a whole number, or a pair of them, of 1 to "

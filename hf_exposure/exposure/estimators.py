@@ -10,12 +10,14 @@ space is held as its log2.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 from hf_exposure.utils.arrays import Bools, Floats, Ints
+from hf_exposure.utils.checks import check_number
 from hf_exposure.utils.typed import typed
 
 _NEAR = 10  # costlier strings that show how much one that was not drawn may weigh
@@ -291,6 +293,9 @@ def sampling_exposure(
     Raises:
         ValueError: there are no references.
     """
+    check_number("sampling_exposure: tie", tie, 0, sys.float_info.max)
+    check_number("sampling_exposure: log2_size", log2_size, least=0)
+    references = np.asarray(references)
     n = len(references)
     if n == 0:
         raise ValueError("sampling: there are no references; draw at least one")

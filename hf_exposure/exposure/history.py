@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Document, to_jsonable
 from hf_exposure.exposure.results import Exposures
+from hf_exposure.utils.checks import check_count, check_number
 from hf_exposure.utils.files import write_text
 from hf_exposure.utils.typed import typed
 
@@ -40,6 +42,13 @@ class Measurement:
     epoch: float | None = None
     tokens: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_count("Measurement: step", self.step)
+        if self.epoch is not None:
+            check_number("Measurement: epoch", self.epoch, 0, sys.float_info.max)
+        if self.tokens is not None:
+            check_count("Measurement: tokens", self.tokens)
 
     @typed
     def line(self, reveal: bool = False) -> str:
@@ -84,6 +93,7 @@ class History(Document, Sequence[Measurement]):
     def __getitem__(self, index: int) -> Measurement: ...
     @overload
     def __getitem__(self, index: slice) -> History: ...
+    @typed
     def __getitem__(self, index: int | slice) -> Measurement | History:
         return History(self._items[index]) if isinstance(index, slice) else self._items[index]
 

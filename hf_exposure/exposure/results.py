@@ -86,9 +86,15 @@ class Exposures(Result[Exposure]):
         skipped: Iterable[tuple[Canary | MaskedCanary, str]] = (),
         **took: Any,
     ) -> None:
+        for fmt in formats or {}:
+            check_type("Exposures: formats: each key", fmt, SecretFormat, "a SecretFormat")
+        skipped = list(skipped)
+        for pair in skipped:
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise TypeError("Exposures: skipped must be a list of pairs (canary, reason)")
         super().__init__(items, **took)
         self.formats: dict[SecretFormat, FormatDetails] = dict(formats or {})
-        self.skipped = list(skipped)
+        self.skipped = skipped
 
     @property
     def references(self) -> dict[SecretFormat, Floats]:

@@ -10,9 +10,11 @@ from scipy import special, stats
 
 from hf_exposure.exposure.estimators import ExposureEstimate, exp2
 from hf_exposure.utils.arrays import Floats
+from hf_exposure.utils.checks import check_count, check_number
 from hf_exposure.utils.typed import typed
 
 _RESAMPLES = 400
+_MOST_REFITS = 10_000  # take a quarter of an hour
 _MOST_SKEW = 0.995  # of a skew-normal distribution: |skewness| < 0.99527
 _LAGUERRE = np.polynomial.laguerre.laggauss(40)
 
@@ -80,6 +82,7 @@ class SkewNormal:
         The usual Kolmogorov-Smirnov p-value holds for a distribution that was fixed beforehand; for
         a fitted one it is far too large. A refit takes about a tenth of a second: for reports.
         """
+        check_count("SkewNormal.p_value: resamples", resamples, most=_MOST_REFITS)
         draw = np.random.default_rng(seed)
         own = stats.skewnorm(self.shape, self.loc, self.scale)
         far = 0
@@ -112,6 +115,7 @@ def skewnorm_exposure(
     if not math.isfinite(log_perplexity):
         return ExposureEstimate(0.0, 0.0, 0.0, 1.0, 0.0)
     draw = np.random.default_rng(0)
+    check_number("skewnorm_exposure: log2_size", log2_size, least=0)
     references = fit.references
     places = draw.integers(len(references), size=(_RESAMPLES, len(references)))
     resampled = _tail_bits(

@@ -14,6 +14,7 @@ from hf_exposure.exposure.records import interval, mean_bits, most_exposed, shor
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.reports.card_text import DATASET, TASK, change_card
 from hf_exposure.reports.findings import extraction_findings, findings_of
+from hf_exposure.utils.checks import check_type
 from hf_exposure.utils.escapes import code_span, markdown, printable
 from hf_exposure.utils.typed import typed
 from hf_exposure.utils.words import times as often
@@ -73,6 +74,8 @@ def add_exposure_to_card(
         17.2
     """
     searches = [extractions] if isinstance(extractions, Extractions) else list(extractions)
+    for one in searches:
+        check_type("add_exposure_to_card: extractions", one, Extractions, "Extractions")
     searches = [search.coarse() for search in searches]
     if not exposures and not searches and generations is None:
         raise ValueError(

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -54,6 +54,8 @@ def push_exposure(
         RuntimeError: the Hub could not be reached or has refused, or the card is not valid there.
         ValueError: nothing was measured, or the card's metadata cannot be read.
     """
+    # What is wrong with them is said before the Hub is asked.
+    add_exposure_to_card(ModelCard("---\n{}\n---\n"), exposures, **parts)
     api = HfApi(token=token)
     what = f"add to the card of {repo_id!r}"
     parts.setdefault("model_name", repo_id.split("/")[-1])

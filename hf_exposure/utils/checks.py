@@ -12,6 +12,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 def check_count(what: str, value: Any, least: float = 0, most: float = math.inf) -> int:
     """A whole number from `least` to `most`, as an int; NumPy's are whole numbers too.
@@ -51,6 +53,25 @@ def check_number(
         raise ValueError(f"{what}={value!r} is out of range; give a number {between}")
     _check_range(what, number, least, most)
     return number
+
+
+def check_numbers(what: str, values: Any) -> None:
+    """A list or an array, (n,), of numbers; NaN is none.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: it has another shape, or holds NaN.
+    """
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):
+        array = np.array(None)
+    if array.dtype.kind not in "iuf" and array.size:
+        raise TypeError(f"{what} must be a list of numbers, not {kind_of(values)}")
+    if array.ndim != 1:
+        raise ValueError(f"{what} must be of one dimension, not {array.ndim}")
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise ValueError(f"{what} holds NaN, which is no number; leave it out")
 
 
 def check_share(what: str, value: Any) -> float:

@@ -81,7 +81,11 @@ def replacing(path: str | os.PathLike[str], *, mode: int | None = None) -> Itera
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{os.fspath(path)!r} is a folder; name a file in it")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        said = f"{os.fspath(path)!r} cannot be written: {error.strerror}"
+        raise type(error)(error.errno, said) from None
     if target.exists() and not target.is_file():
         with open(target, "wb") as file:  # resolving /dev/stdout would name what is behind it
             yield file

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, TypeVar, cast
 
-from hf_exposure.utils.checks import check_model, check_path, check_tokenizer, kind_of
+from hf_exposure.utils.checks import (
+    check_count,
+    check_model,
+    check_numbers,
+    check_path,
+    check_share,
+    check_tokenizer,
+    check_type,
+    kind_of,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
-_PATH = ("str", "os.PathLike[str]")
 _PLAIN: dict[str, tuple[type, str]] = {
     "bool": (bool, "True or False"),
     "int": (Integral, "a whole number"),
     "float": (Real, "a number"),
     "str": (str, "a string"),
+    "slice": (slice, "a slice"),
 }
 
 
@@ -26,25 +36,27 @@ def typed(function: F) -> F:
     """A function, or a class by its constructor, that refuses arguments of the wrong type.
 
     Judged are booleans, numbers, strings, paths, the package's own classes, lists and mappings,
-    each also if it may be None; what else a signature says is left to the function.
+    each also if it may be None; what else a signature says is left to the function. NaN is no
+    number, nor is a whole number that no float can hold, where a float is asked for.
     """
     wrapped: Any = function
     if inspect.isclass(function):
-        wrapped.__init__ = _wrapped(wrapped.__init__, function.__name__, True)
+        record = hasattr(function, "__dataclass_fields__")  # which may hold what is not known
+        wrapped.__init__ = _wrapped(wrapped.__init__, function.__name__, True, nan=record)
     else:
         first = next(iter(inspect.signature(function).parameters), "")
         wrapped = _wrapped(function, function.__qualname__, first in ("self", "cls"))
     return cast(F, wrapped)
 
 
-def _wrapped(function: Any, name: str, bound: bool) -> Any:
+def _wrapped(function: Any, name: str, bound: bool, nan: bool = False) -> Any:
     parameters = list(inspect.signature(function).parameters.values())[bound:]
     tests = {
         one.name: test
         for one in parameters
         if one.kind is not one.VAR_KEYWORD
         and isinstance(one.annotation, str)
-        and (test := _test(one.annotation, one.name in _MODELS)) is not None
+        and (test := _test(one.annotation, one.name, nan)) is not None
     }
     names = [one.name for one in parameters]
 
@@ -68,17 +80,55 @@ def _named(name: str, args: tuple[Any, ...]) -> str:
 _MODELS = ("model", "base", "reference")  # of no type of their own: wrapped in many ways
 
 
-def _test(annotation: str, model: bool = False) -> Callable[[str, Any], None] | None:
+def _check_least_0(what: str, value: Any) -> None:
+    check_count(what, value, least=0)
+
+
+def _check_card(what: str, value: Any) -> None:
+    if not hasattr(value, "data") or not hasattr(value, "content"):  # a ModelCard
+        check_path(what, value)
+
+
+def _check_axes(what: str, value: Any) -> None:
+    if not hasattr(value, "set_xlabel") or isinstance(value, type):
+        raise TypeError(f"{what} must be Matplotlib axes, not {kind_of(value)}")
+
+
+def _check_trainer(what: str, value: Any) -> None:
+    if not hasattr(value, "callback_handler"):
+        raise TypeError(f"{what} must be a Trainer, not {kind_of(value)}")
+
+
+def _check_token(what: str, value: Any) -> None:
+    check_type(what, value, (str, bool), "a string, or True or False")
+
+
+_SPECIAL: dict[str, Callable[[str, Any], object]] = {
+    "str | os.PathLike[str]": check_path,
+    "PreTrainedTokenizerBase": check_tokenizer,
+    "ModelCard | str | os.PathLike[str]": _check_card,
+    "Axes": _check_axes,
+    "Trainer": _check_trainer,
+    "Floats": check_numbers,
+    "str | bool": _check_token,
+}
+# Arguments that are called the same everywhere have the same range everywhere.
+_NAMED: dict[str, tuple[str, Callable[[str, Any], object]]] = {
+    "confidence": ("float", check_share),
+    "seed": ("int", _check_least_0),
+    "step": ("int", _check_least_0),
+}
+
+
+def _test(annotation: str, name: str, nan: bool = False) -> Callable[[str, Any], None] | None:
     """What refuses a value that is none of the annotation's types; None if they are not known."""
     parts = re.split(r" \| (?![^\[]*\])", annotation)
     optional = "None" in parts
     parts = [part for part in parts if part != "None"]
-    special: Callable[[str, Any], object] | None = None
-    if tuple(parts) == _PATH:
-        special = check_path
-    elif parts == ["PreTrainedTokenizerBase"]:
-        special = check_tokenizer
-    elif parts == ["Any"] and model:
+    special = _SPECIAL.get(" | ".join(parts))
+    if parts == [_NAMED.get(name, ("",))[0]]:
+        special = _NAMED[name][1]
+    elif parts == ["Any"] and name in _MODELS:
         special = check_model
     if special is not None:
         check = special
@@ -106,8 +156,17 @@ def _test(annotation: str, model: bool = False) -> Callable[[str, Any], None] | 
             path = isinstance(value, (str, os.PathLike)) and saved
             advice = f"; load a file first, with {saved[0]}.load(path)" if path else ""
             raise TypeError(f"{what} must be {wanted}, not {kind_of(value)}{advice}")
+        if not nan and "float" in parts and isinstance(value, Real) and not _is_float(value):
+            raise ValueError(f"{what} must be a number that a float can hold, and not NaN")
 
     return test
+
+
+def _is_float(value: Real) -> bool:
+    try:
+        return not math.isnan(float(value))
+    except OverflowError:
+        return False
 
 
 def _kind(part: str) -> tuple[Callable[[Any], bool], str] | None:
@@ -126,7 +185,7 @@ def _kind(part: str) -> tuple[Callable[[Any], bool], str] | None:
         item = _kind(inner)
         plural = {"str": "strings", "int": "whole numbers", "float": "numbers"}
         called = f"a list of {plural.get(inner, f'{inner} objects')}"
-        return lambda value: _is_list(value, item and item[0]), called
+        return lambda value: _is_list(value, item and item[0], inner in _CLASSES), called
     if outer in ("Mapping", "dict"):
         return lambda value: isinstance(value, Mapping), "a dictionary"
     if part in _CLASSES:
@@ -142,12 +201,15 @@ def _item(part: str) -> tuple[Callable[[Any], bool], str] | None:
     return _kind(inner) if outer in ("Iterable", "Sequence", "Collection") else None
 
 
-def _is_list(value: Any, item: Callable[[Any], bool] | None) -> bool:
+def _is_list(value: Any, item: Callable[[Any], bool] | None, ours: bool) -> bool:
+    """Whether it is a list whose items are what `item` lets through; of arrays, which may be large,
+    the items are judged only where they are to be objects of our own."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         return False
     if getattr(value, "ndim", 1) == 0 or isinstance(value, Mapping):
         return False
-    return not (item and isinstance(value, (list, tuple, set))) or all(map(item, value))
+    judged = isinstance(value, (list, tuple, set)) or (ours and not isinstance(value, Iterator))
+    return not (item and judged) or all(map(item, value))
 
 
 # By name: their modules may not be imported for a check.

@@ -9,12 +9,13 @@ import functools
 import importlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from hf_exposure.utils.checks import check_choice, check_count, check_number, check_share, kind_of
 from hf_exposure.utils.typed import typed
 
 ACCOUNTANTS = ("rdp", "prv")
@@ -30,6 +31,24 @@ _LEAST_NOISE, _MOST_NOISE = 1e-5, 1e5  # that are looked for to hold an epsilon
 
 # (noise multiplier, sampling rate, steps), in the order in which they were taken
 Spent = Sequence[tuple[float, float, int]]
+
+
+def _check_spent(what: str, spent: Spent) -> None:
+    """Raise where the stretches of a training are none."""
+    if isinstance(spent, (str, bytes, Mapping)) or not isinstance(spent, Collection):
+        raise TypeError(
+            f"{what} must be a list of (noise multiplier, sampling rate, steps), "
+            f"not {kind_of(spent)}"
+        )
+    for entry in spent:
+        if not isinstance(entry, (tuple, list)) or len(entry) != 3:
+            raise ValueError(
+                f"{what} has an entry that is not (noise multiplier, sampling rate, steps)"
+            )
+        noise, rate, steps = entry
+        check_number(f"{what}: the noise multiplier", noise, least=0)
+        check_number(f"{what}: the sampling rate", rate, 0, 1)
+        check_count(f"{what}: steps", steps, least=0)
 
 
 @typed
@@ -51,11 +70,16 @@ def spent_epsilon(spent: Spent, delta: float, accountant: str = "rdp") -> float:
 
     Raises:
         ImportError: Opacus is not installed.
+        TypeError: an entry of `spent` is no number.
+        ValueError: a value is out of range.
 
     Example:
         >>> round(spent_epsilon([(1.0, 0.01, 1000)], delta=1e-5), 3)
         2.101
     """
+    _check_spent("spent_epsilon: spent", spent)
+    check_share("spent_epsilon: delta", delta)
+    check_choice("spent_epsilon: accountant", accountant, ACCOUNTANTS)
     return _epsilon(tuple((float(s), float(q), int(n)) for s, q, n in spent), delta, accountant)
 
 
@@ -106,8 +130,17 @@ def noise_for_epsilon(
         To a thousandth of itself, on the safe side.
 
     Raises:
-        ValueError: no noise is enough, as earlier steps have spent it all.
+        TypeError: an entry of `spent` is no number.
+        ValueError: a value is out of range, or no noise is enough, as earlier steps have spent it
+            all.
     """
+    what = "noise_for_epsilon"
+    check_number(f"{what}: target_epsilon", target_epsilon, 0, math.inf, open_ends=True)
+    check_share(f"{what}: delta", delta)
+    check_number(f"{what}: sampling_rate", sampling_rate, math.ulp(0.0), 1)
+    check_count(f"{what}: steps", steps, least=1)
+    check_choice(f"{what}: accountant", accountant, ACCOUNTANTS)
+    _check_spent(f"{what}: spent", spent)
 
     def holds(noise: float, method: str) -> bool:
         after = [*spent, (noise, sampling_rate, steps)]
@@ -157,17 +190,22 @@ def group_epsilon(spent: Spent, delta: float, rows: int) -> float:
 
     Raises:
         ImportError: dp-accounting or Opacus is not installed.
+        TypeError: an entry of `spent` is no number.
+        ValueError: a value is out of range.
 
     Example:
         >>> round(group_epsilon([(5.0, 0.1, 10)], delta=1e-4, rows=4), 2)
         0.87
     """
+    _check_spent("group_epsilon: spent", spent)
+    check_share("group_epsilon: delta", delta)
+    check_count("group_epsilon: rows", rows, least=1)
     one = spent_epsilon(spent, delta)
     if one > _PRV_LIMIT:
         return math.inf
     distributions = _extra("dp_accounting.pld.privacy_loss_distribution")
     total = None
-    for noise, rate, steps in spent:
+    for noise, rate, steps in (entry for entry in spent if entry[2] > 0):
         taken = stats.binom.pmf(np.arange(rows + 1), rows, rate)
         step = distributions.from_mixture_gaussian_mechanism(
             noise,
