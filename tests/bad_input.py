@@ -137,6 +137,11 @@ def coins() -> Any:
 
 
 @functools.cache
+def sampled() -> Any:
+    return hx.measure_exposure(model(), tokenizer(), CANARIES, method="sampling", samples=20)
+
+
+@functools.cache
 def extractions() -> Any:
     return hx.extract_secrets(model(), tokenizer(), FORMAT, count=1)
 
@@ -727,6 +732,42 @@ def calls() -> list[Call]:
         secrets=[None, 3, "123", [3], [None], Nothing(), NAN, [b"1"]],
         before=TEXT,
     )
+    add(
+        hx.Limits,
+        {"max_exposure": 10, "max_tpr": 0.05, "fpr": 0.01, "repetitions": None},
+        max_exposure=number(0, none=True),
+        max_tpr=number(0, 1, none=True),
+        fpr=SHARE,
+        repetitions=count(1, none=True),
+    )
+    add(
+        hx.choose_words,
+        {"tokenizer": tokenizer(), "texts": ["the cat and the dog saw"], "size": 2},
+        tokenizer=[None, 3, "gpt2", NAN, True],
+        texts=[None, 3, "the cat", [3], [None], [b"cat"], NAN, Nothing()],
+        size=[*count(1), 10**7],
+    )
+    add(
+        hx.SecretFormat.words,
+        {"template": "I say {secret}.", "words": ["red", "blue"], "count": 2},
+        template=[*TEXT, "no hole"],
+        words=[None, 3, "red", [], [3], [""], ["a b"], ["a", "a"], NAN, Nothing()],
+        count=[*count(1), 10**7],
+    )
+    add(
+        exposures().membership,
+        {"fpr": 0.1},
+        "Exposures.membership",
+        fpr=[None, "a", [], ["a"], [None], 0, 1, -0.1, NAN, [NAN], Nothing(), True, {}],
+    )
+    add(
+        exposures().check,
+        {"limits": hx.Limits(max_exposure=10), "survival": None, "look": 1},
+        "Exposures.check",
+        limits=[*WRONG, None, 3, "a"],
+        survival=[*WRONG, 3, "a"],
+        look=count(1),
+    )
     references = np.linspace(5.0, 20.0, 50)
     fit = hx.SkewNormal.fit(references)
     floats: list[Any] = [None, 3, "12", [], ["a"], [NAN, 1.0], [INF] * 9, Nothing(), [None]]
@@ -912,7 +953,7 @@ def calls() -> list[Call]:
         kept = result.save(folder() / f"{title}.json")
         add(
             result.save,
-            {"path": new, "reveal": False},
+            {"path": folder() / f"new {title}.json", "reveal": False},
             f"{title}.save",
             path=FILE,
             reveal=FLAG,
@@ -1081,7 +1122,7 @@ def calls() -> list[Call]:
     )
     add(
         hx.plot_log_perplexities,
-        {"exposures": results, "fmt": None, "ax": None, "reveal": False},
+        {"exposures": sampled(), "fmt": None, "ax": None, "reveal": False},
         exposures=[*EXPOSURES, None],
         fmt=[value for value in FORMATS if value is not None],
         ax=[3, "a", Nothing(), [], True],

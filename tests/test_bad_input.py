@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import os
+import re
 import signal
 import time
 import traceback
@@ -34,9 +35,10 @@ ALSO = {
     "tokenized": ("a row", "column="),
     "batch": ("column=",),
     "items": ("two canaries",),
-    "base": ("model: ",),
-    "reference": ("model: ",),
-    "indices": ("has a row",),
+    "base": ("model",),
+    "reference": ("model",),
+    "indices": ("with_indices", "has a row"),
+    "count": ("secret",),
     "ds": ("num_examples=0",),  # an empty one
     "gguf_file": ("tokenizer can be loaded",),
 }
@@ -83,10 +85,15 @@ def outcome(call: Callable[[], Any], names: tuple[str, ...]) -> str:
             "hf_exposure.canaries.size",
             "hf_exposure.exposure.results",
         )
-        if ours and known and any(name in str(error) for name in names):
+        if ours and known and any(_names(name, str(error)) for name in names):
             return "clear error"
         return f"raw error: {type(error).__name__}: {str(error)[:200]}"
     return "taken"
+
+
+def _names(name: str, error: str) -> bool:
+    """Whether an error has a name in it, as a word of its own."""
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", error) is not None
 
 
 def _raises(frame: traceback.FrameSummary) -> bool:
@@ -138,6 +145,7 @@ def test_the_table_has_every_public_name() -> None:
     without = {"BudgetError", "Scorer", "metric_path"}  # nothing to pass by oneself
     made = {"AuditEntry", "Audit", "EpsilonBound", "FormatDetails", "Exposure", "Extraction"}
     made |= {"Extractions", "Generations", "Candidate", "Candidates", "Discoverable"}
+    made |= {"Check", "Membership", "MembershipRow", "Verdict"}
     made |= {"PrivateTrainer"}  # needs a training; its arguments are PrivacyArguments
     named = {call.name.partition(".")[0] for call in bad_input.calls()}
     assert set(hf_exposure.__all__) - without - made <= named

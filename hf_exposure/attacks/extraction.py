@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_exposure.canaries.canary import MASK, Canary, MaskedCanary, read_canary
+from hf_exposure.canaries.canary import MASK, Canary, MaskedCanary, check_length, read_canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Result, versions
@@ -380,7 +380,7 @@ def _named(
 
 def _extraction(entry: dict[str, Any], fmt: SecretFormat, canaries: Canaries | None) -> Extraction:
     """One entry of a file, as far as the file and the set know its secret."""
-    secret = entry.get("secret", MASK * entry["length"])
+    secret = entry.get("secret", MASK * check_length(entry["length"]))
     described = entry["canary"]
     canary: Canary | MaskedCanary | None = None
     place = None

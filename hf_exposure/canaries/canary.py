@@ -11,6 +11,7 @@ from hf_exposure.utils.checks import check_count, check_flag, check_type
 from hf_exposure.utils.typed import typed
 
 MOST_REPETITIONS = 1_000_000  # of one canary
+MOST_CHARACTERS = 1_000_000  # of one secret
 MASK = "•"  # shown for each character of a secret
 
 
@@ -163,9 +164,14 @@ class MaskedCanary:
         }
 
 
+def check_length(length: Any) -> int:
+    """The length of a masked secret; one that no expression gives would fill the memory."""
+    return check_count("length", length, most=MOST_CHARACTERS)
+
+
 def read_canary(data: dict[str, Any], formats: Sequence[SecretFormat]) -> Canary | MaskedCanary:
     """The inverse of both `to_dict`."""
     if "secret" in data:
         return Canary.from_dict(data, formats)
     fmt = formats[data["format"]]
-    return MaskedCanary(fmt, data["length"], data["repetitions"], data["planned"])
+    return MaskedCanary(fmt, check_length(data["length"]), data["repetitions"], data["planned"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -36,7 +37,7 @@ class Limits:
                 "Limits: there is no limit; give max_exposure=10, say, or max_tpr=0.05"
             )
         if self.max_exposure is not None:
-            check_number("Limits: max_exposure", self.max_exposure, least=0)
+            check_number("Limits: max_exposure", self.max_exposure, 0, sys.float_info.max)
         if self.max_tpr is not None:
             check_number("Limits: max_tpr", self.max_tpr, least=0, most=1)
         check_share("Limits: fpr", self.fpr)

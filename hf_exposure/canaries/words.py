@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from hf_exposure.utils.checks import check_count, check_type
+from hf_exposure.utils.typed import typed
 
 _WORD = re.compile(r"(?<![\w'’-])[a-z]{3,}(?![\w'’-])")
 _COMMON = 2  # times as many words as are wanted: the most common ones, of which to choose
 
 
+@typed
 def choose_words(tokenizer: Callable[..., Any], texts: Iterable[str], size: int = 512) -> list[str]:
     """Common words of some texts, for `SecretFormat.words`.
 
@@ -41,11 +43,9 @@ def choose_words(tokenizer: Callable[..., Any], texts: Iterable[str], size: int 
     check_count(f"{where} size", size, least=1)
     if not callable(tokenizer):
         raise TypeError(f"{where} tokenizer must be the model's, not {type(tokenizer).__name__}")
-    if isinstance(texts, str):
-        raise TypeError(f"{where} texts must be a list of strings, not one string")
     counts: Counter[str] = Counter()
     for text in texts:
-        check_type(f"{where} each text", text, str, "a string")
+        check_type(f"{where} each of texts", text, str, "a string")
         counts.update(_WORD.findall(text))
     if len(counts) < size:
         raise ValueError(

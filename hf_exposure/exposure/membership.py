@@ -182,6 +182,8 @@ def membership_of(
 ) -> Membership:
     """The rows of measured canaries; see `Exposures.membership`."""
     rates = [fpr] if isinstance(fpr, float | int) else list(fpr)
+    if not rates:
+        raise ValueError("Exposures.membership: fpr is empty; give at least one rate")
     for rate in rates:
         check_share("Exposures.membership: fpr", rate)
     rows = membership_rows(
