@@ -109,7 +109,11 @@ def quoted(value: Any) -> tuple[str, ...]:
 
 
 def shown(value: Any) -> str:
-    return " ".join(repr(value).split())[:60]
+    return (
+        "HUGE"
+        if isinstance(value, int) and abs(value) > 10**1000
+        else " ".join(repr(value).split())[:60]
+    )
 
 
 def summarise(tally: Counter[str]) -> str:

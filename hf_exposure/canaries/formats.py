@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_exposure.canaries.automaton import Automaton, compile_automaton, escape
-from hf_exposure.utils.checks import check_choice, check_count, check_text, check_type
+from hf_exposure.utils.checks import check_choice, check_count, check_text, check_type, digits
 from hf_exposure.utils.typed import typed
 
 HOLE = "{secret}"
@@ -183,7 +183,9 @@ class SecretFormat:
         """
         check_count("SecretFormat.unrank: index", index, least=-math.inf)
         if not 0 <= index < self.size:
-            raise IndexError(f"SecretFormat.unrank: index={index} is not in 0..{self.size - 1}")
+            raise IndexError(
+                f"SecretFormat.unrank: index={digits(index)} is not in 0..{self.size - 1}"
+            )
         return self._automaton.unrank(index).decode("utf-8")
 
     def enumerate(self) -> Iterator[str]:

@@ -112,8 +112,6 @@ def _token_rows(
     """Rows with their labels, which are those of the labels' column where it has some, else the
     tokens under no 0 of a mask."""
     ids, lengths, _ = read(column)
-    if len(ids) and ids.min() < 0:
-        raise ValueError(_no_numbers(column, f"the number {ids.min()}"))
     labels, own, given = read(label_column)
     trained = np.ones(len(ids), bool)
     known = bool(given.any())

@@ -50,7 +50,7 @@ def check_number(
         number = math.nan
     if math.isnan(number):
         between = f"between {least:g} and {most:g}" if open_ends else "that is not NaN"
-        raise ValueError(f"{what}={value!r} is out of range; give a number {between}")
+        raise ValueError(f"{what}={digits(value)} is out of range; give a number {between}")
     _check_range(what, number, least, most)
     return number
 
@@ -71,7 +71,7 @@ def check_numbers(what: str, values: Any) -> None:
     if array.ndim != 1:
         raise ValueError(f"{what} must be of one dimension, not {array.ndim}")
     if array.dtype.kind == "f" and np.isnan(array).any():
-        raise ValueError(f"{what} holds NaN, which is no number; leave it out")
+        raise ValueError(f"{what} holds NaN, which is not finite; leave it out")
 
 
 def check_share(what: str, value: Any) -> float:
@@ -186,11 +186,18 @@ def check_type(what: str, value: Any, kind: type | tuple[type, ...], wanted: str
         raise TypeError(f"{what} must be {wanted}, not {kind_of(value)}")
 
 
+def digits(value: Any) -> str:
+    """A number for an error; Python does not write one of thousands of digits."""
+    huge = isinstance(value, int) and abs(value) >= 10**100
+    return "a number of many digits" if huge else str(value)
+
+
 def _check_range(what: str, value: float, least: float, most: float) -> None:
+    if least <= value <= most:
+        return
     if value < least:
-        raise ValueError(f"{what}={value} is too small; give at least {least}")
-    if value > most:
-        raise ValueError(f"{what}={value} is too large; give at most {most}")
+        raise ValueError(f"{what}={digits(value)} is too small; give at least {least}")
+    raise ValueError(f"{what}={digits(value)} is too large; give at most {most}")
 
 
 def kind_of(value: Any) -> str:

@@ -157,7 +157,8 @@ def _test(annotation: str, name: str, nan: bool = False) -> Callable[[str, Any],
             advice = f"; load a file first, with {saved[0]}.load(path)" if path else ""
             raise TypeError(f"{what} must be {wanted}, not {kind_of(value)}{advice}")
         if not nan and "float" in parts and isinstance(value, Real) and not _is_float(value):
-            raise ValueError(f"{what} must be a number that a float can hold, and not NaN")
+            given = "nan" if value != value else "a number of hundreds of digits"
+            raise ValueError(f"{what}={given} is out of range; give a number that a float can hold")
 
     return test
 

@@ -528,7 +528,7 @@ def test_the_threshold_and_the_counts_are_those_of_the_rule() -> None:
         ({"guesses": 2.5}, "must be a whole number"),
         ({"guesses": 2, "threshold": 1.0}, "guesses and threshold do not go together"),
         ({"guesses": 2, "method": "clopper_pearson"}, "do not go together"),
-        ({"threshold": math.nan}, "threshold is NaN"),
+        ({"threshold": math.nan}, "threshold=nan is out of range"),
         ({"repetitions": 0}, "repetitions=0 is too small"),
         ({"out_scores": list(range(100))}, "cannot come from fair coins"),
     ],

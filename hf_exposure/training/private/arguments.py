@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from hf_exposure.training.private.accounting import ACCOUNTANTS
 from hf_exposure.training.private.per_sample import PER_SAMPLE
-from hf_exposure.utils.checks import check_choice, check_count, check_number, check_share
+from hf_exposure.utils.checks import check_choice, check_count, check_number, check_share, digits
 from hf_exposure.utils.typed import typed
 
 
@@ -67,8 +67,8 @@ class PrivacyArguments:
         where = "PrivacyArguments: "
         if (self.target_epsilon is None) == (self.noise_multiplier is None):
             raise ValueError(
-                f"{where}target_epsilon={self.target_epsilon} and "
-                f"noise_multiplier={self.noise_multiplier}; give exactly one of them"
+                f"{where}target_epsilon={digits(self.target_epsilon)} and "
+                f"noise_multiplier={digits(self.noise_multiplier)}; give exactly one of them"
             )
         if self.target_epsilon is not None:
             check_number(f"{where}target_epsilon", self.target_epsilon, 0, math.inf, open_ends=True)
