@@ -128,7 +128,7 @@ def load_texts(args: argparse.Namespace) -> Dataset:
         rows = load_rows(args.dataset_name or args.train_file, config=args.dataset_config_name)
     except (OSError, ValueError) as error:
         what = "--dataset_name" if args.dataset_name else "--train_file"
-        fail(what, str(error).removeprefix("--dataset: "))
+        fail(what, str(error).removeprefix("load_rows: "))
     column = "text" if "text" in rows.column_names else rows.column_names[0]
     return rows.select_columns([column]).rename_columns({column: "text"})
 

@@ -145,7 +145,7 @@ def load_texts(args: DataTrainingArguments, seed: int) -> DatasetDict:
         try:
             return text_of(load_rows(name, **options))
         except (OSError, ValueError) as error:
-            fail(flags, str(error).removeprefix("--dataset: "))
+            fail(flags, str(error).removeprefix("load_rows: "))
 
     held_out = None
     if args.smoke:

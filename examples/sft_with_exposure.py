@@ -126,7 +126,7 @@ def load_conversations(name: str | None, column: str, **options: Any) -> Dataset
     try:
         rows = load_rows(name, **options)
     except (OSError, ValueError) as error:
-        fail("--dataset_name", str(error).removeprefix("--dataset: "))
+        fail("--dataset_name", str(error).removeprefix("load_rows: "))
     if column not in rows.column_names:
         fail("--column", f"{column!r} is not among {rows.column_names}")
     return rows.select_columns([column]).rename_columns({column: "messages"})
