@@ -214,6 +214,24 @@ def test_a_step_sums_what_a_loop_over_rows_clips(tmp_path: Path, norm: float, me
     assert torch.allclose(weights(model), weights(before) - 1e-2 * expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_padding_token_within_a_text_is_trained_as_pytorch_does(
+    tmp_path: Path, tied: bool
+) -> None:
+    """Texts end in the token that they are padded with, and PyTorch gives its embedding nothing."""
+    end = TOKENIZER.pad_token_id
+    rows = [{"input_ids": [end, *row["input_ids"][:-1], end]} for row in ROWS]
+    rows = [{**row, "labels": row["input_ids"]} for row in rows]
+    trained = []
+    for method in ("hooks", "loop"):
+        model = make_model(pad_token_id=end, tie_word_embeddings=tied)
+        privacy = {"noise_multiplier": 0.0, "per_sample": method}
+        make_trainer(tmp_path, model=model, rows=rows, privacy=privacy).train()
+        trained.append(weights(model))
+    assert not torch.allclose(trained[0], weights(make_model(tie_word_embeddings=tied)))
+    assert torch.allclose(*trained, atol=1e-6)
+
+
 def test_no_row_adds_more_than_the_norm_it_is_clipped_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

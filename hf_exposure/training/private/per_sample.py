@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -256,6 +257,11 @@ class PerSampleGradients:
                 loss_reduction="sum",
                 strict=False,
             )
+            plain = self.hooks.GRAD_SAMPLERS[torch.nn.Embedding]
+            self.hooks.GRAD_SAMPLERS = {
+                **self.hooks.GRAD_SAMPLERS,
+                torch.nn.Embedding: functools.partial(_embedding_sampler, plain),
+            }
             for places, batch in reversed(groups(rows, len(rows))):
                 self._backward(batch)
                 for p, expected in truth.items():
@@ -321,6 +327,22 @@ def _norms(grads: torch.Tensor) -> torch.Tensor:
     """Of each row's gradient (rows, ...)."""
     norms: torch.Tensor = grads.reshape(len(grads), -1).norm(dim=1)
     return norms
+
+
+def _embedding_sampler(
+    plain: Callable[..., Any],
+    layer: torch.nn.Embedding,
+    activations: list[torch.Tensor],
+    backprops: torch.Tensor,
+) -> Any:
+    """Opacus' per-sample gradients of an embedding, without those of its padding token.
+
+    PyTorch gives that token none, and Opacus does not know of it; it is in many texts, as the end
+    of each of them.
+    """
+    if layer.padding_idx is not None:
+        backprops = backprops.masked_fill((activations[0] == layer.padding_idx)[..., None], 0)
+    return plain(layer, activations, backprops)
 
 
 def _reversed(row: dict[str, Any]) -> dict[str, Any]:
