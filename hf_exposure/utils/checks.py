@@ -12,8 +12,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 
 def check_count(what: str, value: Any, least: float = 0, most: float = math.inf) -> int:
     """A whole number from `least` to `most`, as an int; NumPy's are whole numbers too.
@@ -62,6 +60,8 @@ def check_numbers(what: str, values: Any) -> None:
         TypeError: it is something else.
         ValueError: it has another shape, or holds NaN.
     """
+    import numpy as np  # the command line's --help does not wait for it
+
     try:
         array = np.asarray(values)
     except (TypeError, ValueError, RuntimeError):

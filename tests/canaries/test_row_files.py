@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
-from hf_exposure.canaries import row_files
+from hf_exposure.canaries import text_files
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.injection import inject_canaries
 from hf_exposure.canaries.row_files import injector_for, row_file
@@ -169,7 +169,7 @@ def test_a_file_that_is_read_in_small_pieces_is_read_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, data: bytes, mode: str
 ) -> None:
     whole, _ = changed(tmp_path, ending, data, mode)
-    monkeypatch.setattr(row_files, "_PIECE", 4)
+    monkeypatch.setattr(text_files, "_PIECE", 4)
     assert changed(tmp_path, ending, data, mode)[0] == whole
 
 

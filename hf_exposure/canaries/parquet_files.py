@@ -1,0 +1,114 @@
+"""Parquet files that get canaries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hf_exposure.canaries.injector import CanaryInjector, no_column
+from hf_exposure.canaries.places import parts
+
+
+class ParquetFile:
+    """A Parquet file, copied with its schema."""
+
+    def __init__(self, source: Path, column: str) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            self.file = pq.ParquetFile(source)
+        except pa.ArrowException:
+            raise ValueError(
+                f"load_rows: {str(source)!r} cannot be read: it is no Parquet file"
+            ) from None
+        self.schema, self.column = self.file.schema_arrow, column
+        self.columns: list[str] = list(self.schema.names)
+        if column not in self.columns:
+            raise ValueError(no_column("inject_canaries", f"column={column!r}", self.columns))
+        self.count: int = self.file.metadata.num_rows
+        self.type = self.schema.field(column).type
+        self.chat, self.keys = self._kind()
+
+    def _kind(self) -> tuple[bool, list[str]]:
+        import pyarrow as pa
+
+        kind = self.type.value_type if pa.types.is_dictionary(self.type) else self.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view():
+            return False, []
+        message = getattr(kind, "value_type", None)
+        if message is not None and pa.types.is_struct(message):
+            names = [field.name for field in message]
+            if {"role", "content"} <= set(names):
+                return True, names
+        raise TypeError(
+            f"inject_canaries: column={self.column!r} must hold text or conversations, but has "
+            f"{self.type}; name a column that does"
+        )
+
+    def holds(self, texts: list[str]) -> bool:
+        for batch in self.file.iter_batches(columns=[self.column]):
+            written = batch.to_pylist()
+            if any(
+                text in json.dumps(row, ensure_ascii=False) for row in written for text in texts
+            ):
+                return True
+        return False
+
+    def write(self, target: BinaryIO, injector: CanaryInjector) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = injector.insertion.mode == "rows"
+        required = [f.name for f in self.schema if not f.nullable and f.name != self.column]
+        if rows and required:
+            raise ValueError(
+                f"inject_canaries: the columns {required} may hold no null, which added rows have "
+                'there; use mode="splice", or make them nullable'
+            )
+        group = self.file.metadata.row_group(0)
+        codec = group.column(0).compression if group.num_columns else "SNAPPY"
+        compression = "NONE" if codec == "UNCOMPRESSED" else codec
+        done = 0
+        with pq.ParquetWriter(target, self.schema, compression=compression) as writer:
+            for number in range(self.file.num_row_groups):
+                table = self.file.read_row_group(number)
+                last = number == self.file.num_row_groups - 1
+                here = [
+                    (place, injector.places[done + place])
+                    for place in range(len(table) + last)
+                    if done + place in injector.places
+                ]
+                done += len(table)
+                pieces = []
+                start = 0
+                if rows:
+                    added = iter([text for _, copies in here for _, text in copies])
+                    for begin, end, count in parts(here, len(table)):
+                        pieces.append(table.slice(begin, end - begin))
+                        if count:
+                            pieces.append(self._new([next(added) for _ in range(count)], injector))
+                else:
+                    at = self.columns.index(self.column)
+                    field = self.schema.field(at)
+                    for place, copies in here:
+                        old = table[self.column][place].as_py()
+                        new = pa.array([injector.spliced(old, copies)], type=self.type)
+                        pieces.append(table.slice(start, place - start))
+                        pieces.append(table.slice(place, 1).set_column(at, field, new))
+                        start = place + 1
+                    pieces.append(table.slice(start))
+                writer.write_table(pa.concat_tables(pieces), row_group_size=max(1, done))
+
+    def _new(self, texts: list[str], injector: CanaryInjector) -> Any:
+        import pyarrow as pa
+
+        rows = [injector.row(text, self.columns) for text in texts]
+        arrays = [
+            pa.nulls(len(rows), field.type)  # which some types take no list of
+            if all(row[field.name] is None for row in rows)
+            else pa.array([row[field.name] for row in rows], type=field.type)
+            for field in self.schema
+        ]
+        return pa.Table.from_arrays(arrays, schema=self.schema)
