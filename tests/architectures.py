@@ -8,6 +8,7 @@ Nothing is downloaded.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import warnings
@@ -509,7 +510,8 @@ def make(one: Architecture) -> Any:
         settings = {**one.settings, "text_config": {**text, **one.settings["text_config"]}}
     else:
         settings = {**text, **one.settings}
-    settings = {key: value for key, value in settings.items() if value is not None}
+    # Several share a part, which a config may write into.
+    settings = copy.deepcopy({key: value for key, value in settings.items() if value is not None})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = hf.AutoConfig.for_model(one.model_type, **settings)

@@ -108,6 +108,12 @@ def quoted(value: Any) -> tuple[str, ...]:
     return (repr(str(value)),) if isinstance(value, (str, Path)) and str(value) else ()
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is taken for the name of a file is not one of the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
 def shown(value: Any) -> str:
     return (
         "HUGE"

@@ -6,6 +6,7 @@ Each test runs in one process of its own that knows no Hub but the server of tes
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import re
@@ -278,7 +279,9 @@ def test_a_model_without_a_card_gets_one_and_a_pull_request_changes_nothing_yet(
 def test_a_card_that_somebody_changes_meanwhile_keeps_that_change(tmp_path: Path) -> None:
     repo = hub().create("models", "me/model")
     repo.commit("main", {"README.md": b"# First\n"}, "first")
-    truth, changes = module.add_exposure_to_card, iter([b"# Second\n", b"# Third\n"])
+    # The first card is a trial, before the Hub is asked for anything.
+    truth = module.add_exposure_to_card
+    changes = iter([b"# Zeroth\n", b"# Second\n", b"# Third\n"])
 
     def meanwhile(*arguments: Any, **options: Any) -> Any:
         for change in changes:
@@ -286,12 +289,13 @@ def test_a_card_that_somebody_changes_meanwhile_keeps_that_change(tmp_path: Path
             break
         return truth(*arguments, **options)
 
+    before = hub().asked("POST .*/commit/")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "add_exposure_to_card", meanwhile)
         push_exposure("me/model", measured())
     text = hub().files("models", "me/model")["README.md"].decode()
     assert "\n# Third\n" in text and "## Memorization" in text
-    assert hub().asked("POST .*/commit/") == 3
+    assert hub().asked("POST .*/commit/") - before == 3
     hub().fail("POST", "/commit/", 412, times=9)
     said = refused(push_exposure, "me/model", measured(1.0, 1.0, 1.0, 1.0))
     assert "somebody else has changed it" in said
@@ -675,6 +679,7 @@ def test_the_metric_loads_from_its_space_and_takes_canaries_by_their_id(tmp_path
     files = hub().files("spaces", "me/exposure")
     assert {"app.py", "exposure.py", "requirements.txt", "README.md"} <= set(files)
     assert not card_errors(files["README.md"].decode(), "space")
+    importlib.invalidate_caches()  # a folder may be younger than what Python knows of its parent
     metric = evaluate.load("me/exposure")
     assert metric.compute(predictions=[1.0], references=[2.0, 3.0])["exposure"] == [1.0]
     with model_and_canaries_on_the_hub() as planted:
