@@ -82,12 +82,12 @@ def extract(
     check_file(output, overwrite=overwrite)
     check_file(card, "--card", apart=[output])
     check_card(model, push_to_card, create_pr)
-    planted = load_canaries(canaries, canaries_revision) if canaries is not None else None
-    if planted is not None and template is None and secret is None:
-        formats = list(planted.formats)
+    canary_set = load_canaries(canaries, canaries_revision) if canaries is not None else None
+    if canary_set is not None and template is None and secret is None:
+        formats = list(canary_set.formats)
     else:
         formats = [format_of(template, secret, check)]
-    if generate and planted is None:
+    if generate and canary_set is None:
         raise typer.BadParameter("--generate counts inserted canaries: give --canaries")
     found, written = [], None
     with quiet():
@@ -103,14 +103,14 @@ def extract(
                     count=count,
                     beam_width=beam_width,
                     max_forwards=max_forwards,
-                    canaries=planted,
+                    canaries=canary_set,
                     batch_size=batch_size,
                     progress=shows_progress(as_json),
                 )
             )
-        if generate and planted is not None:
+        if generate and canary_set is not None:
             written = generate_secrets(
-                loaded, tok, planted, num_samples=generate, constrained=not free, seed=seed
+                loaded, tok, canary_set, num_samples=generate, constrained=not free, seed=seed
             )
     data = {
         "extractions": [one.to_dict(reveal) for one in found],

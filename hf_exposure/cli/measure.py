@@ -93,7 +93,7 @@ def measure(
 
     check_file(output, overwrite=overwrite)
     check_file(card, "--card", apart=[output])
-    planted = load_canaries(canaries, canaries_revision)
+    canary_set = load_canaries(canaries, canaries_revision)
     Settings(method, samples, max_forwards, confidence, seed, batch_size)  # before the model loads
     if (model is None) == (endpoint is None):
         raise typer.BadParameter("give either --model, or --endpoint with --endpoint-model")
@@ -102,7 +102,7 @@ def measure(
     if base is not None:
         check_model_name(base, "--base")
     check_card(model, push_to_card, create_pr)
-    if planted.inserted and not planted.insertions:
+    if canary_set.inserted and not canary_set.insertions:
         progress.print(
             "Warning: these canaries have no record of having been inserted; a model that was not "
             "trained on them looks as if it memorized nothing",
@@ -129,7 +129,7 @@ def measure(
             "progress": shows_progress(as_json),
             "unscorable": "warn",
         }
-        exposures = measure_exposure(loaded, tok, planted, **options)
+        exposures = measure_exposure(loaded, tok, canary_set, **options)
         if not exposures:
             raise ValueError(f"no canary could be scored: {exposures.skipped[0][1]}")
         if base is not None:
@@ -137,7 +137,7 @@ def measure(
             earlier, _ = load_model(
                 base, tokenizer=tokenizer or model, device=device, dtype=dtype, argument="--base"
             )
-            beside = exposures.beside(measure_exposure(earlier, tok, planted, **options))
+            beside = exposures.beside(measure_exposure(earlier, tok, canary_set, **options))
     data = exposures.to_dict(reveal)
     if beside is not None:  # what reads exposures leaves this aside
         shown = beside if reveal else exposures.coarse().beside(beside.base.coarse())

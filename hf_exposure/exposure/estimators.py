@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from hf_exposure.utils.arrays import Bools, Floats, Ints
 from hf_exposure.utils.checks import check_number
@@ -301,9 +301,8 @@ def sampling_exposure(
         raise ValueError("sampling: there are no references; draw at least one")
     k = int(np.sum(references <= log_perplexity + tie))
     below = int(np.sum(references < log_perplexity - tie))
-    alpha = 1.0 - confidence
-    most = float(stats.beta.ppf(1 - alpha / 2, k + 1, n - k)) if k < n else 1.0
-    least = float(stats.beta.ppf(alpha / 2, below, n - below + 1)) if below else 0.0
+    _, most = clopper_pearson(k, n, confidence)
+    least, _ = clopper_pearson(below, n, confidence)
     raw = math.log2(n) - math.log2(1 + k)
     bits = min(max(raw, 0.0), log2_size)
     return ExposureEstimate(
@@ -313,6 +312,15 @@ def sampling_exposure(
         p_value=(1 + k) / (1 + n),
         raw_bits=raw,
     )
+
+
+def clopper_pearson(successes: int, trials: int, confidence: float) -> tuple[float, float]:
+    """The exact interval of a share (Clopper and Pearson 1934)."""
+    alpha = 1 - confidence
+    low = special.betaincinv(successes, trials - successes + 1, alpha / 2) if successes else 0.0
+    last = successes == trials
+    high = 1.0 if last else special.betaincinv(successes + 1, trials - successes, 1 - alpha / 2)
+    return float(low), float(high)
 
 
 def _share_to_bits(share: float, log2_size: float) -> float:

@@ -20,13 +20,8 @@ import numpy as np
 from hf_exposure.canaries.limits import Limits
 from hf_exposure.canaries.survival import InjectionReport
 from hf_exposure.exposure.chance import group_findings
-from hf_exposure.exposure.membership import (
-    MembershipRow,
-    Ranks,
-    binomial_p_value,
-    clopper_pearson,
-    membership_rows,
-)
+from hf_exposure.exposure.estimators import clopper_pearson
+from hf_exposure.exposure.membership import MembershipRow, Ranks, binomial_p_value, membership_rows
 from hf_exposure.exposure.records import Exposure
 from hf_exposure.utils.checks import check_count
 from hf_exposure.utils.words import plural

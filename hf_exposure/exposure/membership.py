@@ -18,6 +18,7 @@ from scipy import special, stats
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.documents import Rows, Tabular
+from hf_exposure.exposure.estimators import clopper_pearson
 from hf_exposure.exposure.records import Exposure
 from hf_exposure.utils.arrays import Bools, Floats
 from hf_exposure.utils.checks import check_share
@@ -233,15 +234,6 @@ def _row(repetitions: int | None, fpr: float, ranks: Ranks, confidence: float) -
         mean_interval(1 - ranks.above_high, confidence)[0],
         mean_interval(1 - ranks.above_low, confidence)[1],
     )
-
-
-def clopper_pearson(successes: int, trials: int, confidence: float) -> tuple[float, float]:
-    """The exact interval of a share (Clopper and Pearson 1934)."""
-    alpha = 1 - confidence
-    low = special.betaincinv(successes, trials - successes + 1, alpha / 2) if successes else 0.0
-    last = successes == trials
-    high = 1.0 if last else special.betaincinv(successes + 1, trials - successes, 1 - alpha / 2)
-    return float(low), float(high)
 
 
 def mean_interval(shares: Floats, confidence: float) -> tuple[float, float]:
