@@ -6,6 +6,7 @@ NumPy and SciPy but no TensorFlow.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import evaluate
@@ -89,6 +90,7 @@ def test_our_bits_with_our_own_fit_are_its_bits(peer: Any) -> None:
 def test_the_metric_gives_its_figures(
     peer: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "path", sys.path[:])  # evaluate appends to it
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
     metric = evaluate.load(metric_path(), cache_dir=str(tmp_path))
     costs, references = skewed(3)

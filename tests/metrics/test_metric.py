@@ -44,6 +44,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """evaluate keeps its copies and files in the home folder; here, in one of the test's own."""
     folder = tmp_path_factory.mktemp("caches")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", sys.path[:])  # evaluate appends to it
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", folder / "modules")
         patch.setattr(evaluate.config, "HF_METRICS_CACHE", folder / "metrics")
         yield folder
