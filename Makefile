@@ -16,9 +16,9 @@ EXTRAS_dev := [dev]
 EXTRAS_bench := [bench]
 EXTRAS_docs := [docs]
 
-# Of these the tests load one file each, to compare with. They lie in a folder of their own, without
+# Of these the tests load some files, to compare with. They lie in a folder of their own, without
 # what they need themselves (JAX, TensorFlow), and whatever Python they ask for.
-PEERS_dev := jax-privacy tensorflow-empirical-privacy
+PEERS_dev := jax-privacy memaudit tensorflow-empirical-privacy
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1

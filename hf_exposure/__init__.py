@@ -18,7 +18,9 @@ _HOMES = {
     "attacks.extraction": "Extraction Extractions extract_secrets",
     "attacks.generation": "generate_secrets",
     "attacks.generations": "Generations",
+    "attacks.membership": "MembershipTest MembershipTestRow membership_test",
     "attacks.pairs": "load_benchmark",
+    "attacks.texts": "TextScore TextScores score_texts",
     "audit.audit": "audit_dataset",
     "audit.detectors": "find_secrets",
     "audit.results": "Audit AuditEntry",
@@ -72,7 +74,13 @@ if TYPE_CHECKING:
     from hf_exposure.attacks.extraction import extract_secrets as extract_secrets
     from hf_exposure.attacks.generation import generate_secrets as generate_secrets
     from hf_exposure.attacks.generations import Generations as Generations
+    from hf_exposure.attacks.membership import MembershipTest as MembershipTest
+    from hf_exposure.attacks.membership import MembershipTestRow as MembershipTestRow
+    from hf_exposure.attacks.membership import membership_test as membership_test
     from hf_exposure.attacks.pairs import load_benchmark as load_benchmark
+    from hf_exposure.attacks.texts import TextScore as TextScore
+    from hf_exposure.attacks.texts import TextScores as TextScores
+    from hf_exposure.attacks.texts import score_texts as score_texts
     from hf_exposure.audit.audit import audit_dataset as audit_dataset
     from hf_exposure.audit.detectors import find_secrets as find_secrets
     from hf_exposure.audit.results import Audit as Audit

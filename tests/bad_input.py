@@ -170,6 +170,11 @@ def candidates() -> Any:
 
 
 @functools.cache
+def text_scores() -> Any:
+    return hx.score_texts(model(), tokenizer(), ["the number", "my code"], model())
+
+
+@functools.cache
 def audit() -> Any:
     return hx.audit_dataset(model(), tokenizer(), rows(), samples=20, top=1)
 
@@ -656,6 +661,46 @@ def calls() -> list[Call]:
         **scoring,
     )
     add(
+        hx.score_texts,
+        {
+            **run,
+            "texts": ["the number"],
+            "base": model(),
+            "k": 20.0,
+            "bos": None,
+            "batch_size": None,
+            "progress": False,
+        },
+        **runs,
+        texts=[None, 3, "abc", [3], [None], [b"a"], ["a", 3], [""], {"a": "b"}, NAN, Nothing()],
+        base=[value for value in MODEL if value is not None],
+        k=[*number(0, 100), 0],
+        **scoring,
+    )
+    groups = [
+        None,
+        3,
+        "abc",
+        ["a"],
+        [None],
+        [NAN],
+        [],
+        [[1.0]],
+        NAN,
+        Nothing(),
+        True,
+        text_scores(),
+    ]
+    add(
+        hx.membership_test,
+        {"members": [1.0], "non_members": [0.0], "by": None, "fpr": 0.01, "confidence": 0.95},
+        members=groups,
+        non_members=groups,
+        by=choice(none=True),
+        fpr=SHARE,
+        confidence=SHARE,
+    )
+    add(
         hx.audit_dataset,
         {
             **run,
@@ -948,6 +993,8 @@ def calls() -> list[Call]:
         "Discoverable": found(),
         "Candidates": candidates(),
         "Audit": audit(),
+        "TextScores": text_scores(),
+        "MembershipTest": hx.membership_test([1.0], [0.0]),
     }.items():
         kept = result.save(folder() / f"{title}.json")
         add(
@@ -1017,6 +1064,8 @@ def calls() -> list[Call]:
     )
     add(candidates().ranked, {"by": "zlib"}, "Candidates.ranked", by=choice())
     add(candidates()[0].score, {"by": "zlib"}, "Candidate.score", by=choice())
+    add(text_scores()[0].score, {"by": "zlib"}, "TextScore.score", by=choice())
+    add(text_scores().scores, {"by": "zlib"}, "TextScores.scores", by=choice())
     measured = history()
     add(hx.History, {"items": list(measured)}, items=ITEMS)
     add(

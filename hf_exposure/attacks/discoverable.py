@@ -30,7 +30,7 @@ from hf_exposure.attacks.near import log2_of, near_bound
 from hf_exposure.attacks.pairs import Pair, count_reasons, read_pairs
 from hf_exposure.exposure.documents import versions
 from hf_exposure.models.causal import CausalModel
-from hf_exposure.models.continuations import token_bits
+from hf_exposure.models.continuations import token_signals
 from hf_exposure.models.decoder import Decoder
 from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.utils.arrays import Bools, Floats
@@ -263,8 +263,8 @@ def _costs(
     begins = np.array([len(pair.prefix) for pair in pairs])
     costs = [np.zeros(0)] * len(pairs)
     right = [np.zeros(0, dtype=bool)] * len(pairs)
-    for place, bits, greedy in token_bits(model, whole, begins):
-        costs[place], right[place] = bits, greedy == pairs[place].suffix
+    for place, found in token_signals(model, whole, begins):
+        costs[place], right[place] = found.bits, found.greedy == found.tokens
         tick()
     return costs, right
 

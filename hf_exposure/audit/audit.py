@@ -27,7 +27,7 @@ from hf_exposure.exposure.measure import measure_exposure, measure_plan
 from hf_exposure.exposure.planning import Plan, Settings, plan_measurement
 from hf_exposure.exposure.records import Exposure
 from hf_exposure.models.causal import ContextError
-from hf_exposure.models.continuations import TextModel, token_bits
+from hf_exposure.models.continuations import TextModel, token_signals
 from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.utils.checks import check_count, check_share, check_type
 from hf_exposure.utils.typed import typed
@@ -232,9 +232,9 @@ class _Side:
             if not begin:
                 raise ValueError("no token comes before it")
             ids = np.array([*lead, *encoded[0]], dtype=np.int64)
-            ((_, bits, _),) = token_bits(model, [ids], np.array([begin]))
+            ((_, found),) = token_signals(model, [ids], np.array([begin]))
         self.forwards += model.forwards
-        return float(bits.sum())
+        return float(found.bits.sum())
 
 
 @dataclass

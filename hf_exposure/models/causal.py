@@ -223,6 +223,20 @@ class CausalModel:
         nats = total - torch.cat(chosen)
         return np.asarray(nats.double().cpu().numpy() / math.log(2))
 
+    def moments(self, logits: torch.Tensor) -> tuple[Floats, Floats]:
+        """(rows,) mean and standard deviation, in bits, of the next token's cost if the model draws
+        it itself, from (rows, vocabulary) logits. The mean is the entropy."""
+        means, spreads = [], []
+        for piece in logits.split(max(1, _PIECE // logits.shape[-1])):
+            logs = torch.log_softmax(single(piece), -1)
+            shares = logs.exp()
+            logs = logs.masked_fill(shares == 0, 0.0)  # 0 log 0 = 0
+            mean = (shares * logs).sum(-1, keepdim=True)
+            means.append(-mean[:, 0])
+            spreads.append((shares * (logs - mean).square()).sum(-1).sqrt())
+        whole = torch.stack([torch.cat(means), torch.cat(spreads)]).double().cpu().numpy()
+        return whole[0] / math.log(2), whole[1] / math.log(2)
+
 
 def _accepted(model: Any, config: Any, name: str) -> set[str]:
     """The arguments of a model's forward, if it is a causal one that needs tokens alone."""

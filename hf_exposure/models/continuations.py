@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -24,7 +25,31 @@ from hf_exposure.utils.words import plural
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Scored = tuple[Floats, Ints]
+
+@dataclass(frozen=True, eq=False)
+class TokenSignals:
+    """What a model says of n tokens, each given all that come before it.
+
+    Attributes:
+        tokens: (n,) the tokens.
+        bits: (n,) their costs.
+        greedy: (n,) the tokens that greedy decoding would choose in their places: of equally likely
+            ones that which `torch.argmax` names, on a CPU the one with the lowest id.
+        means, spreads: (n,) mean and standard deviation of the cost, in bits, if the model draws
+            the token itself; empty unless asked for.
+    """
+
+    tokens: Ints
+    bits: Floats
+    greedy: Ints
+    means: Floats
+    spreads: Floats
+
+    @classmethod
+    def none(cls) -> TokenSignals:
+        """Those of no token."""
+        nothing, none = np.zeros(0), np.zeros(0, dtype=np.int64)
+        return cls(none, nothing, none, nothing, nothing)
 
 
 class LanguageModel(Protocol):
@@ -86,23 +111,34 @@ class TextModel(CausalModel):
             sequences.append(np.array([*self.encoder.lead, *whole], dtype=np.int64))
             begins.append(len(self.encoder.lead) + common_length([before, whole]))
         known = np.maximum(np.array(begins, dtype=np.int64), 1)
-        for place, bits, _ in token_bits(self, sequences, known):
-            yield place, bits if begins[place] else np.array([math.nan, *bits])
+        for place, found in token_signals(self, sequences, known):
+            yield place, found.bits if begins[place] else np.array([math.nan, *found.bits])
+
+    def text_signals(self, texts: Sequence[str]) -> Iterator[tuple[int, TokenSignals]]:
+        """A place in `texts` and what the model says of that text's tokens, with moments; of a
+        text's first token nothing, if no special token comes before it.
+
+        Raises:
+            ContextError, ValueError: see `continuation_bits`.
+        """
+        lead = self.encoder.lead
+        sequences = [np.array([*lead, *ids], dtype=np.int64) for ids in self.encoder(texts)]
+        begins = np.full(len(sequences), max(1, len(lead)), dtype=np.int64)
+        return token_signals(self, sequences, begins, moments=True)
 
 
-def token_bits(
-    model: CausalModel, sequences: Sequence[Ints], begins: Ints
-) -> Iterator[tuple[int, Floats, Ints]]:
-    """Costs of given tokens, by full forwards that are told all that comes before each.
+def token_signals(
+    model: CausalModel, sequences: Sequence[Ints], begins: Ints, *, moments: bool = False
+) -> Iterator[tuple[int, TokenSignals]]:
+    """What a model says of given tokens, by full forwards that are told all that comes before each.
 
     Args:
         sequences: token ids, whole.
-        begins: (n,) place of the first token in each whose cost is wanted, at least 1.
+        begins: (n,) place of the first token in each that is asked about, at least 1.
+        moments: also give `means` and `spreads`.
 
     Yields:
-        A place in `sequences`, the bits of its tokens from `begins` on, and the tokens that
-        greedy decoding would choose in their places: of equally likely ones that which
-        `torch.argmax` names, on a CPU the one with the lowest id.
+        A place in `sequences`, and the signals of its tokens from `begins` on.
 
     Raises:
         ContextError: a sequence does not fit the model's context.
@@ -112,7 +148,7 @@ def token_bits(
     order = np.argsort(lengths, kind="stable")
     empty = lengths[order] <= begins[order]
     for place in order[empty].tolist():
-        yield place, np.zeros(0), np.zeros(0, dtype=np.int64)
+        yield place, TokenSignals.none()
     order = order[~empty]
     if not len(order):
         return
@@ -134,18 +170,19 @@ def token_bits(
             "tokens depend on what follows and are not those of sampling; give shorter texts",
         )
     for block in (order[short], order[~short]):
-        for place, scored in _in_company(model, [sequences[i] for i in block], begins[block]):
-            yield int(block[place]), *scored
+        part = [sequences[i] for i in block]
+        for place, scored in _in_company(model, part, begins[block], moments):
+            yield int(block[place]), scored
 
 
 def _in_company(
-    model: CausalModel, sequences: list[Ints], begins: Ints
-) -> Iterator[tuple[int, Scored]]:
+    model: CausalModel, sequences: list[Ints], begins: Ints, moments: bool
+) -> Iterator[tuple[int, TokenSignals]]:
     """What `_filled_up` gives for each of the sequences, the shortest first, as many at once as
     fit and leave the figures as they are alone."""
 
-    def run(places: Ints) -> list[Scored]:
-        return _filled_up(model, [sequences[place] for place in places], begins[places])
+    def run(places: Ints) -> list[TokenSignals]:
+        return _filled_up(model, [sequences[place] for place in places], begins[places], moments)
 
     places = np.arange(len(sequences))
     ends, rest = places[:: max(1, len(places) - 1)], places[1:-1]
@@ -172,7 +209,7 @@ def _in_company(
 
 
 def _apart(
-    model: CausalModel, sequences: list[Ints], begins: Ints, alone: Sequence[Scored]
+    model: CausalModel, sequences: list[Ints], begins: Ints, alone: Sequence[TokenSignals]
 ) -> float:
     """The largest difference in bits between two sequences in company and the first of them alone,
     0 if rounding explains it."""
@@ -181,15 +218,17 @@ def _apart(
     found = model.in_chunks(
         np.arange(2), lambda part: _filled_up(model, [sequences[i] for i in part], begins[part])
     )
-    both = [bits for _, scored in found for bits, _ in scored]
-    pairs = [(bits, own) for bits, (own, _) in zip(both, alone, strict=False)]
+    both = [one.bits for _, scored in found for one in scored]
+    pairs = [(bits, own.bits) for bits, own in zip(both, alone, strict=False)]
     if all(agree(bits, own, model.precision) for bits, own in pairs):
         return 0.0
     return max(largest_difference(bits, own) for bits, own in pairs)
 
 
-def _filled_up(model: CausalModel, sequences: list[Ints], begins: Ints) -> list[Scored]:
-    """For each sequence its bits and the greedy tokens, by one forward of all."""
+def _filled_up(
+    model: CausalModel, sequences: list[Ints], begins: Ints, moments: bool = False
+) -> list[TokenSignals]:
+    """The signals of each sequence, by one forward of all."""
     width = max(map(len, sequences)) - 1
     ids = np.array([np.pad(one[:-1], (0, width + 1 - len(one))) for one in sequences])
     first = int(begins.min()) - 1
@@ -200,5 +239,7 @@ def _filled_up(model: CausalModel, sequences: list[Ints], begins: Ints) -> list[
     ):
         own = row[begin - 1 - first : len(tokens) - 1 - first]
         bits = model.bits(own, torch.as_tensor(tokens[begin:])[:, None])[:, 0]
-        out.append((bits, np.asarray(single(own).argmax(-1).cpu().numpy())))
+        greedy = np.asarray(single(own).argmax(-1).cpu().numpy())
+        means, spreads = model.moments(own) if moments else (np.zeros(0), np.zeros(0))
+        out.append(TokenSignals(tokens[begin:], bits, greedy, means, spreads))
     return out

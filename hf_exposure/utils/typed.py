@@ -219,6 +219,7 @@ _CLASSES = [
     *_SAVED,
     *"Canary Exposure Extraction InjectionReport Insertion Measurement SecretFormat".split(),
     "SkewNormal",
+    "TextScores",
 ]
 
 

@@ -23,7 +23,7 @@ from hf_exposure import (
 )
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.models.causal import CausalModel, ContextError
-from hf_exposure.models.continuations import TextModel, token_bits
+from hf_exposure.models.continuations import TextModel, token_signals
 from hf_exposure.models.undisturbed import undisturbed
 from tests.tiny import TOKENIZERS, llama
 
@@ -222,10 +222,11 @@ def test_company_that_changes_figures_is_found_out_whatever_the_reason(
     begins = np.full(len(sequences), 2)
     one_by_one = CausalModel(made)
     with undisturbed(made):
-        truth = [next(token_bits(one_by_one, [s], begins[:1]))[1] for s in sequences]
+        truth = [next(token_signals(one_by_one, [s], begins[:1]))[1].bits for s in sequences]
         with pytest.warns(UserWarning, match=beside):
             found = {
-                place: bits for place, bits, _ in token_bits(CausalModel(made), sequences, begins)
+                place: one.bits
+                for place, one in token_signals(CausalModel(made), sequences, begins)
             }
     assert sorted(found) == list(range(len(sequences)))
     for place, bits in enumerate(truth):
@@ -240,7 +241,7 @@ def test_company_that_changes_nothing_is_used() -> None:
     sequences = [np.arange(3 + size % 9) for size in range(60)]
     with undisturbed(made), warnings.catch_warnings():
         warnings.simplefilter("error")
-        scored = list(token_bits(CausalModel(made), sequences, np.full(60, 1)))
+        scored = list(token_signals(CausalModel(made), sequences, np.full(60, 1)))
     assert len(scored) == 60
     assert [rows for rows, _ in sizes] == [1, 1, 2, 58]
 
