@@ -17,11 +17,8 @@ random leaf fails that.
 
 from __future__ import annotations
 
-import math
 import random
-from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,23 +26,16 @@ import numpy as np
 from hf_exposure.canaries.automaton import compile_automaton
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.vocabulary import Encoder, Readings, align, common_length
+from hf_exposure.tree.branches import Branches
 from hf_exposure.tree.canonical import PathTests, whole_characters
-from hf_exposure.utils.arrays import Bools, Floats, Ints
+from hf_exposure.tree.checking import SMALL, choose_way
+from hf_exposure.utils.arrays import Ints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_Search = Generator[Ints, Bools, "Ints | None"]
-_SMALL = 4096  # spaces up to this size are checked string by string
-# More allowed tokens than this are tested for being canonical only when taken. On a model of
-# 135 M, 4,096 gave intervals of the same width in 1.4 times the time, 0 up to a fifth wider ones.
-_EAGER = 512
-_KEPT = 1 << 24  # children that are remembered, all nodes together
-WAYS = ("single", "pairs", "text", "leaves")
-
-
-class TokenTree:
+class TokenTree(Branches):
     """The tree of token prefixes of a secret space.
 
     Tokens are numbered here: places in `token_ids`, those that occur in some secret.
@@ -82,107 +72,7 @@ class TokenTree:
         self._encoder = Encoder(tokenizer, bos)
         strings, encodings = self._samples()
         self._find_cut(strings, encodings)
-        self._children: dict[int, tuple[Ints, Ints]] = {}
-        self._kept = 0
-        self.way, self.false_share, self._proved = self._choose_way(strings, encodings)
-
-    # What the walk asks
-
-    @cached_property
-    def leaf(self) -> Bools:
-        """(states,) whether a state is the end of a secret."""
-        out = np.zeros(len(self._automaton.steps), dtype=bool)
-        out[list(self._automaton.accepting)] = True
-        return out
-
-    @cached_property
-    def _shortest(self) -> Ints:
-        """(states,) the fewest tokens from a state to a leaf."""
-        steps = enumerate(self._automaton.token_steps)
-        edges = [(state, to) for state, step in steps for to in set(step.values())]
-        begin, end = np.array(edges, dtype=np.int64).reshape(-1, 2).T
-        out = np.where(self.leaf, 0, len(self.leaf))
-        while True:
-            better = out.copy()
-            np.minimum.at(better, begin, out[end] + 1)
-            if np.array_equal(better, out):
-                return out
-            out = better
-
-    def ends_within(self, states: Ints, tokens: float) -> Bools:
-        """(n,) whether so many further tokens may lead from each state to a leaf."""
-        return self._shortest[states] <= tokens
-
-    @cached_property
-    def log2_counts(self) -> Floats:
-        """(states,) log2 of the number of strings that lead on from a state."""
-        return np.array([math.log2(count) for count in self._automaton.counts])
-
-    def key(self, states: Ints, last: Ints) -> Ints:
-        """One number for each node, equal for nodes that have the same children.
-
-        Args:
-            states: (n,) states, 0 at the root.
-            last: (n,) the last token, -1 at the root.
-        """
-        if self.way == "pairs":
-            return states * (len(self.token_ids) + 1) + last + 1
-        return states
-
-    def children(self, key: int) -> tuple[Ints, Ints]:
-        """Tokens and states of a node's children, both (n,). Some may turn out impossible."""
-        return self.all_children([key])[0]
-
-    def all_children(self, keys: Sequence[int]) -> list[tuple[Ints, Ints]]:
-        """The children of several nodes; the tokenizer is asked once for all new pairs."""
-        new = {}
-        if self._kept > _KEPT:
-            self._children.clear()
-            self._kept = 0
-        for key in keys:
-            if key not in self._children and key not in new:
-                state, last = key, -1
-                if self.way == "pairs":
-                    state, last = divmod(key, len(self.token_ids) + 1)
-                    last -= 1
-                new[key] = last, *self._allowed[state]
-        if self.way == "pairs":
-            tested = {
-                key: (last, tokens)
-                for key, (last, tokens, _) in new.items()
-                if last < 0 or len(tokens) <= _EAGER
-            }
-            sizes = [len(tokens) for _, tokens in tested.values()]
-            if tested:
-                fine = self._tests.pairs_fit(
-                    np.repeat([last for last, _ in tested.values()], sizes),
-                    np.concatenate([tokens for _, tokens in tested.values()]),
-                )
-                parts = np.split(fine, np.cumsum(sizes)[:-1])
-                for key, part in zip(tested, parts, strict=True):
-                    last, tokens, states = new[key]
-                    new[key] = last, tokens[part], states[part]
-                    self._kept += int(part.sum())
-        self._children.update({key: found[1:] for key, found in new.items()})
-        return [self._children[key] for key in keys]
-
-    def possible(self, paths: Ints) -> Bools:
-        """(n,) whether some canonical path may begin like each of the (n, depth) paths.
-
-        Every beginning of a path is taken to have been asked for before.
-        """
-        if self.way == "pairs":
-            first = paths[:, -2] if paths.shape[1] > 1 else np.full(len(paths), -1)
-            return self._tests.pairs_fit(first, paths[:, -1])
-        if self.way == "text":
-            return self._tests.may_go_on(paths)
-        return np.ones(len(paths), dtype=bool)
-
-    def canonical(self, paths: Ints) -> Bools:
-        """(n,) whether each of the (n, depth) paths to leaves is the tokenizer's own."""
-        if self._proved:
-            return np.ones(len(paths), dtype=bool)
-        return self._tests.texts_fit(paths)
+        self.longest, self.false_share = self._check(encodings)
 
     def path(self, secret: str) -> Ints:
         """(depth,) the canonical path of a secret.
@@ -223,7 +113,7 @@ class TokenTree:
             if self.leaf[state]:
                 break
             token = self._token_of.get(number, -1)
-            following = self._automaton.token_steps[state].get(token)
+            following = self.automaton.token_steps[state].get(token)
             if following is None:
                 return np.array(path, dtype=np.int64), None
             path.append(token)
@@ -241,7 +131,7 @@ class TokenTree:
 
     def _samples(self) -> tuple[list[str], list[list[int]]]:
         """Secrets that show where the template's tokens end, and the tokens of their texts."""
-        if self.format.size <= _SMALL:
+        if self.format.size <= SMALL:
             strings = list(self.format.enumerate())
         else:
             strings = [*_first_characters(self.format), *self.format.sample(1000, seed=1)]
@@ -329,31 +219,30 @@ class TokenTree:
             vocabulary=words,
         )
         used = sorted({number for step in whole.token_steps for number in step})
-        self.token_ids: Ints = np.array(used, dtype=np.int64)
-        number_of = {number: token for token, number in enumerate(used)}
-        self._token_of = number_of
-        steps = [{number_of[t]: to for t, to in step.items()} for step in whole.token_steps]
-        self._automaton = type(whole)(whole.steps, whole.accepting, steps, whole.counts)
+        self._token_of = {number: token for token, number in enumerate(used)}
+        steps = [{self._token_of[t]: to for t, to in step.items()} for step in whole.token_steps]
+        automaton = type(whole)(whole.steps, whole.accepting, steps, whole.counts)
+        token_ids: Ints = np.array(used, dtype=np.int64)
         self._readings = [readings[number] for number in used]
-        self._tests = PathTests(
+        tests = PathTests(
             self._encoder,
-            self._automaton,
-            self.token_ids,
+            automaton,
+            token_ids,
             self._readings,
             self._head,
             self._padded,
             self._core,
         )
-        self._allowed = [_arrays(step) for step in steps]
+        super().__init__(automaton, token_ids, tests)
         self._refuse_two_meanings()
 
     def _refuse_two_meanings(self) -> None:
         """A path has to spell one string: WordPiece writes "a.b" and "a. b" with equal tokens."""
-        for state, step in enumerate(self._automaton.token_steps):
+        for state, step in enumerate(self.automaton.token_steps):
             for token in step:
                 options = self._readings[token]
                 if len(options) > 1:
-                    fitting = [d for d in options if self._automaton.run(d, state) is not None]
+                    fitting = [d for d in options if self.automaton.run(d, state) is not None]
                     if len(fitting) > 1:
                         raise ValueError(
                             f"tokenizer: does not keep the spaces within secrets of "
@@ -361,13 +250,11 @@ class TokenTree:
                             "tokens; choose an expression that says where spaces are"
                         )
 
-    def _choose_way(
-        self, strings: list[str], encodings: list[list[int]]
-    ) -> tuple[str, float, bool]:
-        """The cheapest way that misses none of the canonical paths that were tried.
+    def _check(self, encodings: list[list[int]]) -> tuple[int, float]:
+        """See that these texts are in the tree, and choose the way in which it is walked.
 
-        Returns the way, the share of random leaves that are not canonical under it, and whether
-        every leaf is known to be canonical.
+        Returns:
+            The most tokens that one of them has behind the prompt, and the share of false leaves.
         """
         paths = [self._path_of(ids) for ids in encodings]
         known = [path for path in paths if path is not None]
@@ -377,133 +264,17 @@ class TokenTree:
                 f"{self.format.template!r} are written with tokens that do not spell them; "
                 "choose a template or an expression that this tokenizer keeps as it is"
             )
-        self.longest = max(map(len, known))
-        if _count_paths(self._automaton.token_steps, self._automaton.accepting) == self.format.size:
-            return "single", 0.0, True
-        small = self.format.size <= _SMALL
-        choice: tuple[str, float, bool] | None = None
-        for way in WAYS[1:]:
-            self.way, self._proved = way, False
-            self._children.clear()
-            self._kept = 0
-            if len(self._missed(known)):
-                continue
-            if small and way != "leaves" and self._count_walkable() == self.format.size:
-                # All canonical paths are in the tree; as many paths as strings means no others.
-                return way, 0.0, True
-            false_share = self._false_share()
-            if choice is None or false_share < choice[1] / 2:
-                choice = way, false_share, False
-            if choice[1] < 0.1:
-                break
-        assert choice is not None  # `leaves` refuses nothing
-        self._children.clear()
-        return choice
-
-    def _missed(self, paths: list[Ints]) -> list[Ints]:
-        """The beginnings of these canonical paths at which the walk would stop."""
-        out: list[Ints] = []
-        for depth in range(1, max(map(len, paths), default=0) + 1):
-            begun = {tuple(path[:depth].tolist()) for path in paths if len(path) >= depth}
-            some = np.array(sorted(begun))
-            out.extend(some[~self.possible(some)])
-        return out
+        return max(map(len, known)), choose_way(self, known)
 
     def _admit(self, paths: list[Ints]) -> None:
         """Have the walk come along these canonical paths, also where the way would miss one."""
         if self._proved or self.way not in ("pairs", "text"):
             return
-        missed = self._missed(paths)
+        missed = self.missed(paths)
         for path in missed:
-            self._tests.admit(path[-2:] if self.way == "pairs" else path)
+            self.tests.admit(path[-2:] if self.way == "pairs" else path)
         if missed:
-            self._children.clear()
-            self._kept = 0
-
-    def _false_share(self, tries: int = 200) -> float:
-        """The share of leaves, reached by random steps, that the tokenizer writes otherwise."""
-        leaves: dict[int, list[Ints]] = {}
-        for path in self._found(
-            [self._search(np.random.default_rng([2, n])) for n in range(tries)]
-        ):
-            leaves.setdefault(len(path), []).append(path)
-        fit = [self._tests.texts_fit(np.array(paths)) for paths in leaves.values()]
-        return 1.0 - float(np.mean(np.concatenate(fit))) if fit else 1.0
-
-    def _random_leaf(self, draw: np.random.Generator) -> Ints | None:
-        """A leaf reached by random steps; None if not soon."""
-        return next(iter(self._found([self._search(draw)])), None)
-
-    def _found(self, searches: Sequence[_Search]) -> list[Ints]:
-        """The leaves that searches come to. All go on together, so that the tokenizer is asked for
-        the steps of all of them at once."""
-        asking = [(search, next(search)) for search in searches]
-        found: list[Ints] = []
-        while asking:
-            by_depth: dict[int, list[tuple[_Search, Ints]]] = {}
-            for search, paths in asking:
-                by_depth.setdefault(paths.shape[1], []).append((search, paths))
-            asking = []
-            for some in by_depth.values():
-                fit = self.possible(np.concatenate([paths for _, paths in some]))
-                parts = np.split(fit, np.cumsum([len(paths) for _, paths in some])[:-1])
-                for (search, _), part in zip(some, parts, strict=True):
-                    try:
-                        asking.append((search, search.send(part)))
-                    except StopIteration as end:
-                        found += [end.value] if end.value is not None else []
-        return found
-
-    def _search(self, draw: np.random.Generator, steps: int = 300) -> _Search:
-        """Look for a leaf by random steps, one back from where none leads on. Yields paths to be
-        told which of them are possible; returns the leaf's path, or None if not soon."""
-        path: list[int] = []
-        trail = [self._shuffled(0, draw)]
-        for _ in range(steps):
-            tokens, states = trail[-1]
-            if len(tokens):
-                some = np.array([[*path, token] for token in tokens[:16].tolist()])
-                fit = np.flatnonzero((yield some))
-                went = int(fit[0]) + 1 if len(fit) else min(16, len(tokens))
-                trail[-1] = tokens[went:], states[went:]
-                if len(fit):
-                    path.append(int(tokens[went - 1]))
-                    state = int(states[went - 1])
-                    if self.leaf[state]:
-                        return np.array(path)
-                    trail.append(self._shuffled(state, draw))
-            elif len(trail) > 1:
-                trail.pop()
-                path.pop()
-            else:
-                break
-        return None
-
-    def _shuffled(self, state: int, draw: np.random.Generator) -> tuple[Ints, Ints]:
-        tokens, states = self._allowed[state]
-        order = draw.permutation(len(tokens))
-        return tokens[order], states[order]
-
-    def _count_walkable(self) -> int | None:
-        """How many leaves the walk would come to, or None if it is long in finding them; only for
-        small spaces."""
-        found, visited = 0, 0
-        states, paths = np.array([0]), np.zeros((1, 0), dtype=np.int64)
-        while len(states):
-            visited += len(states)
-            if visited > 8 * _SMALL:
-                return None
-            last = paths[:, -1] if paths.shape[1] else np.array([-1])
-            children = self.all_children(self.key(states, last).tolist())
-            row = np.repeat(np.arange(len(states)), [len(tokens) for tokens, _ in children])
-            tokens = np.concatenate([tokens for tokens, _ in children])
-            states = np.concatenate([following for _, following in children])
-            paths = np.concatenate([paths[row], tokens[:, None]], axis=1)
-            fit = self.possible(paths)
-            found += int(self.leaf[states[fit]].sum())
-            inner = fit & ~self.leaf[states]
-            states, paths = states[inner], paths[inner]
-        return found
+            self.forget()
 
     # Ids, tokens, texts
 
@@ -514,18 +285,10 @@ class TokenTree:
         return path if whole and state is not None and self.leaf[state] else None
 
     def _bytes(self, path: Sequence[int] | Ints) -> bytes:
-        return self._tests.spell(path)[0]
+        return self.tests.spell(path)[0]
 
 
-def _arrays(step: dict[int, int]) -> tuple[Ints, Ints]:
-    tokens = sorted(step)
-    return (
-        np.array(tokens, dtype=np.int64),
-        np.array([step[token] for token in tokens], dtype=np.int64),
-    )
-
-
-def _first_characters(fmt: SecretFormat, limit: int = _SMALL) -> Iterator[str]:
+def _first_characters(fmt: SecretFormat, limit: int = SMALL) -> Iterator[str]:
     """Secrets with every pair of first bytes, as far as `limit` reaches."""
     automaton = fmt.automaton
     draw = random.Random(3)
@@ -559,20 +322,3 @@ def _tail_at(
 def _is_text(head: bytes, tail: int) -> bool:
     """Whether the cut stands between characters."""
     return tail > len(head) or whole_characters(head[len(head) - tail :])
-
-
-def _count_paths(steps: list[dict[int, int]], accepting: frozenset[int]) -> int:
-    """The number of token paths from the start to an accepting state."""
-    # Very many tokens lead to few states.
-    ways = [Counter(step.values()) for step in steps]
-    counts: dict[int, int] = {}
-    stack = [0]
-    while stack:
-        state = stack[-1]
-        todo = [to for to in ways[state] if to not in counts]
-        if todo:
-            stack.extend(todo)
-            continue
-        counts[state] = (state in accepting) + sum(n * counts[to] for to, n in ways[state].items())
-        stack.pop()
-    return counts[0]

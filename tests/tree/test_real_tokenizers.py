@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.tree.tokens import WAYS, TokenTree
+from hf_exposure.tree.branches import WAYS
+from hf_exposure.tree.checking import random_leaf
+from hf_exposure.tree.tokens import TokenTree
 from tests.real_tokenizers import FORMATS, folders, home, load, steps, tree_of
 from tests.tree.test_tokens import encoded, leaves, tokens
 
@@ -72,7 +74,7 @@ def test_random_secrets_of_a_large_space_are_leaves_and_leaves_are_encodings(
         assert tree.leaf[along[-1][0]]
         assert tree.canonical(np.array([path]))[0]
     draw = np.random.default_rng(7)
-    ends = [path for _ in range(50) if (path := tree._random_leaf(draw)) is not None]
+    ends = [path for _ in range(50) if (path := random_leaf(tree, draw)) is not None]
     assert ends
     false = 0
     for path in ends:

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.tree.tokens import WAYS, TokenTree
+from hf_exposure.tree.branches import WAYS
+from hf_exposure.tree.tokens import TokenTree
 from tests.tiny import TOKENIZERS
 
 # Formats of small spaces, and what each is there for.
@@ -208,8 +209,7 @@ def test_pairs_of_contractions_would_be_wrong_with_the_right_number_of_them() ->
     fmt, tokenizer = FORMATS["contractions"], TOKENIZERS["contractions"]()
     tree = TokenTree(fmt, tokenizer)
     expected = {encoded(tokenizer, fmt.render(secret)) for secret in fmt.enumerate()}
-    tree.way, tree._proved = "pairs", False
-    tree._children.clear()
+    tree.choose("pairs")
     assert {tokens(tree, path) for path in leaves(tree)} < expected
 
 
@@ -230,8 +230,7 @@ def test_a_secret_that_the_way_misses_is_in_the_tree_once_it_was_asked_for(way: 
     if way == "text":
         fmt, tokenizer = SecretFormat("my{secret}.", secret="[ ]{2}[a-z]{2}"), looks_ahead()
     tree = TokenTree(fmt, tokenizer)
-    tree.way, tree._proved = way, False
-    tree._children.clear()
+    tree.choose(way)
     expected = {encoded(tokenizer, fmt.render(secret)) for secret in fmt.enumerate()}
     missed = expected - {tokens(tree, path) for path in leaves(tree)}
     assert missed
@@ -321,7 +320,7 @@ def test_equal_keys_have_equal_children() -> None:
     keys = np.unique(tree.key(states, columns))
     assert len(keys) == len(columns)  # no two nodes of another last token share one
     first = [tree.children(int(key)) for key in keys]
-    tree._children.clear()
+    tree.forget()
     for key, (some, to) in zip(keys[::-1], first[::-1], strict=True):
         again = tree.children(int(key))
         assert np.array_equal(again[0], some)
@@ -331,14 +330,14 @@ def test_equal_keys_have_equal_children() -> None:
 def test_children_are_the_same_however_many_are_remembered(monkeypatch: Any) -> None:
     fmt, tokenizer = FORMATS["letters"], TOKENIZERS["freely_merged"]()
     expected = leaves(TokenTree(fmt, tokenizer))
-    monkeypatch.setattr("hf_exposure.tree.tokens._KEPT", 3)
+    monkeypatch.setattr("hf_exposure.tree.branches._KEPT", 3)
     assert leaves(TokenTree(fmt, tokenizer)) == expected
 
 
 def test_pairs_that_are_tested_only_when_taken_give_the_same_leaves(monkeypatch: Any) -> None:
     fmt, tokenizer = FORMATS["letters"], TOKENIZERS["freely_merged"]()
     expected = leaves(TokenTree(fmt, tokenizer))
-    monkeypatch.setattr("hf_exposure.tree.tokens._EAGER", 0)
+    monkeypatch.setattr("hf_exposure.tree.branches._EAGER", 0)
     assert sorted(leaves(TokenTree(fmt, tokenizer))) == sorted(expected)
 
 

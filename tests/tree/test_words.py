@@ -27,11 +27,11 @@ def test_the_children_of_many_nodes_are_those_of_each_alone_and_asked_for_at_onc
     assert together.way == "pairs"
     tokens, states = together.children(0)
     keys = together.key(states, tokens).tolist()
-    together._children.clear()
-    together._tests._pairs.clear()  # learned in choosing the way
+    together.forget()
+    together.tests._pairs.clear()  # learned in choosing the way
     asked: list[int] = []
-    test_pairs = together._tests._test_pairs
-    together._tests._test_pairs = lambda pairs: (asked.append(len(pairs)), test_pairs(pairs))[1]
+    test_pairs = together.tests._test_pairs
+    together.tests._test_pairs = lambda pairs: (asked.append(len(pairs)), test_pairs(pairs))[1]
     found = together.all_children(keys)
     assert len(asked) == 1
     for key, (some, following) in zip(keys, found, strict=True):
