@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
-import hf_exposure.training.callback as events
+import hf_exposure.training.events as happening
 import hf_exposure.training.keeping as keeping
 import hf_exposure.training.measuring as module
 from hf_exposure.canaries.canary import Canary
@@ -305,7 +305,7 @@ def test_a_handler_that_is_not_its_own_is_left_alone() -> None:
 def test_without_a_place_it_says_so_and_fills_the_log(
     tmp_path: Path, board_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "find_trainer", lambda callback: None)
+    monkeypatch.setattr(happening, "find_trainer", lambda callback: None)
     trainer = make_trainer(tmp_path, quick(), report_to="tensorboard", **BEST)
     with pytest.warns(UserWarning, match="trainer=trainer"):
         trainer.train()
