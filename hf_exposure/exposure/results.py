@@ -20,22 +20,19 @@ from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.survival import InjectionReport
 from hf_exposure.exposure.coarse import coarse_details, coarse_exposure
 from hf_exposure.exposure.details import FormatDetails
-from hf_exposure.exposure.documents import Result, Tabular
+from hf_exposure.exposure.documents import Result
 from hf_exposure.exposure.limits import Conditions, Verdict, judge
 from hf_exposure.exposure.membership import Membership, Ranks, membership_of
 from hf_exposure.exposure.records import (
     NUMBERS,
     Exposure,
     by_repetitions,
-    interval,
-    known_rank,
     likely_cost,
     mean_bits,
     read_canaries,
     short_labels,
-    show_cost,
-    show_rank,
 )
+from hf_exposure.exposure.tables import Beside, gained_bits, table_of
 from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.checks import check_type
 from hf_exposure.utils.typed import typed
@@ -306,20 +303,7 @@ class Exposures(Result[Exposure]):
             >>> Exposures([after]).gained(Exposures([before]))
             [10.5]
         """
-        return [item.bits - other.bits for item, other in zip(self, self._same(base), strict=True)]
-
-    def _same(self, base: Exposures) -> list[Exposure]:
-        """The exposures of `base` in the order of these."""
-        waiting: dict[Canary | MaskedCanary, list[Exposure]] = {}
-        for other in base:
-            waiting.setdefault(other.canary, []).append(other)
-        out = [waiting[item.canary].pop(0) for item in self if waiting.get(item.canary)]
-        if len(out) != len(self) or len(base) != len(self):
-            raise ValueError(
-                f"Exposures.gained: {len(self) - len(out)} of these {len(self)} canaries are not "
-                f"among the {len(base)} of base; measure both models with the same canaries"
-            )
-        return out
+        return gained_bits(self, base)
 
     @typed
     def beside(self, base: Exposures) -> Beside:
@@ -335,33 +319,9 @@ class Exposures(Result[Exposure]):
     @typed
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
         """The table as text: its headings, and a row of them for each canary, with its place."""
-        headings = [
-            "#",
-            "canary",
-            "inserted",
-            "exposure",
-            f"{self.confidence:.0%} interval",
-            "rank",
-            "log-perplexity",
-        ]
-        rows = []
-        labels = short_labels((item.canary for item in self), reveal)
         shown = self if reveal else self.coarse()
-        for place, (item, label) in enumerate(zip(shown, labels, strict=True)):
-            bound = self.is_bound(item)
-            exact = item.exact and item.low == item.high
-            rows.append(
-                [
-                    f"{place}",
-                    label,
-                    f"{item.canary.repetitions}",
-                    f"≥{item.bits:.1f}" if bound else f"{item.bits:.1f}",
-                    "exact" if exact else interval(item.low, item.high),
-                    show_rank(item.rank, known_rank(item)).replace("~", "≤" if bound else "~"),
-                    show_cost(item.log_perplexity),
-                ]
-            )
-        return headings, rows
+        labels = short_labels((item.canary for item in self), reveal)
+        return table_of(shown, labels, map(self.is_bound, shown), self.confidence)
 
     def summary(self) -> str:
         """One line about what the figures are and what they took."""
@@ -431,34 +391,6 @@ class Exposures(Result[Exposure]):
                 if "details" in entry
             },
             skipped=left_out,
-        )
-
-
-class Beside(Tabular):
-    """Exposures with those of the base model beside them; see `Exposures.beside`."""
-
-    right = frozenset({0, 2, 5, 6})
-
-    def __init__(self, exposures: Exposures, base: Exposures) -> None:
-        self.exposures = exposures
-        self.base = base
-        self.gained = exposures.gained(base)
-
-    def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
-        """The first columns of the exposures' own table, and "base" and "gained"."""
-        headings, rows = self.exposures.cells(reveal)
-        shown = self if reveal else Beside(self.exposures.coarse(), self.base.coarse())
-        more = [
-            [*row[:5], f"{item.bits - gained:.1f}", f"{gained:+.1f}"]
-            for row, item, gained in zip(rows, shown.exposures, shown.gained, strict=True)
-        ]
-        return [*headings[:5], "base", "gained"], more
-
-    def summary(self) -> str:
-        """What the exposures' own says, and what the base model took."""
-        return (
-            f"{self.exposures.summary()}; of the base model {rounded(self.base.forwards):,} "
-            f"token-forwards in {self.base.seconds:.1f} s"
         )
 
 
