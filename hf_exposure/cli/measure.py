@@ -137,10 +137,11 @@ def measure(
             earlier, _ = load_model(
                 base, tokenizer=tokenizer or model, device=device, dtype=dtype, argument="--base"
             )
-            beside = exposures.beside(measure_exposure(earlier, tok, canary_set, **options))
+            of_base = measure_exposure(earlier, tok, canary_set, **options)
+            beside = exposures.beside(of_base)
     data = exposures.to_dict(reveal)
     if beside is not None:  # what reads exposures leaves this aside
-        shown = beside if reveal else exposures.coarse().beside(beside.base.coarse())
+        shown = beside if reveal else exposures.coarse().beside(of_base.coarse())
         data |= {"base": shown.base.to_dict(reveal), "gained": shown.gained}
     if as_json:
         print_json(data)

@@ -435,13 +435,18 @@ def test_the_examples_in_its_description_and_its_readme_are_right(
 
 def test_each_line_with_an_import_is_one_that_evaluate_understands() -> None:
     source = FOLDER / "exposure.py"
-    found = {name for kind, name, _, _ in get_imports(str(source)) if kind == "library"}
+    found = get_imports(str(source))
+    libraries = {name for kind, name, _, _ in found if kind == "library"}
+    files = {name for kind, name, _, _ in found if kind == "internal"}
     top = ast.parse(source.read_text(encoding="utf-8")).body
     needed = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
-    needed |= {node.module or "" for node in top if isinstance(node, ast.ImportFrom)}
-    assert found == {name.split(".")[0] for name in needed}
-    assert "hf_exposure" in found
+    lines = [node for node in top if isinstance(node, ast.ImportFrom)]
+    needed |= {node.module or "" for node in lines if not node.level}
+    assert libraries == {name.split(".")[0] for name in needed}
+    assert "hf_exposure" in libraries
     assert "hf-exposure" in (FOLDER / "requirements.txt").read_text()
+    assert files == {node.module for node in lines if node.level == 1}
+    assert all((FOLDER / f"{name}.py").is_file() for name in files)
 
 
 def test_the_readme_starts_with_what_a_space_needs() -> None:
@@ -458,6 +463,7 @@ def test_the_package_offers_the_path() -> None:
         "README.md",
         "app.py",
         "exposure.py",
+        "inputs.py",
         "requirements.txt",
     }
 

@@ -9,8 +9,6 @@ up with NaN on its way into evaluate's files, and the NaN are taken out again wh
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable
 from typing import Any
 
 import datasets
@@ -19,9 +17,15 @@ import numpy as np
 
 import hf_exposure
 
-METHODS = ("sampling", "skewnorm")  # those that need no model
-_SETTINGS = ("samples", "max_forwards", "seed", "batch_size", "bos", "accelerator", "progress")
-_ROUNDING = 1e-3  # bits below zero that a sum of rounded log-probabilities may have
+from .inputs import (
+    canary_set,
+    check_method,
+    check_names,
+    check_number,
+    loaded_model,
+    log_perplexities,
+    number,
+)
 
 _CITATION = r"""
 @inproceedings{carlini2019secret,
@@ -152,8 +156,8 @@ class Exposure(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
             predictions (list/array/tensor, *optional*): the canaries' log-perplexities in bits.
             references (list/array/tensor, *optional*): the references'.
         """
-        own = _log_perplexities("predictions", predictions)
-        others = _log_perplexities("references", references)
+        own = log_perplexities("predictions", predictions)
+        others = log_perplexities("references", references)
         rows = max(len(own), len(others))
         super().add_batch(
             predictions=own + [math.nan] * (rows - len(own)),
@@ -171,8 +175,8 @@ class Exposure(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         # evaluate.combine gives them the names that they have in `compute`.
         prediction = kwargs.pop("predictions", prediction)
         reference = kwargs.pop("references", reference)
-        own = _log_perplexities("prediction", None if prediction is None else [prediction])
-        other = _log_perplexities("reference", None if reference is None else [reference])
+        own = log_perplexities("prediction", None if prediction is None else [prediction])
+        other = log_perplexities("reference", None if reference is None else [reference])
         if not own and not other:
             raise ValueError("exposure: add needs a prediction, a reference, or both")
         own, other = own or [math.nan], other or [math.nan]
@@ -200,8 +204,8 @@ class Exposure(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         Of several processes process 0 gets those of all, process 0's canaries first; the others get
         None. With a model every process measures, because it may be sharded over all of them.
         """
-        _check_names(settings)
-        _check_number("confidence", confidence, 0 < _number(confidence) < 1, "between 0 and 1")
+        check_names(settings)
+        check_number("confidence", confidence, 0 < number(confidence) < 1, "between 0 and 1")
         given = {"tokenizer": tokenizer, "format": format, "revision": revision, "device": device}
         if model is not None or model_id is not None or canaries is not None:
             if predictions is not None or references is not None or self.writer is not None:
@@ -213,8 +217,8 @@ class Exposure(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
                 raise ValueError(
                     "exposure: log2_size is what the canaries' formats say; leave it out"
                 )
-            model, tokenizer = _loaded(model, model_id, canaries, given)
-            canaries = _canaries(canaries, format)
+            model, tokenizer = loaded_model(model, model_id, canaries, given)
+            canaries = canary_set(canaries, format)
             method = method or "auto"
             measured = _by_model(model, tokenizer, canaries, method, confidence, settings)
             return measured if self.process_id == 0 else None
@@ -223,10 +227,10 @@ class Exposure(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
                 f"exposure: {useless[0]} is there but no model; give model= or model_id=, and "
                 "canaries="
             )
-        _check_method(method or "sampling")
+        check_method(method or "sampling")
         if log2_size is not None:
             wanted = "the size's logarithm: 0 or more, and finite; for nine digits 29.9"
-            _check_number("log2_size", log2_size, 0 <= _number(log2_size) < math.inf, wanted)
+            check_number("log2_size", log2_size, 0 <= number(log2_size) < math.inf, wanted)
         if predictions is None and references is None and self.writer is None:
             if self.num_process == 1:
                 raise ValueError(
@@ -338,143 +342,3 @@ def _by_model(
         "confidence": confidence,
         "forwards": int(found.forwards),
     }
-
-
-def _loaded(model: Any, model_id: Any, canaries: Any, given: dict[str, Any]) -> tuple[Any, Any]:
-    """The model and its tokenizer, loaded if need be."""
-    tokenizer = given["tokenizer"]
-    if canaries is None:
-        raise ValueError(
-            "exposure: canaries is missing; give the canary set, or the path of its manifest"
-        )
-    if (model is None) == (model_id is None):
-        what = "are missing" if model is None else "are both there"
-        raise ValueError(f"exposure: model and model_id {what}; give one of them")
-    if model is not None:
-        for name in ("revision", "device"):
-            if given[name] is not None:
-                raise ValueError(f"exposure: {name} is for model_id; the model here is loaded")
-        if isinstance(model, str):
-            raise ValueError(f"exposure: model={model!r} is a string; give it as model_id")
-        if tokenizer is None:
-            raise ValueError(
-                "exposure: tokenizer is missing; give the one that the model was trained with"
-            )
-        return model, tokenizer
-    if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike)):
-        raise ValueError(
-            "exposure: with model_id the tokenizer is loaded too; give its folder or id, or give a "
-            "loaded model as well, as model"
-        )
-    try:
-        return hf_exposure.load_model(
-            os.fspath(model_id),
-            tokenizer=None if tokenizer is None else os.fspath(tokenizer),
-            revision=given["revision"],
-            device=given["device"],
-            argument="model_id",
-        )
-    except OSError as error:
-        raise OSError(f"exposure: {str(error).removeprefix('--')}") from error
-
-
-def _canaries(given: Any, format: Any) -> Any:
-    """The canary set in whatever form it was given. What may be a secret is not shown in errors."""
-    if isinstance(given, (hf_exposure.Canaries, str, os.PathLike)):
-        if format is not None:
-            raise ValueError(
-                "exposure: format is for a list of secrets; a canary set knows its own, so leave "
-                "it out"
-            )
-        if isinstance(given, hf_exposure.Canaries):
-            return given
-        if not os.path.isfile(given) and os.fspath(given).count("/") != 1:
-            raise ValueError(
-                "exposure: canaries is a string that names no file; give the path of a manifest "
-                "that Canaries.save wrote, the Hub id of a set, or a list of secrets with their "
-                "format"
-            )
-        return hf_exposure.load_canaries(os.fspath(given), argument="exposure: canaries")
-    if not isinstance(given, Iterable):
-        raise TypeError(
-            "exposure: canaries must be a canary set, the path of its manifest, or a list of "
-            f"secrets, not {type(given).__name__}"
-        )
-    items = list(given)
-    if isinstance(format, dict):
-        if missing := {"template", "secret"} - format.keys():
-            raise ValueError(f"exposure: format has no {sorted(missing)[0]!r}")
-        format = hf_exposure.SecretFormat.from_dict(format)
-    if format is None and any(isinstance(item, str) for item in items):
-        raise ValueError(
-            "exposure: canaries are strings, but format is missing; give their SecretFormat"
-        )
-    return hf_exposure.Canaries(
-        hf_exposure.Canary(format, item, repetitions=1) if isinstance(item, str) else item
-        for item in items
-    )
-
-
-def _log_perplexities(name: str, values: Any) -> list[float]:
-    """Log-perplexities as plain numbers, from a list, an array or a tensor on any device."""
-    if values is None:
-        return []
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().double()
-    elif not hasattr(values, "__array__"):
-        if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):
-            raise _no_numbers(name, type(values).__name__)
-        values = [item.item() if hasattr(item, "item") else item for item in values]
-    try:
-        array = np.asarray(values)
-    except ValueError:  # lists of different lengths
-        raise _no_numbers(name, "nested lists") from None
-    if array.ndim != 1 or array.dtype.kind not in "fiu":
-        kind = "other things" if array.dtype.kind not in "fiu" else f"{array.ndim} dimensions"
-        raise _no_numbers(name, kind)
-    array = array.astype(np.float64)
-    for wrong, what in (
-        (np.isnan(array), "NaN; look why the model gives no number there, or leave it out"),
-        (array < -_ROUNDING, "negative; a log-perplexity is -log2 Pr, so turn the sign"),
-    ):
-        if wrong.any():
-            raise ValueError(f"exposure: {name}[{int(np.argmax(wrong))}] is {what}")
-    return [float(value) for value in array]
-
-
-def _no_numbers(name: str, found: str) -> ValueError:
-    return ValueError(
-        f"exposure: {name} must be a flat list of numbers, log-perplexities in bits, not {found}"
-    )
-
-
-def _check_method(method: Any) -> None:
-    if method in ("auto", "exact"):
-        raise ValueError(
-            f"exposure: method={method!r} needs the model; give model= or model_id=, and "
-            "canaries=, or use 'sampling' or 'skewnorm'"
-        )
-    if method not in METHODS:
-        raise ValueError(
-            f"exposure: method={method!r} is not known; use {' or '.join(map(repr, METHODS))}"
-        )
-
-
-def _check_names(settings: dict[str, Any]) -> None:
-    for name in settings:
-        if name not in _SETTINGS:
-            raise TypeError(
-                f"exposure: {name} is no argument of compute; besides those that it names itself "
-                f"there are {', '.join(_SETTINGS)}"
-            )
-
-
-def _number(value: Any) -> float:
-    """NaN, which no check lets through, for what is no number."""
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    return float(value) if number else math.nan
-
-
-def _check_number(name: str, value: Any, holds: bool, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"exposure: {name}={value!r} is not {wanted}")
