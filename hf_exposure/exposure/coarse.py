@@ -72,6 +72,7 @@ def coarse_exposure(one: Exposure) -> Exposure:
         log_perplexity=log_perplexity,
         p_value=digits(exp2(-chance), 4),
         raw_bits=None if one.raw_bits is None else bits,
+        cost=None if one.cost is None else math.nan,
     )
 
 

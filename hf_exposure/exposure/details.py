@@ -28,7 +28,7 @@ class FormatDetails:
         exact_forwards_estimate: token-forwards that exact ranks were expected to take.
         samples: draws from what was not explored; 0 leaves proved bounds only, and None says that
             nothing was left to draw from.
-        references: (n,) log-perplexities in bits of uniform references.
+        references: (n,) log-perplexities in bits of uniform references, or costs by another score.
         whole_space: whether the references are all other strings of the secret space.
         fit: the skew-normal distribution fitted to the finite references.
         paths: how canonical token paths were recognized, the `way` of the token tree.

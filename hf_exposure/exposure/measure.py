@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -14,6 +15,7 @@ from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat, format_names
 from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.exposure.by_score import measure_by_score
 from hf_exposure.exposure.details import FormatDetails, GroupResult
 from hf_exposure.exposure.documents import versions
 from hf_exposure.exposure.planning import (
@@ -26,13 +28,12 @@ from hf_exposure.exposure.planning import (
 )
 from hf_exposure.exposure.ranking import by_tree
 from hf_exposure.exposure.records import Exposure
-from hf_exposure.exposure.references import by_references
+from hf_exposure.exposure.references import by_references, tie_of
 from hf_exposure.exposure.results import BudgetError, Exposures
 from hf_exposure.models.decoder import Decoder
-from hf_exposure.models.processes import Processes
+from hf_exposure.models.processes import Processes, is_sharded
 from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.tree.scoring import ScoredTree, Scorer, check_context
-from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.checks import check_choice, check_tokenizer
 from hf_exposure.utils.progress import progress_bar
 from hf_exposure.utils.typed import typed
@@ -58,6 +59,8 @@ def measure_exposure(
     *,
     bos: bool | None = None,
     unscorable: str = "raise",
+    score: str = "log_perplexity",
+    base: Any | None = None,
 ) -> Exposures:
     """The exposure of each canary: log2 of the secret space's size less log2 of its rank, in bits.
 
@@ -85,6 +88,10 @@ def measure_exposure(
             tokenizer's default.
         unscorable: "raise", or "warn" to leave out canaries that cannot be scored and list them in
             `skipped`.
+        score: what canaries are ranked by. "log_perplexity", or, by method "sampling" (the default
+            then) or "skewnorm", among uniform references: "ratio" (log-perplexity less the base
+            model's), "min_k", "min_k_plus_plus" (less the base model's, if there is one), "zlib".
+        base: the model before training, with the same tokenizer, for `score`.
 
     Returns:
         One `Exposure` for each canary, in the order of the set.
@@ -100,7 +107,12 @@ def measure_exposure(
         (17.2, 16.6, 17.9)
     """
     canaries = canaries if isinstance(canaries, Canaries) else Canaries(canaries)
-    settings = Settings(method, samples, max_forwards, confidence, seed, batch_size, bos)
+    if score != "log_perplexity" and method == "auto":
+        method = "sampling"
+    settings = Settings(
+        method, samples, max_forwards, confidence, seed, batch_size, bos, score=score
+    )
+    _check_base(settings, base)
     if isinstance(model, Scorer):
         return measure_scorer(model, tokenizer, canaries, settings)
     check_tokenizer("measure_exposure: tokenizer", tokenizer)
@@ -116,8 +128,31 @@ def measure_exposure(
     shared = accelerator is not None and accelerator.num_processes > 1
     processes = Processes.of(model, split=shared)
     return measure_plan(
-        model, plan, settings, processes=processes, progress=progress, unscorable=unscorable
+        model,
+        plan,
+        settings,
+        base=base,
+        processes=processes,
+        progress=progress,
+        unscorable=unscorable,
     )
+
+
+def _check_base(settings: Settings, base: Any | None) -> None:
+    where = "measure_exposure: base"
+    if base is None:
+        if settings.score == "ratio":
+            raise ValueError(f"{where} is needed for score='ratio': give the model before training")
+        return
+    if not hasattr(base, "modules"):
+        raise TypeError(f"{where} must be a model at hand, not {type(base).__name__}")
+    if settings.score in ("log_perplexity", "zlib"):
+        raise ValueError(
+            f"{where} has no part in score={settings.score!r}; use score='ratio', or compare with "
+            "exposures.gained(measure_exposure(base, ...))"
+        )
+    if is_sharded(base):
+        raise ValueError(f"{where} is spread over processes; give one that is whole in each")
 
 
 def measure_plan(
@@ -125,6 +160,7 @@ def measure_plan(
     plan: Plan,
     settings: Settings,
     *,
+    base: Any | None = None,
     processes: Processes | None = None,
     progress: bool = False,
     unscorable: str = "raise",
@@ -147,6 +183,7 @@ def measure_plan(
         processes.together(),
         secrets_masked(plan.canaries),
         undisturbed(model),
+        undisturbed(model if base is None else base),
         progress_bar(show) as tick,
     ):
         for number, group in enumerate(plan.groups):
@@ -154,6 +191,20 @@ def measure_plan(
             if settings.max_forwards is not None:
                 left = max(0, settings.max_forwards - spent) // (len(plan.groups) - number)
             tree = group.tree
+            canaries = [plan.canaries[place] for place in group.places]
+            if settings.score != "log_perplexity":
+                report_on = functools.partial(_reporter, tick, spent)
+                try:
+                    measured, forwards = measure_by_score(
+                        model, base, group, canaries, settings, processes, report_on
+                    )
+                except ValueError as error:
+                    leave_out(skipped, group.places, str(error), unscorable)
+                    continue
+                results.update(zip(group.places, measured.exposures, strict=True))
+                spent += forwards
+                formats[tree.format] = measured.details
+                continue
             try:
                 decoder = Decoder(
                     model,
@@ -168,9 +219,8 @@ def measure_plan(
                 continue
             decoder.batch_size = int(min(decoder.batch_size, fits))
             processes.forward = decoder.idle
-            report = _reporter(tick, decoder, spent)
+            report = _reporter(tick, spent, functools.partial(getattr, decoder, "forwards"))
             scored = ScoredTree(tree, decoder, left, report, processes)
-            canaries = [plan.canaries[place] for place in group.places]
             measured = _measure_group(scored, group, canaries, settings)
             results.update(zip(group.places, measured.exposures, strict=True))
             if measured.unfinished:
@@ -208,6 +258,11 @@ def measure_scorer(
     settings: Settings,
 ) -> Exposures:
     """Measure a model of which only log-perplexities are known; see `measure_exposure`."""
+    if settings.score != "log_perplexity":
+        raise ValueError(
+            f"measure_exposure: score={settings.score!r} needs a model at hand, and "
+            f"{type(scorer).__name__} gives log-perplexities only; leave score out"
+        )
     if settings.method not in ("sampling", "skewnorm"):
         raise ValueError(
             f"measure_exposure: method={settings.method!r} needs a model at hand, to look at "
@@ -229,7 +284,7 @@ def measure_scorer(
             again = scorer.log_perplexities(fmt, secrets[::-1], before)[::-1]
             finite = np.isfinite(log_perplexities) & np.isfinite(again)
             noise = float(np.abs(log_perplexities[finite] - again[finite]).max(initial=0.0))
-            tie = _tie(noise, log_perplexities)
+            tie = tie_of(noise, log_perplexities)
             measured = by_references(scorer, group, log_perplexities, tie, settings, before)
             results.update(zip(places, measured.exposures, strict=True))
             formats[fmt] = replace(
@@ -247,15 +302,6 @@ def measure_scorer(
     )
 
 
-def _tie(noise: float, log_perplexities: Floats) -> float:
-    """Log-perplexities closer than this are equal, as far as can be told."""
-    # Single precision keeps 24 bits of each log-probability, whatever was seen of the noise.
-    return max(
-        4 * noise,
-        2.0**-20 * float(log_perplexities[np.isfinite(log_perplexities)].max(initial=1.0)),
-    )
-
-
 def _measure_group(
     scored: ScoredTree, group: Group, canaries: list[Canary], settings: Settings
 ) -> GroupResult:
@@ -264,7 +310,7 @@ def _measure_group(
     decoder.probe(sorted(group.paths, key=len)[-4:])
     noise = max(scored.gather(decoder.noise))
     log_perplexities = scored.follow(group.paths)
-    tie = _tie(noise, log_perplexities)
+    tie = tie_of(noise, log_perplexities)
     if settings.method in ("sampling", "skewnorm"):
         measured = by_references(scored, canaries, log_perplexities, tie, settings, tree.before)
     else:
@@ -318,6 +364,7 @@ def _describe(settings: Settings, canaries: Canaries) -> dict[str, Any]:
         "inserted": bool(canaries.insertions),
         **({} if canaries.limits is None else {"limits": canaries.limits.to_dict()}),
         "method": settings.method,
+        "score": settings.score,
         "samples": settings.samples,
         "max_forwards": settings.max_forwards,
         "confidence": settings.confidence,
@@ -327,5 +374,7 @@ def _describe(settings: Settings, canaries: Canaries) -> dict[str, Any]:
     }
 
 
-def _reporter(tick: Callable[[int], None], decoder: Decoder, before: int) -> Callable[[], None]:
-    return lambda: tick(before + decoder.forwards)
+def _reporter(
+    tick: Callable[[int], None], before: int, forwards: Callable[[], int]
+) -> Callable[[], None]:
+    return lambda: tick(before + forwards())

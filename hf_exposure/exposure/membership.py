@@ -169,9 +169,9 @@ def _among(one: Exposure, found: FormatDetails | None) -> float:
     references = None if found is None else found.references
     if found is None or references is None or not len(references):
         return math.nan
-    if math.isnan(one.log_perplexity):
+    if math.isnan(one.ranked_by):
         return math.nan
-    limit = one.log_perplexity + (found.tie_bits or 0.0)
+    limit = one.ranked_by + (found.tie_bits or 0.0)
     return (1 + int(np.sum(references <= limit))) / (1 + len(references))
 
 

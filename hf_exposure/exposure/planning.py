@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # every interval held it.
 MIN_SAMPLES = 200
 METHODS = ("auto", "exact", "sampling", "skewnorm")
+SCORES = ("log_perplexity", "ratio", "min_k", "min_k_plus_plus", "zlib")
 
 
 MOST_SAMPLES = 10**8  # which are held in memory
@@ -38,6 +39,7 @@ class Settings:
 
     Attributes:
         min_samples: draws that "auto" makes even where the budget does not reach for them.
+        score: what canaries are ranked by, one of `SCORES`.
     """
 
     method: str = "auto"
@@ -48,9 +50,17 @@ class Settings:
     batch_size: int | None = None
     bos: bool | None = None
     min_samples: int = 0
+    score: str = "log_perplexity"
 
     def __post_init__(self) -> None:
         check_choice("measure_exposure: method", self.method, METHODS)
+        check_choice("measure_exposure: score", self.score, SCORES)
+        if self.score != "log_perplexity" and self.method in ("auto", "exact"):
+            raise ValueError(
+                f"measure_exposure: method={self.method!r} ranks by log-perplexity, which alone "
+                f"grows along a secret; with score={self.score!r} use method='sampling' or "
+                "'skewnorm'"
+            )
         check_share("measure_exposure: confidence", self.confidence)
         check_count("measure_exposure: seed", self.seed)
         least = {"sampling": 1, "skewnorm": 10}.get(self.method, 0)

@@ -35,6 +35,8 @@ class Exposure:
         method: the one that gave the figure: "auto", "exact", "sampling" or "skewnorm".
         p_value: probability that a string that was never trained on has such an exposure or more.
         raw_bits: with "skewnorm" the fit's own figure, before it was capped at log2 of |R|.
+        cost: what the rank is by, the lower the likelier trained on, if `measure_exposure` was
+            asked for another score; None: by log-perplexity.
     """
 
     canary: Canary | MaskedCanary
@@ -51,6 +53,12 @@ class Exposure:
     method: str
     p_value: float
     raw_bits: float | None = None
+    cost: float | None = None
+
+    @property
+    def ranked_by(self) -> float:
+        """`cost`, or the log-perplexity if there is none."""
+        return self.log_perplexity if self.cost is None else self.cost
 
     @classmethod
     @typed

@@ -6,6 +6,7 @@ They ask a model for nothing but log-perplexities, so any `Scorer` will do.
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 
@@ -46,18 +47,22 @@ def by_references(
     fmt = canaries[0].format
     inserted = {canary.secret for canary in canaries if canary.inserted}
     whole = fmt.size <= settings.samples
-    secrets = list(fmt.enumerate()) if whole else fmt.sample(settings.samples, settings.seed)
-    secrets = [secret for secret in secrets if secret not in inserted]
+    drawn = list(fmt.enumerate()) if whole else fmt.sample(settings.samples, settings.seed)
+    secrets = [secret for secret in drawn if secret not in inserted]
     references = scorer.log_perplexities(fmt, secrets, before) if secrets else np.zeros(0)
     fit = None
     finite = references[np.isfinite(references)]
     # A space of a handful of strings needs no fit: it is known whole.
     if settings.method == "skewnorm" and not (whole and len(finite) < 10):
         fit = SkewNormal.fit(finite)
-    names = np.array(secrets, dtype=object)
+    names, times = np.array(secrets, dtype=object), Counter(drawn)
     out = []
     for canary, log_perplexity in zip(canaries, log_perplexities.tolist(), strict=True):
         others = references[names != canary.secret]
+        if not whole:
+            # A draw of the canary itself is one of R like any other, and ties with it: without it
+            # p-values would come out too small in small spaces.
+            others = np.append(others, np.full(times[canary.secret], log_perplexity))
         if fit is not None:
             estimate = skewnorm_exposure(log_perplexity, fit, fmt.bits, settings.confidence)
         elif whole:
@@ -74,6 +79,13 @@ def by_references(
         ties = int(np.sum((others <= log_perplexity + tie) & (others >= log_perplexity - tie)))
         out.append(Exposure.of_estimate(canary, log_perplexity, estimate, ties, settings.method))
     return GroupResult(out, FormatDetails(references=references, whole_space=whole, fit=fit))
+
+
+def tie_of(noise: float, costs: Floats) -> float:
+    """Costs closer than this are equal, as far as can be told."""
+    # Single precision keeps 24 bits of each log-probability, whatever was seen of the noise.
+    largest = float(np.abs(costs[np.isfinite(costs)]).max(initial=0.0))
+    return max(4 * noise, 2.0**-20 * max(largest, 1.0))
 
 
 def _whole_rank(log_perplexity: float, others: Floats, tie: float) -> RankEstimate:

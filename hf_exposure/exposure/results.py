@@ -330,7 +330,9 @@ class Exposures(Result[Exposure]):
         if most:
             line += f", at most {' or '.join(map(str, most))}"
         methods = sorted({item.method for item in self})
-        line += f"; method {' and '.join(methods)}, " if methods else "; "
+        score = self.settings.get("score", "log_perplexity")
+        by = "" if score == "log_perplexity" else f" by {score}"
+        line += f"; method {' and '.join(methods)}{by}, " if methods else "; "
         line += self.took
         if any(map(self.is_bound, self)):
             line += "; ≥: nothing was drawn, so this is what is proved at the least"
@@ -374,8 +376,9 @@ class Exposures(Result[Exposure]):
         formats = [SecretFormat.from_dict(entry) for entry in data["formats"]]
         entries = [*data["exposures"], *data["skipped"]]
         named = read_canaries(entries, formats, canaries)
+        cost = {"cost": None}  # which files of earlier versions do not have
         items = [
-            Exposure(canary, **{name: entry[name] for name in NUMBERS})
+            Exposure(canary, **{name: (cost | entry)[name] for name in NUMBERS})
             for canary, entry in zip(named, data["exposures"], strict=False)
         ]
         left_out = [

@@ -242,7 +242,7 @@ def _references(measured: Sequence[Exposures], reveal: bool) -> list[dict[str, A
     out = []
     for fmt, values in source.references.items():
         ours = [one for one in source if one.canary.format == fmt]
-        shown = {one.canary.repetitions for one in ours if math.isfinite(one.log_perplexity)}
+        shown = {one.canary.repetitions for one in ours if math.isfinite(one.ranked_by)}
         drawn = plots.plot_log_perplexities(source, fmt, reveal=reveal)
         fit, p = _goodness(values)
         told = {"name": names[fmt], "count": len(values), "fit": fit, "p": p}

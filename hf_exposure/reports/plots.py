@@ -141,11 +141,15 @@ def plot_log_perplexities(
             f"plot_log_perplexities: fmt={fmt!r} has no references in these exposures (there are "
             f"{have}); {advice}"
         )
-    ax = axes(ax, "log-perplexity of the secret (bits)", "density (per bit)")
+    score = exposures.settings.get("score", "log_perplexity")
+    named = "log-perplexity of the secret (bits)", "density (per bit)"
+    if score != "log_perplexity":
+        named = f"cost of the secret by {score}", "density"
+    ax = axes(ax, *named)
     every = exposures.references[fmt]
     references = every[np.isfinite(every)]
     items = [one for one in exposures if one.canary.format == fmt]
-    shown = [one for one in items if math.isfinite(one.log_perplexity)]
+    shown = [one for one in items if math.isfinite(one.ranked_by)]
 
     peak = 0.0
     if len(references):
@@ -160,7 +164,7 @@ def plot_log_perplexities(
         peak = float(np.max(heights))
     fit = exposures.formats[fmt].fit or _fit(references)
     if fit is not None:
-        known = [*references.tolist(), *(one.log_perplexity for one in shown)]
+        known = [*references.tolist(), *(one.ranked_by for one in shown)]
         costs = np.linspace(min(known), max(known), 400)
         density = fit.density(costs)
         peak = max(peak, float(density.max()))
@@ -175,7 +179,7 @@ def plot_log_perplexities(
         f"{count} {name}"
         for count, name in (
             (len(every) - len(references), "references"),
-            (len(items) - len(shown), "canaries"),
+            (sum(math.isinf(one.ranked_by) for one in items), "canaries"),
         )
         if count
     ]
@@ -347,10 +351,10 @@ def _rows(
         height = bottom + (0.98 - bottom) * (number + 0.5) / len(groups)
         group = sorted(
             (one for one in items if one.canary.repetitions == times),
-            key=lambda one: one.log_perplexity,
+            key=lambda one: one.ranked_by,
         )
         ax.plot(
-            [one.log_perplexity for one in group],
+            [one.ranked_by for one in group],
             [height] * len(group),
             transform=where,
             linestyle="none",
@@ -365,7 +369,7 @@ def _rows(
         note(ax, label, (1.0, height), "axes fraction")
         if reveal:
             # Beside the row's marks, on the side where there is more room.
-            ends = [group[0].log_perplexity, group[-1].log_perplexity]
+            ends = [group[0].ranked_by, group[-1].ranked_by]
             after = bool(sum(ends) < left + right)
             secrets = [one.canary.secret for one in group]
             more = f" and {len(secrets) - 3} more" if len(secrets) > 3 else ""

@@ -410,11 +410,14 @@ def test_sampling_and_skewnorm_use_the_references_that_they_report() -> None:
         assert np.ptp(apart) < 1e-3
         if method == "sampling":
             for item in found:
+                # A draw of the canary itself counts against it.
+                own = NUMBER.sample(200, 0).count(str(item.canary.secret))
                 others = [
                     cost
                     for cost, secret in zip(references, drawn, strict=True)
                     if secret != item.canary.secret
                 ]
+                others += [item.log_perplexity] * own
                 k = sum(cost <= item.log_perplexity + tie_of(found) for cost in others)
                 expected = math.log2(len(others)) - math.log2(1 + k)
                 assert item.raw_bits == pytest.approx(expected)
