@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -29,6 +30,8 @@ class Insertion:
         near_start: whether all copies are near the start.
         chat: whether the column holds conversations.
         request: the user's turn before a canary in a conversation of its own.
+        shards: the number of documents of each shard, in order, where many tasks insert, each of
+            them into one shard; their sum is `num_examples`. None for a dataset in one piece.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -46,6 +49,7 @@ class Insertion:
     near_start: bool = False
     chat: bool = False
     request: str = REQUEST
+    shards: Sequence[int] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, MODES)
@@ -57,6 +61,16 @@ class Insertion:
         check_type("near_start", self.near_start, bool, "True or False")
         check_type("chat", self.chat, bool, "True or False")
         check_type("request", self.request, str, "a string")
+        if self.shards is not None:
+            shards = tuple(check_count("shards", count) for count in self.shards)
+            if self.num_examples not in (None, sum(shards)):
+                raise ValueError(
+                    f"shards: {sum(shards)} documents in {len(shards)} shards are not "
+                    f"num_examples={self.num_examples}; leave num_examples out"
+                )
+            object.__setattr__(self, "shards", shards)
+            total = check_count("shards: documents in all", sum(shards), least=1)
+            object.__setattr__(self, "num_examples", total)
 
     @property
     def context(self) -> tuple[str, bool, str]:
@@ -87,12 +101,13 @@ class Insertion:
         return f"{where} column {self.column!r}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes, for JSON."""
-        return asdict(self)
+        """The attributes, for JSON; `shards` only where there are some."""
+        known = asdict(self)
+        return {name: known[name] for name in known if name != "shards" or known[name] is not None}
 
     def shown(self, secrets_seed: int | None) -> dict[str, Any]:
         """The attributes for others to see: without the seed if it draws the secrets too."""
-        shown = asdict(self)
+        shown = self.to_dict()
         if self.seed == secrets_seed:
             del shown["seed"]
         return shown

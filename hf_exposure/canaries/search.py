@@ -10,14 +10,15 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.canaries.survival import Survival
+from hf_exposure.canaries.survival import InjectionReport, Survival
+from hf_exposure.canaries.tally import Tally
 from hf_exposure.canaries.token_rows import IGNORED, TokenRows
 from hf_exposure.canaries.vocabulary import Encoder, Readings, common_length
 from hf_exposure.utils.arrays import Ints
@@ -33,7 +34,7 @@ _RARE = 4
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """The canaries of one format, as bytes, and what all strings of the format share."""
 
     forms: dict[bytes, int]  # the bytes of a canary -> its place in the set
@@ -89,11 +90,7 @@ class Search:
         }
         self.by_start = sorted((form, place) for place, form in of_place.items())
         self.by_end = sorted((form[::-1], place) for place, form in of_place.items())
-        self.whole: Counter[int] = Counter()
-        self.cut: Counter[int] = Counter()
-        self.untrained: Counter[int] = Counter()
-        # From which end they were seen, and which of its sorted canaries they fit.
-        self.pieces: Counter[tuple[bool, int, int]] = Counter()
+        self.tally = Tally()
 
     def _table(
         self, tokenizer: PreTrainedTokenizerBase, encoder: Encoder, readings: Readings
@@ -116,7 +113,7 @@ class Search:
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])[:-1]
         self.letters = np.frombuffer(b"".join(words), np.uint8)
 
-    def _group(self, encoder: Encoder, canaries: Canaries, fmt: Any) -> _Group:
+    def _group(self, encoder: Encoder, canaries: Canaries, fmt: Any) -> Group:
         own = [place for place, canary in enumerate(canaries) if canary.format == fmt]
         known = encoder.tokenizer.unk_token_id
         encoded = encoder([canaries[place].text for place in own])
@@ -130,7 +127,7 @@ class Search:
         others = [self._form(ids) for ids in encoder([fmt.render(s) for s in fmt.sample(64)])]
         head = forms[0][: common_length([*forms, *others])]
         tail = common_length(form[len(head) :][::-1] for form in [*forms, *others])
-        return _Group(dict(zip(forms, own, strict=True)), head, tail)
+        return Group(dict(zip(forms, own, strict=True)), head, tail)
 
     def _form(self, ids: list[int]) -> bytes:
         """The bytes of a canary: without a space that the tokenizer puts before every text, and
@@ -157,6 +154,15 @@ class Search:
         shift = self.offsets[ids] - (ends - lengths)
         total = int(ends[-1]) if len(ends) else 0
         return self.letters[np.repeat(shift, lengths) + np.arange(total)].tobytes(), ends
+
+    def scan(self, parts: Iterable[TokenRows]) -> None:
+        """Look through consecutive parts of rows, the last of which ends them."""
+        held = TokenRows.none()
+        for part in parts:
+            self.tally.rows += len(part.starts) - 1
+            self.tally.tokens += len(part.ids)
+            held = self.read(held, part)
+        self.finish(held)
 
     def read(self, held: TokenRows, chunk: TokenRows) -> TokenRows:
         """Look through `chunk`, which follows on `held`; returns the rows to hold for the next."""
@@ -191,14 +197,14 @@ class Search:
                 if end <= known:
                     continue
                 if row != last_row:
-                    self.cut[place] += 1
+                    self.tally.cut[place] += 1
                     continue
-                self.whole[place] += 1
+                self.tally.whole[place] += 1
                 if rows.labels is not None:
                     first, last = group.secret(start, end)
                     tokens = np.searchsorted(ends, [first, last - 1], "right")
                     if (rows.labels[tokens[0] : tokens[1] + 1] == IGNORED).any():
-                        self.untrained[place] += 1
+                        self.tally.untrained[place] += 1
         limits = borders.tolist()
         size, windows = self.window, self.windows
         # The last row waits for what follows it, so each chunk begins with the one before.
@@ -227,18 +233,22 @@ class Search:
             low = bisect_left(forms, (piece, -1))
             high = bisect_left(forms, (piece + _MARK * self.longest, len(self.canaries)))
             if low < high:
-                self.pieces[from_start, low, high] += 1
+                self.tally.pieces[from_start, low, high] += 1
                 return
+
+    def report(self) -> InjectionReport:
+        """What became of each canary, in words."""
+        return InjectionReport(tuple(self.results()), self.tally.rows, self.tally.tokens)
 
     def results(self) -> Iterator[Survival]:
         """What became of each canary."""
         lacking = {
-            place: canary.repetitions - self.whole[place] - self.cut[place]
+            place: canary.repetitions - self.tally.whole[place] - self.tally.cut[place]
             for place, canary in enumerate(self.canaries)
         }
         truncated: Counter[int] = Counter()
         fitting: Counter[tuple[int, ...]] = Counter()
-        for (from_start, low, high), count in self.pieces.items():
+        for (from_start, low, high), count in self.tally.pieces.items():
             forms = self.by_start if from_start else self.by_end
             fitting[tuple(sorted(place for _, place in forms[low:high]))] += count
         # Pieces that fit one canary alone come first.
@@ -258,13 +268,52 @@ class Search:
         for place, canary in enumerate(self.canaries):
             yield Survival(
                 canary,
-                whole=self.whole[place],
-                cut=self.cut[place],
+                whole=self.tally.whole[place],
+                cut=self.tally.cut[place],
                 truncated=truncated[place],
                 missing=max(0, lacking[place]),
                 extra=max(0, -lacking[place]),
-                untrained=self.untrained[place],
+                untrained=self.tally.untrained[place],
             )
+
+
+class TextSearch:
+    """Occurrences of canaries in texts that were not tokenized yet."""
+
+    def __init__(self, canaries: Canaries) -> None:
+        self.canaries = canaries
+        self.tally = Tally()
+        places = {canary.text: place for place, canary in enumerate(canaries)}
+        self.groups = [
+            Group(
+                {c.text.encode(): places[c.text] for c in canaries.by_format(fmt)},
+                fmt.prefix.encode(),
+                len(fmt.suffix.encode()),
+            )
+            for fmt in canaries.formats
+        ]
+
+    def read(self, text: str) -> None:
+        """Count what a text has."""
+        self.tally.rows += 1
+        data = text.encode("utf-8", "replace")
+        for group in self.groups:
+            for _, _, place in group.find(data):
+                self.tally.whole[place] += 1
+
+    def report(self) -> InjectionReport:
+        """What became of each canary."""
+        whole = self.tally.whole
+        survivals = [
+            Survival(
+                canary,
+                whole=whole[place],
+                missing=max(0, canary.repetitions - whole[place]),
+                extra=max(0, whole[place] - canary.repetitions),
+            )
+            for place, canary in enumerate(self.canaries)
+        ]
+        return InjectionReport(tuple(survivals), self.tally.rows, 0)
 
 
 def _readings(encoder: Encoder, canaries: Canaries) -> Readings:

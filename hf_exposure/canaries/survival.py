@@ -51,7 +51,7 @@ class InjectionReport(Sequence[Survival]):
     Attributes:
         canaries: one `Survival` for each canary.
         rows: rows that were looked at; of rows with "seq_lengths", the documents in them.
-        tokens: tokens that were looked at.
+        tokens: tokens that were looked at; 0 of texts that are not tokenized yet.
     """
 
     canaries: tuple[Survival, ...]
@@ -113,7 +113,7 @@ class InjectionReport(Sequence[Survival]):
         whole = sum(min(row.whole, row.canary.repetitions) for row in self)
         head = (
             f"{whole} of {planned} copies of {len(self)} canaries are whole "
-            f"in {self.rows} rows of {self.tokens} tokens"
+            f"in {self.rows} rows" + f" of {self.tokens} tokens" * bool(self.tokens)
         )
         # Where not all fit, those that are as planned are left out.
         shown = list(self) if len(self) <= _LINES else self.lost

@@ -9,7 +9,7 @@ from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.search import Search
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.survival import InjectionReport
-from hf_exposure.canaries.token_rows import TokenRows, chunks
+from hf_exposure.canaries.token_rows import chunks
 from hf_exposure.utils.checks import check_type
 from hf_exposure.utils.typed import typed
 
@@ -72,11 +72,5 @@ def verify_injection(
     check_type("verify_injection: mask_columns", mask_columns, (list, tuple), "a list of names")
     with secrets_masked(canaries):
         search = Search(canaries, tokenizer)
-    rows = tokens = 0
-    held = TokenRows.none()
-    for chunk in chunks(tokenized, column, label_column, tuple(mask_columns)):
-        rows += len(chunk.starts) - 1
-        tokens += len(chunk.ids)
-        held = search.read(held, chunk)
-    search.finish(held)
-    return InjectionReport(tuple(search.results()), rows, tokens)
+    search.scan(chunks(tokenized, column, label_column, tuple(mask_columns)))
+    return search.report()
