@@ -15,6 +15,7 @@ EXTRAS_base :=
 EXTRAS_dev := [dev]
 EXTRAS_bench := [bench]
 EXTRAS_docs := [docs]
+EXTRAS_ray := [ray]
 
 # Of these the tests load some files, to compare with. They lie in a folder of their own, without
 # what they need themselves (JAX, TensorFlow), and whatever Python they ask for.
@@ -27,10 +28,10 @@ export PIP_NO_INPUT := 1
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test test-ray lint docs bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  PYTHON=python3.11  the interpreter that makes $(VENV) (3.10 or newer)'
 	@echo '  ARGS="..."         more arguments for demo, test or bench'
@@ -42,6 +43,10 @@ demo: $(VENV)/.installed-base ## train a small model with canaries in its text a
 test: $(VENV)/.installed-dev ## run the tests (ARGS="-m 'not slow'" leaves out the slow ones)
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest \
 	    -n $(WORKERS) --maxprocesses 8 --dist worksteal --durations 10 $(ARGS)
+
+# Ray takes half a minute to start, so it stands apart.
+test-ray: $(VENV)/.installed-dev $(VENV)/.installed-ray ## install Ray and run the tests of canaries in Ray Data
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/canaries/test_ray.py $(ARGS)
 
 lint: $(VENV)/.installed-dev ## check format, code, types and the layout
 	@$(BIN)/ruff format --check .

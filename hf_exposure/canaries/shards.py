@@ -74,7 +74,7 @@ def with_copies(
     seen = 0
     for document in documents:
         if seen == share.documents:
-            raise ValueError(_miscounted(share, "more"))
+            raise ValueError(miscounted(share, "more"))
         copies = share.places.get(seen, [])
         seen += 1
         if copies and insertion.mode == "splice":
@@ -84,12 +84,13 @@ def with_copies(
             yield added(text, document)
         yield document
     if seen < share.documents:
-        raise ValueError(_miscounted(share, f"only {seen}"))
+        raise ValueError(miscounted(share, f"only {seen}"))
     for _, text in share.places.get(seen, []):
         yield added(text, document)
 
 
-def _miscounted(share: Share, found: str) -> str:
+def miscounted(share: Share, found: str) -> str:
+    """What to say where a shard has other documents than were counted."""
     return (
         f"shard {share.shard} was counted to have {share.documents} documents, but has {found}, so "
         "that canaries would be in wrong places or missing; count what is read here, with the same "
