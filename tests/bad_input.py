@@ -381,6 +381,7 @@ def calls() -> list[Call]:
             "near_start": False,
             "chat": False,
             "request": "Write.",
+            "shards": None,
         },
         mode=choice(),
         column=TEXT,
@@ -389,6 +390,7 @@ def calls() -> list[Call]:
         near_start=FLAG,
         chat=FLAG,
         request=TEXT,
+        shards=[3, "3", [4], [-1, 4], [1.5, 1.5], ["3"], [None], [NAN], Nothing(), b"3"],
     )
     add(
         hx.Insertion.from_dict, {"data": hx.Insertion().to_dict()}, data=[*documents[:-2], {"a": 1}]
@@ -438,12 +440,14 @@ def calls() -> list[Call]:
             "near_start": False,
             "num_examples": None,
             "fill": None,
+            "tokenizer": None,
         },
         ds=[*WRONG[:-1], None, 3, "data.jsonl", Path("a"), [{"text": "a"}], rows().select([])],
         canaries=SET,
         **inserting,
         num_examples=[*count(1, none=True)],
         fill=fills,
+        tokenizer=[*TOKENIZER, tokenizer()],  # the rows are texts
     )
     add(
         hx.verify_injection,

@@ -12,12 +12,14 @@ from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.row_types import check_type_of_rows
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.canaries.token_copies import TokenCopies, token_copies
 from hf_exposure.utils.checks import check_count, check_type
 from hf_exposure.utils.typed import typed
 from hf_exposure.utils.warn import warn
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
+    from transformers import PreTrainedTokenizerBase
 
 D = TypeVar("D")
 _LOOK = 1000  # rows looked at for what a column holds
@@ -35,6 +37,7 @@ def inject_canaries(
     num_examples: int | None = None,
     *,
     fill: Mapping[str, Any] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> D:
     """Insert canaries into a dataset; the same rows as `map` with a `CanaryInjector`.
 
@@ -53,6 +56,10 @@ def inject_canaries(
             conversations is seen from the data.
         num_examples: the number of rows; needed for a stream. A stream that turns out to be
             shorter or longer raises when that is seen.
+        tokenizer: the one that tokenized `ds`, if the column holds token ids ("input_ids"). Copies
+            get the special tokens that all rows begin or end with, and what `labels` and masks
+            need. Rows of one length each are taken as packed: a copy is a document of its own
+            within one, behind the end of another document, and the row's last tokens make room.
 
     Returns:
         What `ds` is, with the canaries.
@@ -83,7 +90,7 @@ def inject_canaries(
                 "trained on, such as ds['...']"
             )
         arguments = (canaries, column, seed, mode, near_start, num_examples)
-        train = inject_canaries(ds["train"], *arguments, fill=fill)
+        train = inject_canaries(ds["train"], *arguments, fill=fill, tokenizer=tokenizer)
         return cast(D, type(ds)({**ds, "train": train}))
     if not isinstance(ds, (Dataset, IterableDataset)):
         raise TypeError(
@@ -96,17 +103,55 @@ def inject_canaries(
     for name in fill or {}:
         check_type("inject_canaries: fill: the name of a column", name, str, "a string")
     columns = _check_named(ds, [column, *(fill or {})])
-    chat, keys = _kind_of_column(ds, column)
+    chat, keys = (False, []) if tokenizer is not None else _kind_of_column(ds, column)
     insertion = Insertion(mode, column, check_count("seed", seed), rows, near_start, chat)
     canaries.check_insertion(insertion)
     check_type_of_rows("inject_canaries", columns, insertion, fill or {})
-    injector = CanaryInjector.unrecorded(canaries, insertion, fill, keys)
+    tokens = None
+    if tokenizer is not None:
+        tokens = _token_copies(ds, canaries, tokenizer, insertion, columns)
+    injector = CanaryInjector.unrecorded(canaries, insertion, fill, keys, tokens)
     if canaries.insertions:
         _warn_of_two_insertions(ds, canaries, column, rows)
     with secrets_masked(canaries):
         changed = _with_rows(ds, injector) if isinstance(ds, Dataset) else _stream(ds, injector)
     canaries.record(insertion)
     return cast(D, changed)
+
+
+def _token_copies(
+    ds: Dataset | IterableDataset,
+    canaries: Canaries,
+    tokenizer: PreTrainedTokenizerBase,
+    insertion: Insertion,
+    columns: list[str],
+) -> TokenCopies:
+    """The copies of canaries for rows of token ids, like the first rows."""
+    column = insertion.column
+    if insertion.mode != "rows":
+        raise ValueError(
+            "inject_canaries: mode='splice' is for texts; with a tokenizer, leave mode out: copies "
+            "stand at the boundaries of documents"
+        )
+    first: Mapping[str, Any] = next(
+        iter(ds.with_format(None).select_columns([column]).iter(batch_size=_LOOK)), {}
+    )
+    rows = first.get(column, [])
+    for row in rows:
+        if not isinstance(row, list) or not all(type(one) is int for one in row):
+            raise TypeError(
+                f"inject_canaries: column={column!r} must hold token ids where a tokenizer is "
+                "given, but has other values; leave tokenizer out, or name the column of ids"
+            )
+    with secrets_masked(canaries):
+        tokens = token_copies(canaries, tokenizer, rows, packed=None)
+    beside = {"position_ids", "seq_lengths"} & {*columns}
+    if tokens.packed and beside:
+        raise ValueError(
+            f"inject_canaries: packed rows have {sorted(beside)[0]!r} too, which would no longer "
+            "be right; insert before packing"
+        )
+    return tokens
 
 
 def _warn_of_two_insertions(

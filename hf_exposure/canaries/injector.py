@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hf_exposure.canaries.insertion import Insertion
@@ -14,6 +15,7 @@ from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.places import VERSION, Copies, parts, places_of, splice
 from hf_exposure.canaries.row_types import check_type_of_rows, own_row
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.canaries.token_copies import TokenCopies
 from hf_exposure.utils.checks import check_count, check_type
 from hf_exposure.utils.typed import typed
 
@@ -102,6 +104,7 @@ class CanaryInjector:
         insertion: Insertion,
         fill: Mapping[str, Any] | None,
         keys: Iterable[str] = (),
+        tokens: TokenCopies | None = None,
     ) -> CanaryInjector:
         """Everything but the record; `keys` are those that all messages of the column have."""
         check_type("fill", fill or {}, Mapping, "a dictionary, such as {'label': 0}")
@@ -111,6 +114,7 @@ class CanaryInjector:
         self.insertion = insertion
         self.fill = dict(sorted((fill or {}).items()))
         self.keys = list(keys)
+        self.tokens = tokens
         if insertion.column in self.fill:
             raise ValueError(
                 f"fill has {insertion.column!r}, the column that gets the canaries; leave it out"
@@ -126,9 +130,10 @@ class CanaryInjector:
         insertion: Insertion,
         fill: Mapping[str, Any] | None,
         keys: Iterable[str],
+        tokens: TokenCopies | None = None,
     ) -> CanaryInjector:
         """An injector that leaves the set's record alone."""
-        return cls.__new__(cls)._set(canaries, insertion, fill, keys)
+        return cls.__new__(cls)._set(canaries, insertion, fill, keys, tokens)
 
     def __call__(self, batch: Any, indices: Any = None) -> Any:
         """What changes in a batch: nothing, the column, or the whole table where rows are added."""
@@ -143,6 +148,8 @@ class CanaryInjector:
             return {}
         values = list(batch[column])
         self.check_values(values)
+        if self.tokens is not None and self.tokens.packed:
+            return self._packed(batch, values, here, self.tokens)
         if self.insertion.mode == "splice":
             for place, copies in here:
                 values[place] = self.spliced(values[place], copies)
@@ -165,6 +172,20 @@ class CanaryInjector:
             for start, stop, count in parts(here, len(indices)):
                 out[name] += [*old[start:stop], *itertools.islice(new, count)]
         return out
+
+    def _packed(
+        self, batch: Any, rows: list[Any], here: list[tuple[int, Copies]], tokens: TokenCopies
+    ) -> dict[str, list[Any]]:
+        """The columns of packed rows, with copies in them at boundaries of documents."""
+        column = self.insertion.column
+        changed = {name: list(batch[name]) for name in {column, "labels"} & {*batch}}
+        copies: dict[int, Copies] = {}
+        for place, own in here:  # what goes behind the last row goes into it
+            copies.setdefault(min(place, len(rows) - 1), []).extend(own)
+        for place, own in copies.items():
+            for values in changed.values():
+                values[place] = tokens.packed_row(rows[place], values[place], own)
+        return changed
 
     def _longer_table(
         self, batch: Any, added: dict[str, list[Any]], here: list[tuple[int, Copies]]
@@ -193,7 +214,11 @@ class CanaryInjector:
 
     def row(self, text: str, names: Sequence[str]) -> dict[str, Any]:
         """What a canary's own row has in each column."""
-        row = {**dict.fromkeys(names), **own_row(text, names, self.insertion), **self.fill}
+        if self.tokens is not None:
+            own = self.tokens.row(text, self.insertion.column, names)
+        else:
+            own = own_row(text, names, self.insertion)
+        row = {**dict.fromkeys(names), **own, **self.fill}
         if self.insertion.chat:
             column = self.insertion.column
             row[column] = [self._message(**message) for message in row[column]]
@@ -267,6 +292,8 @@ class CanaryInjector:
     def check_values(self, values: list[Any]) -> None:
         """Refuse values of the column that canaries cannot stand in."""
         column, chat = self.insertion.column, self.insertion.chat
+        if self.tokens is not None:
+            return
         for value in values:
             if value is None or (isinstance(value, str) and not chat):
                 continue
@@ -288,6 +315,7 @@ class CanaryInjector:
             "canaries": self.canaries.copy().to_dict(),
             "insertion": self.insertion.to_dict(),
             "keys": self.keys,
+            "tokens": None if self.tokens is None else asdict(self.tokens),
         }
         return _restored, (json.dumps(arguments, sort_keys=True), self.fill)
 
@@ -321,4 +349,5 @@ def _restored(arguments: str, fill: Mapping[str, Any]) -> CanaryInjector:
     known = json.loads(arguments)
     canaries = Canaries.from_dict(known["canaries"])
     insertion = Insertion.from_dict(known["insertion"])
-    return CanaryInjector.unrecorded(canaries, insertion, fill, known["keys"])
+    tokens = None if known["tokens"] is None else TokenCopies(**known["tokens"])
+    return CanaryInjector.unrecorded(canaries, insertion, fill, known["keys"], tokens)

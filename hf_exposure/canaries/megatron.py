@@ -86,7 +86,7 @@ def insert_into_megatron(
         check_count("insert_into_megatron: only", only, most=len(files) - 1)
     first = next(part for file in files if file.documents for part in file.parts())
     documents = np.split(first.ids, np.cumsum(first.sizes)[:-1])[:_LOOK]
-    copies = token_copies(canaries, tokenizer, [document.tolist() for document in documents])
+    copies = token_copies(canaries, tokenizer, [document.tolist() for document in documents]).ids
     largest = max((max(ids) for ids in copies.values()), default=0)
     target.mkdir(parents=True, exist_ok=True)
     written = []
