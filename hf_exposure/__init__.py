@@ -49,6 +49,7 @@ _HOMES = {
     "metrics": "metric_path",
     "models.loading": "load_model",
     "reports.cards": "add_exposure_to_card add_privacy_to_card",
+    "reports.evidence": "Evidence",
     "reports.hub": "push_exposure",
     "reports.page": "write_report",
     "reports.plots": "plot_exposure_by_repetitions plot_exposure_over_training "
@@ -118,6 +119,7 @@ if TYPE_CHECKING:
     from hf_exposure.models.loading import load_model as load_model
     from hf_exposure.reports.cards import add_exposure_to_card as add_exposure_to_card
     from hf_exposure.reports.cards import add_privacy_to_card as add_privacy_to_card
+    from hf_exposure.reports.evidence import Evidence as Evidence
     from hf_exposure.reports.hub import push_exposure as push_exposure
     from hf_exposure.reports.page import write_report as write_report
     from hf_exposure.reports.plots import (

@@ -685,6 +685,37 @@ def calls() -> list[Call]:
         k=[*number(0, 100), 0],
         **scoring,
     )
+    own = hx.Canaries.load(CANARIES.copy().save(folder() / "own.json"))
+    add(
+        hx.Evidence.of,
+        {
+            "exposures": exposures(),
+            "canaries": own,
+            "weights": None,
+            "data": None,
+            "extractions": (),
+            "generations": None,
+            "verdict": None,
+        },
+        "Evidence.of",
+        exposures=EXPOSURES,
+        canaries=[*WRONG, None, 3, "a", hx.Canaries.generate(FORMAT, seed=99)],
+        weights=["/nowhere", 3, Nothing(), [], True],
+        data=["/nowhere", 3, [3], Nothing(), True],
+        extractions=[3, [3], "a", Nothing(), True],
+        generations=[*WRONG, 3, "a"],
+        verdict=[*WRONG, 3, "a"],
+    )
+    evidence = hx.Evidence.of(exposures(), own)
+    add(
+        evidence.verify,
+        {"canaries": own, "weights": None, "data": None},
+        "Evidence.verify",
+        canaries=[*WRONG, None, 3, "a"],
+        weights=["/nowhere", 3, Nothing(), [], True],
+        data=["/nowhere", 3, [3], Nothing(), True],
+    )
+    add(hx.Evidence, {"content": {}}, content=[3, None, "a", [], [3], Nothing(), True])
     groups = [
         None,
         3,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,9 +35,12 @@ class Canaries(Sequence[Canary]):
         inclusion: "fixed", or "coin" if every canary was left in or out by its own fair coin.
         insertions: how the set was inserted before, if at all.
         limits: what a model that was trained on them must keep, if that is set beforehand.
+        salt: of a set that was saved before.
 
     Attributes:
         seed, inclusion, limits: as given; `limits` may be set until the manifest is saved.
+        salt: 64 hexadecimal digits, the key of commitments to the set; drawn when it is saved, None
+            until then. It is no part of what is compared.
         insertions: how the set was inserted, a tuple of `Insertion`: empty until then.
 
     Raises:
@@ -61,6 +65,7 @@ class Canaries(Sequence[Canary]):
         inclusion: str = "fixed",
         insertions: Iterable[Insertion] = (),
         limits: Limits | None = None,
+        salt: str | None = None,
     ) -> None:
         if isinstance(items, (str, os.PathLike)):
             raise TypeError(
@@ -85,6 +90,9 @@ class Canaries(Sequence[Canary]):
         if limits is not None:
             check_type("Canaries: limits", limits, Limits, "Limits")
         self.limits = limits
+        if salt is not None and not re.fullmatch("[0-9a-f]{64}", salt):
+            raise ValueError("Canaries: salt must have 64 hexadecimal digits")
+        self.salt = salt
         self._insertions: tuple[Insertion, ...] = ()
         for insertion in insertions:
             self.record(insertion)
@@ -210,6 +218,7 @@ class Canaries(Sequence[Canary]):
             "inclusion": self.inclusion,
             "insertions": [insertion.to_dict() for insertion in self._insertions],
             **({} if self.limits is None else {"limits": self.limits.to_dict()}),
+            **({} if self.salt is None else {"salt": self.salt}),
             "formats": [fmt.to_dict() for fmt in formats],
             "canaries": [canary.to_dict(formats, reveal=True) for canary in self._items],
         }
@@ -244,6 +253,7 @@ class Canaries(Sequence[Canary]):
                 inclusion=data["inclusion"],
                 insertions=[Insertion.from_dict(entry) for entry in data["insertions"]],
                 limits=Limits.from_dict(data["limits"]) if "limits" in data else None,
+                salt=data.get("salt"),
             )
         except KeyError as error:
             raise ValueError(f"the manifest lacks the key {error}") from None
@@ -268,16 +278,18 @@ class Canaries(Sequence[Canary]):
             FileExistsError: another file is there, and not `overwrite`.
             OSError: it cannot be written.
         """
+        continues = self._continues(path)
         return write_text(
             path,
             self.to_json(),
             mode=0o600,
             where="Canaries.save",
-            overwrite=overwrite or self._continues(path),
+            overwrite=overwrite or continues,
         )
 
     def _continues(self, path: str | os.PathLike[str]) -> bool:
-        """Whether a file is this set's manifest, with no insertion that is not on record here."""
+        """Whether a file is this set's manifest, with no insertion that is not on record here; then
+        its salt is this set's too."""
         try:
             old = Canaries.load(path)
         except (OSError, ValueError):
@@ -285,10 +297,15 @@ class Canaries(Sequence[Canary]):
         new = self.copy()
         if old.limits is None:  # they may be added, not changed
             new.limits = None
-        return old.copy() == new and set(old.insertions) <= set(self.insertions)
+        if old.copy() != new or not set(old.insertions) <= set(self.insertions):
+            return False
+        self.salt = self.salt or old.salt
+        return old.salt in (None, self.salt)
 
     def to_json(self) -> str:
-        """The text of the manifest. It holds the secrets."""
+        """The text of the manifest, with a salt, which is drawn if there is none. It holds the
+        secrets."""
+        self.salt = self.salt or secrets.token_hex(32)
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -401,7 +418,14 @@ class Canaries(Sequence[Canary]):
         return iter(self._items)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Canaries) and self.to_dict() == other.to_dict()
+        return isinstance(other, Canaries) and self._compared() == other._compared()
+
+    def _compared(self) -> dict[str, Any]:
+        return {name: value for name, value in self.to_dict().items() if name != "salt"}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Fingerprints of data sets are made of pickles, and the salt is another one for each run.
+        return self.__dict__ | {"salt": None}
 
     __hash__ = None  # type: ignore[assignment]  # `insertions` changes
 

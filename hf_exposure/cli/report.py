@@ -41,6 +41,16 @@ def report(
         Path | None, typer.Option("--canaries", help="Manifest, needed to --reveal.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", help="The page to write.")] = None,
+    evidence: Annotated[
+        Path | None,
+        typer.Option("--evidence", help="Write hashes and commitments as JSON; needs --canaries."),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="For --evidence: folder of the weights.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="For --evidence: files of training data.")
+    ] = None,
     title: Annotated[str, typer.Option("--title")] = "Memorization report",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -48,15 +58,30 @@ def report(
 ) -> None:
     """Write one HTML page about the results, readable without a network."""
     from hf_exposure.canaries.loading import load_manifest
+    from hf_exposure.reports.evidence import Evidence
     from hf_exposure.reports.page import write_report
 
     if reveal and canaries is None:
         raise typer.BadParameter("--reveal needs the secrets: give --canaries with the manifest")
+    if evidence is not None and canaries is None:
+        raise typer.BadParameter("--evidence commits to the manifest: give --canaries")
+    if evidence is None and (model is not None or data):
+        raise typer.BadParameter("--model and --data are for --evidence: give a file to write")
     page = output or (results if results.is_dir() else results.parent) / "report.html"
     check_file(page, apart=[results, extractions], overwrite=overwrite)
+    check_file(evidence, "--evidence", apart=[results, extractions, page], overwrite=overwrite)
     known = load_manifest(canaries) if canaries is not None else None
     exposures, history = measured(results, known)
     found, written = _found(extractions, known) if extractions is not None else ([], None)
+    made = None
+    if evidence is not None and known is not None:
+        last = history[-1].exposures if exposures is None and history else exposures
+        if last is None:
+            raise ValueError(f"report: {str(results)!r} holds no measurement")
+        made = Evidence.of(
+            last, known, weights=model, data=data or None, extractions=found, generations=written
+        )
+        made.save(evidence, overwrite=overwrite)
     write_report(
         page,
         exposures=exposures,
@@ -66,6 +91,7 @@ def report(
         title=title,
         reveal=reveal,
         overwrite=True,
+        evidence=made,
     )
     if as_json:
         print_json({"report": str(page)})

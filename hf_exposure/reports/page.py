@@ -28,8 +28,10 @@ from hf_exposure.exposure.records import Exposure, interval, mean_bits, short_la
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.exposure.skew_normal import SkewNormal
 from hf_exposure.reports import plots
+from hf_exposure.reports.evidence import Evidence
 from hf_exposure.reports.findings import findings_of
 from hf_exposure.reports.pictures import picture
+from hf_exposure.reports.tested import what_was_tested
 from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.escapes import printable
 from hf_exposure.utils.files import write_text
@@ -61,6 +63,7 @@ def write_report(
     notes: str | Iterable[str] = (),
     reveal: bool = False,
     overwrite: bool = False,
+    evidence: Evidence | None = None,
 ) -> Path:
     """Write one HTML page about what was measured; it is written whole or not at all.
 
@@ -76,6 +79,7 @@ def write_report(
         notes: sentences that follow it.
         reveal: show the secrets.
         overwrite: replace another file that is there.
+        evidence: hashes and commitments to show under "What was tested".
 
     Returns:
         The path.
@@ -95,6 +99,7 @@ def write_report(
         title=title,
         notes=notes,
         reveal=reveal,
+        evidence=evidence,
     )
     return write_text(path, page, where="write_report", overwrite=overwrite)
 
@@ -109,6 +114,7 @@ def render_report(
     title: str = "Memorization report",
     notes: str | Iterable[str] = (),
     reveal: bool = False,
+    evidence: Evidence | None = None,
 ) -> str:
     """The page of `write_report` as HTML."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -121,6 +127,7 @@ def render_report(
         ("extractions", Extractions, searches),
         ("generations", Generations, [generations] if generations is not None else []),
         ("compare", Exposures, others),
+        ("evidence", Evidence, [evidence] if evidence is not None else []),
     ):
         for value in values:
             if not isinstance(value, kind):
@@ -135,6 +142,7 @@ def render_report(
                 "least one measurement"
             )
         exposures = history[-1].exposures
+    tested = _tested(exposures, searches, generations)
     if not reveal:  # who has the model can find a secret by its figures
         exposures, others = exposures.coarse(), [one.coarse() for one in others]
         history = None if history is None else history.coarse()
@@ -164,6 +172,8 @@ def render_report(
         canaries=_canaries(exposures, reveal),
         skipped=_skipped(exposures, reveal),
         membership=_membership(exposures),
+        tested=tested,
+        evidence=None if evidence is None else _evidence(evidence),
         references=_references(measured, reveal),
         searches=[
             (names[search.format], search, _shown(search, {0, 3, 5}, reveal)) for search in searches
@@ -220,6 +230,46 @@ def _membership(exposures: Exposures) -> dict[str, Any] | None:
         return None
     found = exposures.membership()
     return {"table": _shown(found, set(found.right), False), "meaning": found.summary()}
+
+
+def _tested(
+    exposures: Exposures, searches: Sequence[Extractions], generations: Generations | None
+) -> dict[str, Any]:
+    """What was tested, and what was not, as tables and lists."""
+    found = what_was_tested(exposures, searches, generations)
+    headings = ["secrets", "bits", "inserted", "canaries", "exposure", "noticed from", "or share"]
+    rows = [
+        [
+            group.format,
+            f"{group.bits:.1f}",
+            f"{group.repetitions:,}",
+            f"{group.canaries:,}",
+            f"{group.exposure:.1f}",
+            f"{group.noticeable_bits:.1f}",
+            "–" if group.noticeable_tpr is None else f"{group.noticeable_tpr:.0%}",
+        ]
+        for group in found.groups
+    ]
+    opinion = [[*row] for row in found.opinion]
+    return {
+        "groups": _Table(headings, rows, frozenset(range(1, 7))),
+        "controls": found.controls,
+        "attackers": found.attackers,
+        "not_tested": found.not_tested,
+        "opinion": _Table(["paragraph", "question", "answer"], opinion),
+    }
+
+
+def _evidence(evidence: Evidence) -> list[tuple[str, str]]:
+    """Hashes and commitments by name."""
+    content = evidence.content
+    weights = content.get("weights") or {}
+    hashes = weights.get("files") or weights
+    named = {f"weights, {name}": value for name, value in hashes.items()}
+    named |= {f"data, {name}": value for name, value in (content.get("data") or {}).items()}
+    commitments = content.get("commitments", {}).items()
+    named |= {f"commitment, {name.replace('_', ' ')}": value for name, value in commitments}
+    return [(name, str(value)) for name, value in [*named.items(), ("seal", content.get("seal"))]]
 
 
 def _skipped(exposures: Exposures, reveal: bool) -> _Table | None:

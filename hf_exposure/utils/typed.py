@@ -217,9 +217,8 @@ def _is_list(value: Any, item: Callable[[Any], bool] | None, ours: bool) -> bool
 _SAVED = "Canaries Exposures Extractions Generations History".split()  # which files hold
 _CLASSES = [
     *_SAVED,
-    *"Canary Exposure Extraction InjectionReport Insertion Measurement SecretFormat".split(),
-    "SkewNormal",
-    "TextScores",
+    *"Canary Evidence Exposure Extraction InjectionReport Insertion Measurement".split(),
+    *"SecretFormat SkewNormal TextScores Verdict".split(),
 ]
 
 
