@@ -144,25 +144,29 @@ class CheapestFirst:
             heapq.heappush(self._heap, (float(nodes.costs[0]), name))
 
     def take(self, limit: int) -> list[Nodes]:
-        upto: dict[int, int] = {}
-        while self._heap and limit > 0:
-            _, name = heapq.heappop(self._heap)
-            costs = self._blocks[name].costs
-            begin = upto.get(name, 0)
-            following = self._heap[0][0] if self._heap else np.inf
-            end = max(begin + 1, int(np.searchsorted(costs, following, "right")))
-            end = min(end, begin + limit)
-            limit -= end - begin
-            upto[name] = end
-            if end < len(costs):
-                heapq.heappush(self._heap, (float(costs[end]), name))
-        # One piece for each block, however its nodes were interleaved with those of others.
+        # Blocks by their cheapest node, as long as one may hold a node of the cheapest `limit`.
+        names: list[int] = []
+        pool, most = np.zeros(0), np.inf
+        while self._heap and (len(pool) < limit or self._heap[0][0] <= most):
+            names.append(heapq.heappop(self._heap)[1])
+            pool = np.concatenate([pool, self._blocks[names[-1]].costs[:limit]])
+            if len(pool) >= limit:
+                pool = np.partition(pool, limit - 1)[:limit]
+                most = float(pool[-1])
+        left = limit - np.count_nonzero(pool < most) if len(pool) >= limit else limit
+        # One piece for each block. Of nodes that cost as much as the last, the newest block's.
         taken = []
-        for name, end in upto.items():
+        for name in sorted(names):
             nodes = self._blocks.pop(name)
-            taken.append(nodes[:end])
+            below = int(np.searchsorted(nodes.costs, most, "left"))
+            equal = int(np.searchsorted(nodes.costs, most, "right")) - below
+            end = below + min(equal, left)
+            left -= end - below
+            if end:
+                taken.append(nodes[:end])
             if end < len(nodes):
                 self._blocks[name] = nodes[end:]
+                heapq.heappush(self._heap, (float(nodes.costs[end]), name))
         return taken
 
     def waiting(self) -> Iterator[Nodes]:
