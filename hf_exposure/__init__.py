@@ -37,7 +37,8 @@ _HOMES = {
     "canaries.words": "choose_words",
     "endpoints.completions": "CompletionsScorer",
     "exposure.details": "FormatDetails",
-    "exposure.epsilon": "EpsilonBound canary_scores estimate_epsilon",
+    "exposure.canary_scores": "canary_scores",
+    "exposure.epsilon": "EpsilonBound estimate_epsilon",
     "exposure.estimators": "sampling_exposure",
     "exposure.history": "History Measurement",
     "exposure.limits": "Check Verdict",
@@ -98,9 +99,9 @@ if TYPE_CHECKING:
     from hf_exposure.canaries.verification import verify_injection as verify_injection
     from hf_exposure.canaries.words import choose_words as choose_words
     from hf_exposure.endpoints.completions import CompletionsScorer as CompletionsScorer
+    from hf_exposure.exposure.canary_scores import canary_scores as canary_scores
     from hf_exposure.exposure.details import FormatDetails as FormatDetails
     from hf_exposure.exposure.epsilon import EpsilonBound as EpsilonBound
-    from hf_exposure.exposure.epsilon import canary_scores as canary_scores
     from hf_exposure.exposure.epsilon import estimate_epsilon as estimate_epsilon
     from hf_exposure.exposure.estimators import sampling_exposure as sampling_exposure
     from hf_exposure.exposure.history import History as History

@@ -4,6 +4,8 @@ NumPy and SciPy only; knows no model. Pure functions first, the one that arrange
 
     one_run           guesses about the coins of one run      Steinke, Nasr, Jagielski 2023
     one_run_fdp       the same, if the curve is Gaussian      Mahloujifar, Melis, Chaudhuri 2024
+    one_run_order     the same, if canaries are independent   order statistics, see independent.py
+    one_run_order_fdp the same, if both hold
     clopper_pearson   error rates over many runs              Clopper and Pearson 1934
 
 A canary that is inserted k times is one unit: what is measured is the epsilon of all k copies.
@@ -13,13 +15,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from hf_exposure.exposure.guesses import Ranked, Rule, many_runs_rules, one_run_rules
+from hf_exposure.exposure.independent import log_gaussian_order_tail, log_order_tail
 from hf_exposure.exposure.refuting import (
     clopper_pearson,
     gaussian_epsilon,
@@ -30,12 +33,12 @@ from hf_exposure.exposure.refuting import (
     log_p_value,
     rates_refute,
 )
-from hf_exposure.exposure.results import Exposures
 from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.checks import check_choice, check_count, check_number, check_share
 from hf_exposure.utils.typed import typed
 
-METHODS = ("one_run", "one_run_fdp", "clopper_pearson")
+METHODS = ("one_run", "one_run_fdp", "one_run_order", "one_run_order_fdp", "clopper_pearson")
+_GAUSSIAN = ("one_run_fdp", "one_run_order_fdp")  # which test values of mu
 _UNFAIR = 1e-6  # coins that fall so unevenly, or more, are taken to be no fair coins
 
 
@@ -51,7 +54,8 @@ class EpsilonBound:
         per_example: the same for a single example, by group privacy; `epsilon` if k = 1.
         confidence: the probability that a bound of this kind is not above the truth.
         delta: that both are for.
-        method: "one_run", "one_run_fdp" (only for a Gaussian trade-off curve) or "clopper_pearson".
+        method: "one_run", "one_run_fdp" (for a Gaussian trade-off curve), "one_run_order" (only
+            for independent canaries), "one_run_order_fdp" (for both) or "clopper_pearson".
         in_count, out_count: scores of canaries in and out of the training data.
         guesses, correct: how many canaries were guessed to be in or out, and how many rightly. With
             "clopper_pearson" those that are guessed to be in, and how many are.
@@ -61,6 +65,7 @@ class EpsilonBound:
             given beforehand.
         repetitions: how many times each canary was inserted.
         tpr_low, fpr_high: with "clopper_pearson" the bounds on the true and false positive rate.
+        most: the bound had all guesses been right: no attack can show more with so many canaries.
     """
 
     epsilon: float
@@ -78,6 +83,7 @@ class EpsilonBound:
     repetitions: int = 1
     tpr_low: float | None = None
     fpr_high: float | None = None
+    most: float = math.inf
 
     @property
     def p_value(self) -> float:
@@ -91,33 +97,24 @@ class EpsilonBound:
         unit = curve = tries = ""
         if self.repetitions > 1:
             unit = f" for {self.repetitions} copies together, >= {_down(self.per_example)} for one,"
-        if self.method == "one_run_fdp":
+        if self.method in _GAUSSIAN:
             curve = " if its trade-off curve is Gaussian,"
+        if "order" in self.method:
+            curve += " if no canary's score depends on another's coin,"
         if self.tests > 1:
             tries = f", corrected for {self.tests} tests"
+        most = ""
+        if math.isfinite(self.most):
+            most = f"at most {_down(self.most)} with so many canaries; "
         found = f"{self.correct:,} of {self.guesses:,} guesses correct"
         if self.tpr_low is not None and self.fpr_high is not None:
             found = f"TPR >= {self.tpr_low:.3g}, FPR <= {self.fpr_high:.3g}"
         return (
             f"epsilon >= {_down(self.epsilon)}{unit}{curve} at delta={self.delta:g} with "
-            f"{100 * self.confidence:.10g}% confidence ({self.method}: {found}, "
+            f"{100 * self.confidence:.10g}% confidence ({most}{self.method}: {found}, "
             f"{self.in_count:,} canaries in and {self.out_count:,} out{tries}, "
             f"p = {_show_p(self.log_p_value)})"
         )
-
-
-class CanaryScores(NamedTuple):
-    """Scores of canaries of which each was put in or left out by its own coin.
-
-    Attributes:
-        in_scores, out_scores: of those that were inserted, and of those that were not; higher means
-            more likely trained on.
-        repetitions: how many times each of the former was inserted.
-    """
-
-    in_scores: Floats
-    out_scores: Floats
-    repetitions: int
 
 
 def _down(bound: float) -> str:
@@ -144,13 +141,19 @@ class _Audit:
     def refutes(self, rule: Rule, value: float, copies: int, log_level: float) -> bool:
         """Whether what was found refutes `value` for each of the copies that a canary has."""
         found = (self.size, rule.guesses, rule.correct)
-        if self.method == "one_run_fdp":
+        if self.method in _GAUSSIAN:
             # k examples of mu-GDP are together k mu-GDP (Dong, Roth, Su 2019, theorem 2.14).
-            return gaussian_refutes(*found, copies * value, log_level)
+            if self.method == "one_run_fdp":
+                return gaussian_refutes(*found, copies * value, log_level)
+            guesses = rule.positives, rule.negatives
+            tail = log_gaussian_order_tail(self.size, *guesses, rule.correct, copies * value)
+            return tail <= log_level
         unit = copies * value, group_delta(value, self.delta, copies)
-        if self.method == "one_run":
-            return log_p_value(*found, *unit) <= log_level
-        return rates_refute(*self.rates(rule, log_level), *unit)
+        if self.method == "clopper_pearson":
+            return rates_refute(*self.rates(rule, log_level), *unit)
+        return (log_p_value if self.method == "one_run" else log_order_tail)(
+            *found, *unit
+        ) <= log_level
 
     def rates(self, rule: Rule, log_level: float) -> tuple[float, float]:
         """The bounds on the true and the false positive rate."""
@@ -159,7 +162,9 @@ class _Audit:
         counts = (rule.true_positives, positives, false_positives, negatives)
         return clopper_pearson(*counts, math.exp(log_level))
 
-    def largest(self, rules: list[Rule], copies: int, log_level: float) -> tuple[float, Rule]:
+    def largest(
+        self, rules: list[Rule], copies: int, log_level: float, precision: float = 1e-7
+    ) -> tuple[float, Rule]:
         """The largest epsilon for one of the copies that any rule refutes, and that rule."""
         best, by = 0.0, max(rules, key=lambda rule: rule.deviations)
         for rule in rules:
@@ -167,10 +172,10 @@ class _Audit:
             def refuted(value: float, rule: Rule = rule) -> bool:
                 return self.refutes(rule, value, copies, log_level)
 
-            value = largest_refuted(refuted, best)
+            value = largest_refuted(refuted, best, precision)
             if value > best:
                 best, by = value, rule
-        return (gaussian_epsilon(best, self.delta) if self.method == "one_run_fdp" else best), by
+        return (gaussian_epsilon(best, self.delta) if self.method in _GAUSSIAN else best), by
 
     def log_p_value(self, rule: Rule) -> float:
         """Natural logarithm of the p-value of epsilon = 0, not corrected for other rules."""
@@ -178,7 +183,7 @@ class _Audit:
             return log_p_value(self.size, rule.guesses, rule.correct, 0.0, self.delta)
         # The curve with epsilon 0 at delta: 2 Phi(mu / 2) - 1 = delta.
         nothing = 2 * float(special.ndtri((1 + self.delta) / 2))
-        value = nothing if self.method == "one_run_fdp" else 0.0
+        value = nothing if self.method in _GAUSSIAN else 0.0
         return least_log_level(lambda level: self.refutes(rule, value, 1, level))
 
 
@@ -213,6 +218,11 @@ def estimate_epsilon(
       the epsilon of that curve at `delta`. It is closer to the truth than "one_run", *if* the
       mechanism has such a curve, as the Gaussian mechanism has and DP-SGD of many steps nearly so.
       Of another mechanism (randomized response, say) it may exceed the epsilon.
+    - "one_run_order", "one_run_order_fdp" (order statistics, after Xiang et al. 2025): the same
+      scores, where in addition no canary's score depends on another's coin, for any mechanism and
+      for a Gaussian curve. They are the tightest, and exact for a mechanism that treats each canary
+      by itself, as noise on orthogonal gradients does. Scores of one model are not quite of that
+      kind: a mechanism that shows all coins or none is beyond such a bound far too often.
     - "clopper_pearson": each score is of a run of its own, trained independently of all others
       (many canaries of one run are not independent). It bounds the true and the false positive
       rate, and gives the larger of ln((TPR - delta) / FPR) and ln((TNR - delta) / FNR).
@@ -234,17 +244,16 @@ def estimate_epsilon(
     - `guesses` or `threshold`, if they were chosen before the scores were seen;
     - the same, chosen on canaries that are not among these.
 
-    How tight: of a Gaussian mechanism of epsilon 11.0 at delta 1e-6 (normal scores, some shifted by
-    2), 1,000 canaries give about 3.1 with "one_run" and 4.9 with "one_run_fdp", and 20,000 give 4.3
-    and 6.0.
+    How tight: see docs/privacy.md. `most` in the result is what so many canaries can show at most,
+    were all guesses right: the bounds for one run saturate.
 
     Args:
         in_scores, out_scores: (n,) and (m,) scores, higher for "more likely trained on", such as
             minus log-perplexities; infinite ones are allowed. Ties are broken at random. See
             `canary_scores`.
-        delta: of the (epsilon, delta) that is bounded; above 0 for "one_run_fdp".
+        delta: of the (epsilon, delta) that is bounded; above 0 where a curve is to be Gaussian.
         confidence: of the bound, between 0 and 1.
-        method: one of the three.
+        method: one of the five.
         guesses: in one run, how many canaries to guess, half of them in and half of them out (the
             odd one in); or a pair, how many in and how many out.
         threshold: guess those in that score this or more, and all others out.
@@ -263,18 +272,12 @@ def estimate_epsilon(
     """
     ranked = Ranked(_checked("in_scores", in_scores), _checked("out_scores", out_scores), seed)
     _check(ranked, delta, confidence, method, guesses, threshold, repetitions)
-    if threshold is not None:
-        rules = [ranked.at(threshold)]
-    elif guesses is not None:
-        both = guesses if isinstance(guesses, tuple) else (guesses - guesses // 2, guesses // 2)
-        rules = [ranked.rule(*both)]
-    elif method == "clopper_pearson":
-        rules = many_runs_rules(ranked)
-    else:
-        rules = one_run_rules(ranked)
     audit = _Audit(method, ranked.size, ranked.in_count, delta)
+    rules = _rules(ranked, method, guesses, threshold)
     log_level = math.log1p(-confidence) - math.log(len(rules))
     epsilon, rule = audit.largest(rules, 1, log_level)
+    perfect = Ranked(np.ones(ranked.in_count), np.zeros(ranked.size - ranked.in_count), seed)
+    best = _rules(perfect, method, guesses, None if threshold is None else 0.5)
     tpr_low = fpr_high = None
     guessed, correct = rule.guesses, rule.correct
     if method == "clopper_pearson":
@@ -296,71 +299,20 @@ def estimate_epsilon(
         repetitions=repetitions,
         tpr_low=tpr_low,
         fpr_high=fpr_high,
+        most=max(epsilon, audit.largest(best, 1, log_level, 1e-3)[0]),
     )
 
 
-@typed
-def canary_scores(exposures: Exposures, repetitions: int | None = None) -> CanaryScores:
-    """The scores to audit with, from a measurement of canaries drawn with `inclusion="coin"`.
-
-    A score is minus the log-perplexity in bits. Those of different formats cannot be compared: with
-    several formats each is taken from the median of its own format's coin canaries, in and out, and
-    divided by their median distance from it, neither of which looks at the coins. Exposures are not
-    used: an exposure leaves out the other canaries that were inserted, so it knows their coins.
-    Canaries for which no coin was flipped, such as controls, are left out.
-
-    Args:
-        exposures: the measurement of one model.
-        repetitions: only canaries that were to be inserted so many times; may be left out if all
-            have the same number.
-
-    Raises:
-        ValueError: there are no coin canaries of that number of repetitions, or of several numbers.
-
-    Example:
-        >>> from hf_exposure import Canaries, SecretFormat
-        >>> fmt = SecretFormat("The random number is {secret}.", secret=r"[0-9]{9}")
-        >>> canaries = Canaries.generate(fmt, [4], per_repetition=1000, inclusion="coin")
-        >>> # exposures = measure_exposure(model, tokenizer, canaries)
-        >>> # scores = canary_scores(exposures)
-        >>> # estimate_epsilon(scores.in_scores, scores.out_scores, repetitions=scores.repetitions)
-    """
-    coins = [item for item in exposures if item.canary.planned]
-    planned = sorted({item.canary.planned for item in coins if item.canary.planned})
-    if not coins:
-        raise ValueError(
-            "canary_scores: no coin was flipped for any of these canaries; draw them with "
-            'Canaries.generate(..., inclusion="coin")'
-        )
-    if repetitions is None and len(planned) > 1:
-        raise ValueError(
-            f"canary_scores: the canaries were to be inserted {_listed(planned)} times; choose one "
-            "number with repetitions="
-        )
-    chosen = planned[0] if repetitions is None else repetitions
-    if chosen not in planned:
-        raise ValueError(
-            f"canary_scores: repetitions={chosen} was planned for no canary; use {_listed(planned)}"
-        )
-    coins = [item for item in coins if item.canary.planned == chosen]
-    scores = -np.array([item.log_perplexity for item in coins], dtype=np.float64)
-    if np.isnan(scores).any():  # of a file without secrets, which does not tell them all
-        scores = np.array([item.bits for item in coins], dtype=np.float64)
-    formats = [item.canary.format for item in coins]
-    if len(set(formats)) > 1:
-        for fmt in set(formats):
-            own = np.array([other == fmt for other in formats])
-            finite = scores[own][np.isfinite(scores[own])]
-            middle = float(np.median(finite)) if len(finite) else 0.0
-            spread = float(np.median(np.abs(finite - middle))) if len(finite) else 0.0
-            scores[own] = (scores[own] - middle) / (spread or 1.0)
-    is_in = np.array([item.canary.inserted for item in coins])
-    return CanaryScores(scores[is_in], scores[~is_in], chosen)
-
-
-def _listed(numbers: list[int]) -> str:
-    *rest, last = map(str, numbers)
-    return f"{', '.join(rest)} or {last}" if rest else last
+def _rules(
+    ranked: Ranked, method: str, guesses: int | tuple[int, int] | None, threshold: float | None
+) -> list[Rule]:
+    """That which was given, or those that are tried by default."""
+    if threshold is not None:
+        return [ranked.at(threshold)]
+    if guesses is not None:
+        both = guesses if isinstance(guesses, tuple) else (guesses - guesses // 2, guesses // 2)
+        return [ranked.rule(*both)]
+    return many_runs_rules(ranked) if method == "clopper_pearson" else one_run_rules(ranked)
 
 
 def _checked(name: str, scores: ArrayLike) -> Floats:
@@ -393,10 +345,10 @@ def _check(
     check_choice(f"{where}: method", method, METHODS)
     if check_number(f"{where}: delta", delta, 0) >= 1:
         raise ValueError(f"{where}: delta={delta} is out of range; use 0 or more, and less than 1")
-    if method == "one_run_fdp" and delta == 0:
+    if method in _GAUSSIAN and delta == 0:
         raise ValueError(
-            f"{where}: delta=0 with method='one_run_fdp', but a Gaussian has no finite epsilon at "
-            "delta 0; give a small delta such as 1e-6, or use 'one_run'"
+            f"{where}: delta=0 with method={method!r}, but a Gaussian has no finite epsilon at "
+            f"delta 0; give a small delta such as 1e-6, or use {method.removesuffix('_fdp')!r}"
         )
     check_share(f"{where}: confidence", confidence)
     check_count(f"{where}: repetitions", repetitions, least=1)
