@@ -83,8 +83,8 @@ def _beyond(shares: ArrayLike, mu: float) -> Floats:
 
 def _tail(correct: ArrayLike, guesses: ArrayLike, right: ArrayLike) -> Floats:
     """The probability of at least so many successes."""
-    v, r = np.asarray(correct, dtype=np.float64), np.asarray(guesses, dtype=np.float64)
-    found = special.betainc(np.maximum(v, 1.0), np.maximum(r - v + 1, 1.0), right)
+    v, r, p = (np.asarray(one, dtype=np.float64) for one in (correct, guesses, right))
+    found = special.betainc(np.maximum(v, 1.0), np.maximum(r - v + 1, 1.0), p)
     return np.where(v <= 0, 1.0, np.where(v > r, 0.0, found))
 
 
