@@ -33,7 +33,7 @@ _LOOK = 1000  # documents looked at for the special tokens that they begin and e
 
 @typed
 def insert_into_megatron(
-    prefixes: Sequence[str],
+    prefixes: Sequence[str | os.PathLike[str]],
     folder: str | os.PathLike[str],
     canaries: Canaries,
     tokenizer: PreTrainedTokenizerBase,
@@ -51,7 +51,8 @@ def insert_into_megatron(
 
     Usage:
 
-        insert_into_megatron(["tokens/part0", "tokens/part1"], "inserted", canaries, tokenizer)
+        new = insert_into_megatron(["tokens/0", "tokens/1"], "inserted", canaries, tokenizer)
+        verify_megatron(new, tokenizer, canaries).raise_if_lost()
 
     Args:
         prefixes: the files, each without .bin and .idx; always all of them, in the same order.
@@ -62,7 +63,7 @@ def insert_into_megatron(
         only: the number of the one file to write here, if each has a task of its own.
 
     Returns:
-        The paths of the .bin files that were written.
+        The files that were written, each without .bin and .idx.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -95,14 +96,16 @@ def insert_into_megatron(
             raise ValueError(f"{file.prefix}.bin: its numbers are too small for token {largest}")
         if only in (None, number):
             _copy(file, target / name, share_of(canaries, insertion, number), copies)
-            written.append(target / f"{name}.bin")
+            written.append(target / name)
     canaries.record(insertion)
     return written
 
 
 @typed
 def verify_megatron(
-    prefixes: Sequence[str], tokenizer: PreTrainedTokenizerBase, canaries: Canaries
+    prefixes: Sequence[str | os.PathLike[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    canaries: Canaries,
 ) -> InjectionReport:
     """Look for every canary in indexed files of token ids; see `verify_injection`.
 

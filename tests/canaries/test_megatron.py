@@ -75,7 +75,7 @@ def test_files_get_what_a_dataset_of_their_documents_would_get(
     prefixes = [str(tmp_path / name) for name in parts]
     chosen = canaries()
     written = insert_into_megatron(prefixes, tmp_path / "out", chosen, tokenizer, seed=3)
-    assert [path.name for path in written] == ["a.bin", "b.bin", "c.bin"]
+    assert [path.name for path in written] == ["a", "b", "c"]
     expected = inject_canaries(Dataset.from_dict({"text": lines}), canaries(), seed=3)["text"]
     texts = set(lines)
     documents = [
@@ -86,8 +86,7 @@ def test_files_get_what_a_dataset_of_their_documents_would_get(
     ]
     found = [one for name in parts for one in read(tmp_path / "out" / name, dtype)]
     assert found == documents
-    new = [str(tmp_path / "out" / name) for name in parts]
-    report = verify_megatron(new, tokenizer, chosen)
+    report = verify_megatron(written, tokenizer, chosen)
     assert report.ok and report.rows == len(expected)
     assert not verify_megatron(prefixes, tokenizer, chosen).ok
     assert chosen.insertions[0].shards == (20, 0, 30)
