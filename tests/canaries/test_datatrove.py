@@ -211,3 +211,17 @@ def test_counts_must_be_whole_and_of_this_number_of_tasks(tmp_path: Path) -> Non
         InsertCanaries(manifest, [3, 2]).record(2)
     with pytest.raises(ValueError, match="save it and give the path"):
         InsertCanaries(canaries(), str(tmp_path / "counts"))
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_large_corpora_runs(tmp_path: Path) -> None:
+    from benchmarks import large_corpora as steps
+
+    steps.canaries().save(tmp_path / "canaries.json")
+    steps.write_texts(tmp_path, 300, 2)
+    steps.insert(tmp_path, 2, 1, [150, 150])
+    steps.count(tmp_path, 2, 1)
+    steps.verify(tmp_path, 2, 1)
+    steps.write_tokens(tmp_path, 300)
+    steps.insert_tokens(tmp_path)
+    steps.verify_tokens(tmp_path)
