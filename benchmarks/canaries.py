@@ -174,10 +174,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         fresh = get_peft_model(fresh, LoraConfig(r=16, target_modules="all-linear"))
     without = fresh
     state = {name: one.clone() for name, one in fresh.state_dict().items()}
-    train(without, plain, options, collate)
     held_rows = tokenize(Dataset.from_dict({"text": held}), tokenizer)
-    figures: dict[str, Any] = {"loss without": loss_of(without, held_rows, collate)}
-    if base is None:
+    figures: dict[str, Any] = {}
+    if not options.no_base:
+        train(without, plain, options, collate)
+        figures["loss without"] = loss_of(without, held_rows, collate)
+    if base is None and not options.no_base:
         base = small_llama(len(tokenizer), seed=options.seed)
         base.load_state_dict(without.state_dict())
         base.eval()
@@ -196,7 +198,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         begun, fmt = time.perf_counter(), canaries.formats[0]
         found: dict[str, Any] = {"bits": fmt.bits}
         found["tokens"] = float(np.mean([len(tokenizer(c.secret)["input_ids"]) for c in canaries]))
-        for score in SCORES:
+        for score in SCORES if base is not None else [one for one in SCORES if one != "ratio"]:
             given: dict[str, Any] = {"samples": options.samples, "seed": options.seed + 1}
             if score != "log_perplexity":
                 given |= {"score": score, "samples": 1000}
@@ -214,6 +216,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         print(name, json.dumps(found), file=sys.stderr, flush=True)
     if manifest is not None:
         for name, ref in (("memaudit", "none"), ("memaudit with base", base)):
+            if ref is None:
+                continue
             out[name] = their_verdict(fresh, tokenizer, manifest, ref)
     return out
 
@@ -249,7 +253,8 @@ def table(files: list[Path]) -> str:
     lines.append("|---|" + "---:|" * (3 + 2 * len(REPETITIONS)))
 
     def added(name: str, score: str, times: int, rate: float) -> tuple[int, int]:
-        cells = [run["kinds"][name][score][f"{times}/{rate}"] for run in runs]
+        kinds = [run["kinds"][name] for run in runs if score in run["kinds"][name]]
+        cells = [kind[score][f"{times}/{rate}"] for kind in kinds]
         return sum(cell[0] for cell in cells), sum(cell[2] for cell in cells)
 
     for name, kind in runs[0]["kinds"].items():
@@ -267,7 +272,7 @@ def table(files: list[Path]) -> str:
     lines.append("")
     for name in ("memaudit", "memaudit with base"):
         if name in runs[0]:
-            lines.append(f"{name}: " + json.dumps([run[name] for run in runs]))
+            lines.append(f"{name}: " + json.dumps([run[name] for run in runs if name in run]))
     for run in runs:
         lines.append(f"seed {run['seed']}: {json.dumps(run['figures'])}")
     for name in runs[0]["kinds"]:
@@ -282,6 +287,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", help="folder or name of a pretrained model; None: from scratch")
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument(
+        "--no-base", action="store_true", help="skip the training without canaries, and ratio"
+    )
     parser.add_argument("--text", type=Path, help="paragraphs; Python's help texts if left out")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=5)

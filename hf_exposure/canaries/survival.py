@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +138,30 @@ class InjectionReport(Sequence[Survival]):
     def __repr__(self) -> str:
         state = "ok" if self.ok else f"{len(self.lost)} not as planned"
         return f"InjectionReport({len(self)} canaries in {self.rows} rows: {state})"
+
+
+def lost_and_all(report: InjectionReport | Mapping[str, Any]) -> tuple[int, int]:
+    """How many inserted canaries are not as planned, and how many there are.
+
+    Args:
+        report: what `verify_injection` gave, or its `to_dict()`.
+
+    Raises:
+        TypeError, ValueError: it is something else.
+    """
+    if isinstance(report, InjectionReport):
+        found = [row.ok for row in report if row.canary.inserted]
+        return found.count(False), len(found)
+    wanted = "survival must be what verify_injection gave, or its to_dict()"
+    if not isinstance(report, Mapping):
+        raise TypeError(f"{wanted}, not {type(report).__name__}")
+    rows = report.get("canaries")
+    if not isinstance(rows, list) or not all(
+        isinstance(row, Mapping) and {"ok", "repetitions"} <= set(row) for row in rows
+    ):
+        raise ValueError(f"{wanted}; this dictionary has no such canaries")
+    found = [row["ok"] is True for row in rows if row["repetitions"]]
+    return found.count(False), len(found)
 
 
 ADVICE = {

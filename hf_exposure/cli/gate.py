@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,7 @@ from hf_exposure.cli.inputs import check_file, read_limits
 from hf_exposure.cli.options import AsJson
 from hf_exposure.cli.report import measured
 from hf_exposure.cli.terminal import out, print_json
-from hf_exposure.utils.files import write_text
+from hf_exposure.utils.files import load_json, write_text
 
 if TYPE_CHECKING:
     from hf_exposure.canaries.limits import Limits
@@ -44,6 +44,10 @@ def gate(
         Path | None,
         typer.Option("--limits", help="A YAML file with such limits, as max_exposure: 10."),
     ] = None,
+    survival: Annotated[
+        Path | None,
+        typer.Option("--survival", help="JSON of what verify_injection(...).to_dict() gave."),
+    ] = None,
     junit: Annotated[
         Path | None, typer.Option("--junit", help="Write JUnit XML for a CI job.")
     ] = None,
@@ -58,8 +62,8 @@ def gate(
     """
     from hf_exposure.reports.gate import to_junit, to_markdown
 
-    check_file(junit, "--junit", apart=[results, limits])
-    check_file(markdown, "--markdown", apart=[results, limits, junit])
+    check_file(junit, "--junit", apart=[results, limits, survival])
+    check_file(markdown, "--markdown", apart=[results, limits, survival, junit])
     exposures, history = measured(results, None)
     if exposures is None and history is not None and len(history):
         exposures = history[-1].exposures
@@ -71,7 +75,7 @@ def gate(
         "fpr": fpr,
         "repetitions": repetitions,
     }
-    verdict = exposures.check(_limits(given, limits, exposures))
+    verdict = exposures.check(_limits(given, limits, exposures), _survival(survival))
     if junit is not None:
         write_text(junit, to_junit(verdict))
     if markdown is not None:  # a CI job's summary has parts of other steps already
@@ -82,6 +86,18 @@ def gate(
     else:
         out.print(str(verdict), soft_wrap=True)
     raise typer.Exit(verdict.exit_code)
+
+
+def _survival(path: Path | None) -> Any:
+    """What `verify_injection` gave, from a file of its `to_dict()`."""
+    from hf_exposure.canaries.survival import lost_and_all
+
+    def read(data: Any) -> Any:
+        lost_and_all(data)
+        return data
+
+    wanted = "JSON of verify_injection(...).to_dict()"
+    return None if path is None else load_json(path, read, "--survival", wanted)
 
 
 def _limits(given: dict[str, float | None], path: Path | None, exposures: Exposures) -> Limits:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from hf_exposure.canaries.limits import Limits
-from hf_exposure.canaries.survival import InjectionReport
 from hf_exposure.exposure.chance import group_findings
 from hf_exposure.exposure.estimators import clopper_pearson
 from hf_exposure.exposure.membership import MembershipRow, Ranks, binomial_p_value, membership_rows
@@ -106,7 +105,8 @@ class Conditions:
         skipped: inserted canaries that could not be scored.
         bounds: places of exposures that are lower bounds only.
         strange: formats whose canaries are less likely than random tokens.
-        survival: what became of the canaries in the training data, if that was looked at.
+        survival: how many inserted canaries are not in the training data as planned, and how many
+            there are; None if that was not looked at.
         agreed: the limits that were written down with the canaries, as a dictionary.
     """
 
@@ -114,7 +114,7 @@ class Conditions:
     skipped: int = 0
     bounds: frozenset[int] = frozenset()
     strange: int = 0
-    survival: InjectionReport | None = None
+    survival: tuple[int, int] | None = None
     agreed: Mapping[str, Any] | None = None
 
 
@@ -176,9 +176,8 @@ def _conditions(
         told = "that these canaries were inserted is not on record (inject_canaries makes one)"
         yield Check("insertion", unclear, told)
     if measured.survival is not None:
-        lost = sum(row.canary.inserted for row in measured.survival.lost)
-        found = sum(row.canary.inserted for row in measured.survival) - lost
-        told = f"{lost} of {plural(lost + found, 'inserted canary')} are not in the training data "
+        lost, every = measured.survival
+        told = f"{lost} of {plural(every, 'inserted canary')} are not in the training data "
         told += "as planned"
         yield Check("survival", unclear if lost else Outcome.PASSED, told)
     if measured.skipped:

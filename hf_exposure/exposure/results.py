@@ -17,12 +17,12 @@ from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.limits import Limits
 from hf_exposure.canaries.masking import mask_secrets
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.canaries.survival import InjectionReport
+from hf_exposure.canaries.survival import InjectionReport, lost_and_all
 from hf_exposure.exposure.coarse import coarse_details, coarse_exposure
 from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.documents import Result
 from hf_exposure.exposure.limits import Conditions, Verdict, judge
-from hf_exposure.exposure.membership import Membership, Ranks, membership_of
+from hf_exposure.exposure.membership import Membership, Ranks, membership_of, percent
 from hf_exposure.exposure.records import (
     NUMBERS,
     Exposure,
@@ -36,11 +36,12 @@ from hf_exposure.exposure.tables import Beside, gained_bits, table_of
 from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.checks import check_type
 from hf_exposure.utils.typed import typed
-from hf_exposure.utils.words import rounded
+from hf_exposure.utils.words import plural, rounded
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_FPR = 0.01  # the false-positive rate of the line below a table
 _IMPROBABLE = 1.1  # log-perplexity over that of random tokens; an untrained model has about 1
 
 
@@ -66,6 +67,7 @@ class Exposures(Result[Exposure]):
         #  canary          inserted  exposure  95% interval  rank  log-perplexity
         0  …code is ••••.         8  10.8      9.3–12.2      ~5.6               –
         exposure in bits, at most 13.3; method auto, 4,000 token-forwards in 1.5 s
+        1 of 1 inserted canary detected as trained on, at 1 % false positives
         >>> Exposures([one]).metrics()["eval_exposure_x8"]
         12.0
     """
@@ -175,14 +177,18 @@ class Exposures(Result[Exposure]):
 
     @typed
     def check(
-        self, limits: Limits, survival: InjectionReport | None = None, *, look: int = 1
+        self,
+        limits: Limits,
+        survival: InjectionReport | Mapping[str, Any] | None = None,
+        *,
+        look: int = 1,
     ) -> Verdict:
         """Whether these exposures keep limits: passed, failed or inconclusive.
 
         Args:
             limits: what was set beforehand.
-            survival: what `verify_injection` gave for the training data; lost canaries make the
-                verdict inconclusive.
+            survival: what `verify_injection` gave for the training data, or its `to_dict()`; lost
+                canaries make the verdict inconclusive.
             look: where a training is judged again and again, the number of this judgement, from 1
                 on: all of them together raise a false alarm as rarely as one would.
 
@@ -199,7 +205,7 @@ class Exposures(Result[Exposure]):
             skipped=sum(canary.inserted for canary, _ in self.skipped),
             bounds=frozenset(place for place, one in enumerate(self) if self.is_bound(one)),
             strange=len(self.improbable()),
-            survival=survival,
+            survival=None if survival is None else lost_and_all(survival),
             agreed=self.settings.get("limits"),
         )
         ranks = Ranks.of(self, self.formats)
@@ -322,6 +328,14 @@ class Exposures(Result[Exposure]):
         shown = self if reveal else self.coarse()
         labels = short_labels((item.canary for item in self), reveal)
         return table_of(shown, labels, map(self.is_bound, shown), self.confidence)
+
+    def __str__(self) -> str:
+        row = next((one for one in self.membership(_FPR) if one.repetitions is None), None)
+        if row is None:
+            return super().__str__()
+        told = f"{row.detected} of {plural(row.count, 'inserted canary')} detected as trained on"
+        told += f", {row.undecided} undecided" * bool(row.undecided)
+        return f"{super().__str__()}\n{told}, at {percent(_FPR)} false positives"
 
     def summary(self) -> str:
         """One line about what the figures are and what they took."""

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from hf_exposure.attacks.extraction import Extractions
 from hf_exposure.canaries.formats import format_names
+from hf_exposure.exposure.membership import percent
 from hf_exposure.exposure.records import interval, mean_bits, most_exposed, short_labels
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.reports.card_text import DATASET, TASK, change_card
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from hf_exposure.exposure.history import History
 
 _MEANT = 20.0  # above it an epsilon is no protection that anybody could count on
+_FPR = 0.01  # the false-positive rate of what is called detected
 _AROUND = 40  # characters of a template that a card shows on each side of the secret
 
 
@@ -317,6 +319,7 @@ def results(
 
     out = []
     if exposures:
+        detected = exposures.membership(_FPR)
         exposures = exposures.coarse()
         shared = {
             "method": exposures.settings.get("method", exposures[0].method),
@@ -341,6 +344,15 @@ def results(
             count = {"repetitions": times, "canaries": len(group)}
             value = _rounded(metrics[f"exposure_x{times}"])
             out.append(result("exposure", name, value, {**shared, **count}))
+        for row in detected:
+            if row.repetitions == 0:
+                continue
+            who = "inserted" if row.repetitions is None else f"inserted {often(row.repetitions)}"
+            name = f"True-positive rate at {percent(_FPR)} false positives ({who})"
+            told = {"fpr": _FPR, "canaries": row.count, "undecided": row.undecided}
+            told |= {"low": _rounded(row.low), "high": _rounded(row.high)}
+            told |= {"lower_bounds": bounds} if bounds else {}
+            out.append(result("true_positive_rate", name, _rounded(row.tpr), told))
     for search in searches:
         known = search.settings.get("canaries")
         args = {

@@ -23,6 +23,8 @@ from hf_exposure.utils.warn import warn
 
 SHARE = 0.05  # token-forwards of a measurement for each token trained on since the last one
 
+_FPR = 0.01  # at which canaries are detected, in what is logged
+
 
 class TokenCounter:
     """Counts the tokens that a model is trained on, by watching its forward passes.
@@ -143,10 +145,13 @@ class Meter:
     def figures(self, exposures: Exposures) -> dict[str, float]:
         """The figures to log: NaN for what could not be measured, so that no key is missing."""
         names = [f"x{times}" for times in sorted({c.repetitions for c in self.canaries})]
-        figures = {f"eval_exposure_{name}": math.nan for name in names}
+        figures = {
+            f"eval_{what}_{name}": math.nan for what in ("exposure", "tpr") for name in names
+        }
         if self.canaries.inserted:
-            figures = {"eval_exposure": math.nan, "eval_exposure_max": math.nan, **figures}
-        return figures | exposures.metrics()
+            whole = dict.fromkeys(("eval_exposure", "eval_exposure_max", "eval_tpr"), math.nan)
+            figures = whole | figures
+        return figures | exposures.metrics(fpr=_FPR)
 
     def _within_budget(self, model: Any, plan: Plan, new_tokens: int) -> Exposures:
         processes = Processes.of(model, split=True)

@@ -99,3 +99,19 @@ def test_limits_are_written_into_the_manifest_at_insertion(tmp_path: Path) -> No
     done = CliRunner().invoke(cli.app, ["inject", *map(str, [*options, *form])])
     assert done.exit_code == 0, done.output
     assert Canaries.load(manifest).limits == Limits(max_exposure=10)
+
+
+def test_what_packing_has_lost_makes_it_inconclusive_on_the_command_line(tmp_path: Path) -> None:
+    file = KEPT.save(tmp_path / "exposures.json")
+    report = tmp_path / "survival.json"
+    rows = [{"repetitions": 1, "ok": True}, {"repetitions": 0, "ok": False}]
+    report.write_text(json.dumps({"canaries": rows}))
+    assert run(file, *OPTIONS, "--survival", report)[0] == 0  # a control is not looked for
+    report.write_text(json.dumps({"canaries": [*rows, {"repetitions": 1, "ok": False}]}))
+    code, said = run(file, *OPTIONS, "--survival", report)
+    assert code == 3 and "1 of 2 inserted canaries are not in the training data" in said
+    report.write_text("{}")
+    done = CliRunner().invoke(
+        cli.app, ["gate", str(file), *OPTIONS, "--survival", str(report)], catch_exceptions=True
+    )
+    assert done.exit_code == 1 and "survival" in str(done.exception)

@@ -41,6 +41,10 @@ KEYS = [
     "eval_exposure_x0",
     "eval_exposure_x1",
     "eval_exposure_x8",
+    "eval_tpr",
+    "eval_tpr_x0",
+    "eval_tpr_x1",
+    "eval_tpr_x8",
     "eval_exposure_forwards",
     "eval_exposure_runtime",
 ]
