@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
+from transformers import TrainingArguments
 
 import hf_exposure as hx
 from tests import tiny
@@ -82,6 +84,29 @@ TEXT = [*WRONG, 3, 1.5, None, NAN, True, Path("a")]
 MAYBE_TEXT = [value for value in TEXT if value is not None]
 FILE = [*WRONG, 3, None, NAN, True, "", "a\0b", "/", "/proc/nothing/here", "x" * 5000]
 READ = [*FILE, "/nowhere/at-all.json", "/dev/null"]
+
+
+def manifests() -> list[Path]:
+    """Files that look like manifests and ask for too much, or for nothing that there is."""
+    good = CANARIES.to_json()
+    bad = {
+        "expression": good.replace("[0-9]{3}", "([0-9]{1,1000}){1000}"),
+        "template": good.replace("The random", "x" * 10**6),
+        "repetitions": re.sub(r'"repetitions": \d+', '"repetitions": 10000000', good),
+        "nan": re.sub(r'"repetitions": \d+', '"repetitions": NaN', good),
+        "digits": re.sub(r'"repetitions": \d+', '"repetitions": ' + "9" * 5000, good),
+        "deep": "[" * 10**5,
+        "cut": good[:-9],
+        "list": "[1]",
+        "empty": "",
+    }
+    assert all(text != good for text in bad.values())
+    for name, text in bad.items():
+        (folder() / f"bad {name}.json").write_text(text, encoding="utf-8")
+    (folder() / "bad bytes.json").write_bytes(b"\xff\xfe\0")
+    return sorted(folder().glob("bad *.json"))
+
+
 MODEL = [*WRONG, None, 3, "gpt2", "", Path("gpt2"), True, NAN]
 TOKENIZER = [*WRONG, 3, "gpt2", True, NAN, Path("gpt2")]
 
@@ -343,11 +368,11 @@ def calls() -> list[Call]:
     add(hx.Canaries.from_dict, {"data": CANARIES.to_dict()}, data=documents)
     manifest = CANARIES.save(folder() / "canaries.json")
     add(CANARIES.save, {"path": folder() / "other.json"}, path=FILE)
-    add(hx.Canaries.load, {"path": manifest}, path=READ)
+    add(hx.Canaries.load, {"path": manifest}, path=[*READ, *manifests()])
     add(
         hx.load_canaries,
         {"name": manifest, "revision": None},
-        name=READ,
+        name=[*READ, *manifests()],
         revision=[*MAYBE_TEXT, "main"],
     )
     add(CANARIES.card, {"repo_id": "me/it", "reveal": False}, repo_id=TEXT, reveal=FLAG)
@@ -928,7 +953,7 @@ def calls() -> list[Call]:
         exposures=[*EXPOSURES, None],
         repetitions=[*count(1, none=True), 77],
     )
-    spent = [(0.5, 0.01, 100)]
+    spent = [(5.0, 0.01, 100)]  # more noise, less work
     histories = [3, "a", [3], [(1,)], [("a", "b", "c")], [(NAN, 0.1, 1)], Nothing(), None]
     histories += [[(0.5, 2.0, 10)], [(0.5, 0.1, -1)], [(0.5, 0.1, 1.5)], [(-1.0, 0.1, 1)]]
     add(
@@ -982,6 +1007,26 @@ def calls() -> list[Call]:
         max_physical_batch_size=count(1, none=True),
         per_sample=choice(),
         noise_seed=count(none=True),
+    )
+    add(
+        hx.PrivateTrainer,
+        {
+            "model": model(),
+            "args": TrainingArguments(
+                str(folder() / "private"),
+                per_device_train_batch_size=2,
+                use_cpu=True,
+                report_to="none",
+            ),
+            "data_collator": None,
+            "train_dataset": tokenized(),
+            "privacy": hx.PrivacyArguments(noise_multiplier=1.0),
+        },
+        model=_without(MODEL, torch.nn.Module),
+        args=[*WRONG, None, 3, "a", NAN, True],
+        data_collator=[3, "a", [], Nothing(), True, NAN],
+        train_dataset=[None, 3, "", "a", Nothing(), Nothing, True, NAN, [], {}],
+        privacy=[*WRONG, None, 3, "a", True, {"noise_multiplier": 1.0}],
     )
     add(
         lambda **given: hx.ExposureCallback(**given),

@@ -292,7 +292,7 @@ class _Kept:
         try:
             found: Any = json.loads(Path(path).read_text(encoding="utf-8"))
             fits = found["asked"] == self._asked
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             fits = False
         if not fits:
             raise ValueError(

@@ -90,6 +90,7 @@ class MembershipTest(Result[MembershipTestRow]):
         """Its AUC."""
         return self.headline.auc
 
+    @typed
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
         """The table as text; no text of members is in it."""
         level = f"{self.settings['confidence']:.0%} interval"

@@ -166,7 +166,7 @@ class SecretFormat:
         """The template with `secret` in its hole. Does not check that the secret is in R."""
         return f"{self.prefix}{secret}{self.suffix}"
 
-    def contains(self, secret: str) -> bool:
+    def contains(self, secret: object) -> bool:
         """Whether `secret` is in the secret space R."""
         try:
             return isinstance(secret, str) and self._automaton.accepts(secret.encode("utf-8"))

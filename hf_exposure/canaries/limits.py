@@ -76,7 +76,9 @@ class Limits:
         Raises:
             TypeError, ValueError: it is no such dictionary.
         """
-        check_type("Limits", data, Mapping, "names and numbers, such as max_exposure: 10")
+        check_type(
+            "Limits.from_dict: data", data, Mapping, "names and numbers, such as max_exposure: 10"
+        )
         known = [entry.name for entry in fields(cls)]
         unknown = sorted(set(map(str, data)) - set(known))
         if unknown:

@@ -66,6 +66,8 @@ def _one_line(message: Warning | str, category: type[Warning], *where: Any, **li
 
 # What functions call their arguments, and what the command line does.
 _OPTIONS = {
+    "load_rows: name": "--dataset",
+    "generate_secrets: num_samples": "--generate",
     "Limits: there is no limit; give max_exposure=10, say, or max_tpr=0.05": "gate: there is no "
     "limit; give --max-exposure 10, say, or --max-tpr 0.05, or --limits with a file",
     "Limits: max_exposure": "--max-exposure",
@@ -93,10 +95,20 @@ def in_options(message: str) -> str:
     return message.replace("say where it is with tokenizer=", "give --tokenizer")
 
 
+def _check_lengths(arguments: list[str]) -> None:
+    """Refuse arguments so long that no error could quote them."""
+    for option, argument in zip(["", *arguments], arguments, strict=False):
+        most = 20_000 if option in ("--template", "--secret") else 4_096
+        if len(argument) > most:
+            what = option if option.startswith("-") else "an argument"
+            raise ValueError(f"{what} has {len(argument):,} characters; give at most {most:,}")
+
+
 def main() -> None:
     """Run it. What goes wrong is said in one line; HF_EXPOSURE_TRACEBACK=1 shows where."""
     warnings.formatwarning = _one_line
     try:
+        _check_lengths(sys.argv[1:])
         app()
     except KeyboardInterrupt:
         fail("interrupted; nothing was written")

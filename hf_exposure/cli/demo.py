@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_exposure.cli.inputs import check_folder, rows_with
+from hf_exposure.cli.inputs import check_folder, check_read, rows_with
 from hf_exposure.cli.options import (
     Overwrite,
     Reveal,
@@ -35,7 +35,10 @@ def demo(
     ] = None,
     column: Annotated[str, typer.Option("--column", help="The dataset's text column.")] = "text",
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the text.")] = 8,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of canaries, model and training.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of canaries, model and training."),
+    ] = 0,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="A tiny model and one epoch, to see that it runs.")
     ] = False,
@@ -53,6 +56,7 @@ def demo(
 
     check_folder(output_dir, "--output-dir")
     lines = None
+    check_read(text, "--text")
     if text is not None and dataset is not None:
         raise typer.BadParameter("give --text or --dataset, not both")
     if text is not None:

@@ -56,7 +56,7 @@ def extract(
     free: Annotated[
         bool, typer.Option("--free", help="Generate without restriction to the format.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the generation.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the generation.")] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write what was found as JSON, for report.")
     ] = None,
@@ -84,6 +84,8 @@ def extract(
     check_card(model, push_to_card, create_pr)
     canary_set = load_canaries(canaries, canaries_revision) if canaries is not None else None
     if canary_set is not None and template is None and secret is None:
+        if check is not None:
+            raise typer.BadParameter("--check goes with --template and --secret: leave it out")
         formats = list(canary_set.formats)
     else:
         formats = [format_of(template, secret, check)]

@@ -11,6 +11,7 @@ from hf_exposure.cli.inputs import check_file, read_limits
 from hf_exposure.cli.options import AsJson
 from hf_exposure.cli.report import measured
 from hf_exposure.cli.terminal import out, print_json
+from hf_exposure.utils.checks import check_path
 from hf_exposure.utils.files import load_json, write_text
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def gate(
     """
     from hf_exposure.reports.gate import to_junit, to_markdown
 
+    check_path("gate", results)
     check_file(junit, "--junit", apart=[results, limits, survival])
     check_file(markdown, "--markdown", apart=[results, limits, survival, junit])
     exposures, history = measured(results, None)
@@ -79,6 +81,7 @@ def gate(
     if junit is not None:
         write_text(junit, to_junit(verdict))
     if markdown is not None:  # a CI job's summary has parts of other steps already
+        markdown.parent.mkdir(parents=True, exist_ok=True)
         with open(markdown, "a", encoding="utf-8") as file:
             file.write(to_markdown(verdict))
     if as_json:

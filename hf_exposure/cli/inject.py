@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from hf_exposure.cli.inputs import check_file, check_folder, format_of, numbers, read_limits
+from hf_exposure.cli.inputs import (
+    check_file,
+    check_folder,
+    check_repo,
+    format_of,
+    numbers,
+    read_limits,
+)
 from hf_exposure.cli.options import (
     AsJson,
     Check,
@@ -19,6 +26,7 @@ from hf_exposure.cli.options import (
 )
 from hf_exposure.cli.terminal import out, print_json
 from hf_exposure.models.loading import quiet
+from hf_exposure.utils.checks import check_path
 from hf_exposure.utils.files import replacing
 
 _DRAWING = (
@@ -108,7 +116,11 @@ def inject(
         raise typer.BadParameter("--output is --dataset: name another file for the new rows")
     if output.suffix or ours:
         check_file(output, apart=[canaries], overwrite=overwrite)
+    else:
+        check_folder(output, "--output")
     check_folder(canaries.parent, "--canaries")
+    check_path("--canaries", canaries)
+    check_repo(push_canaries, "--push-canaries")
     if canaries.is_dir():
         raise typer.BadParameter(f"--canaries: {str(canaries)!r} is a folder; name a file in it")
     seed = secrets.randbits(32) if seed is None else seed

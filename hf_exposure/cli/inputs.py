@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from hf_exposure.cli.terminal import progress
+from hf_exposure.utils.checks import check_path
 
 if TYPE_CHECKING:
     from datasets import Dataset as Rows
@@ -48,12 +49,39 @@ def read_limits(path: Path, changes: Mapping[str, float]) -> Limits:
 
     from hf_exposure.canaries.limits import Limits
 
+    check_read(path, "--limits")
     try:
         known = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Limits.from_dict({**known, **changes} if isinstance(known, dict) else known)
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"--limits: {str(path)!r} cannot be read: {said}") from None
+
+
+def check_read(path: Path | None, argument: str) -> None:
+    """Refuse what is no file to read."""
+    if path is None:
+        return
+    check_path(argument, path)
+    if not path.exists():
+        raise typer.BadParameter(f"{argument}: there is no file {str(path)!r}; give one that is")
+    if path.is_dir():
+        raise typer.BadParameter(f"{argument}: {str(path)!r} is a folder; name a file in it")
+
+
+def check_repo(name: str | None, argument: str) -> None:
+    """Refuse what is no name on the Hub, before anything is done for it."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    if name is None:
+        return
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise typer.BadParameter(
+            f"{argument}: {name!r} is no name on the Hub; give one such as me/canaries"
+        ) from None
 
 
 def check_file(
@@ -70,6 +98,7 @@ def check_file(
 
     if path is None:
         return
+    check_path(argument, path)
     if path.is_dir():
         raise typer.BadParameter(f"{argument}: {str(path)!r} is a folder; name a file in it")
     if not path.exists() or path.is_file():  # a device is written to as it is
@@ -93,6 +122,7 @@ def check_file(
 def check_folder(path: Path, argument: str) -> None:
     """Refuse what no folder can be made of, nor is one already, or where nothing can be written:
     that is tried."""
+    check_path(argument, path)
     there = next((one for one in (path, *path.absolute().parents) if one.exists()), None)
     if there is None:
         return

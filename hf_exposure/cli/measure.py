@@ -97,6 +97,10 @@ def measure(
     Settings(method, samples, max_forwards, confidence, seed, batch_size)  # before the model loads
     if (model is None) == (endpoint is None):
         raise typer.BadParameter("give either --model, or --endpoint with --endpoint-model")
+    of_endpoints = {"--endpoint-model": endpoint_model, "--api-key-env": api_key_env}
+    for option, value in of_endpoints.items():
+        if value is not None and model is not None:
+            raise typer.BadParameter(f"{option} goes with --endpoint, not with --model")
     if base is not None and model is None:
         raise typer.BadParameter("--base is measured beside --model: leave out --endpoint")
     if base is not None:

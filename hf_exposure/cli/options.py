@@ -23,7 +23,7 @@ Limit = Annotated[
 Confidence = Annotated[
     float, typer.Option("--confidence", help="Confidence level of the intervals.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same figures.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same figures.")]
 Tokenizer = Annotated[
     str | None,
     typer.Option("--tokenizer", help="Folder or Hub id of the tokenizer, if not with the model."),

@@ -14,6 +14,7 @@ from hf_exposure.cli.options import (
     Reveal,
 )
 from hf_exposure.cli.terminal import out, print_json
+from hf_exposure.utils.checks import check_path
 from hf_exposure.utils.files import load_json
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ def report(
         raise typer.BadParameter("--evidence commits to the manifest: give --canaries")
     if evidence is None and (model is not None or data):
         raise typer.BadParameter("--model and --data are for --evidence: give a file to write")
+    for what, path in ("report", results), ("--extractions", extractions), ("--canaries", canaries):
+        if path is not None:
+            check_path(what, path)
     page = output or (results if results.is_dir() else results.parent) / "report.html"
     check_file(page, apart=[results, extractions], overwrite=overwrite)
     check_file(evidence, "--evidence", apart=[results, extractions, page], overwrite=overwrite)

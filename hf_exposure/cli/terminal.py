@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -24,7 +25,8 @@ progress = _Plain(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def fail(message: str) -> None:
-    """Say what went wrong."""
+    """Say what went wrong; of long words, such as a file's name can be, the beginning."""
+    message = re.sub(r"\S{300,}", lambda word: f"{word[0][:60]}…", message)
     progress.print(
         Text("Error: ", style="bold red") + Text(printable(message, keep="\n\t")), soft_wrap=True
     )

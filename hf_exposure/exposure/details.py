@@ -77,6 +77,9 @@ class FormatDetails:
     def from_dict(cls, data: Mapping[str, Any]) -> FormatDetails:
         """The inverse of `to_dict`."""
         found = dict(data)
+        unknown = sorted(set(map(str, found)) - {entry.name for entry in fields(cls)})
+        if unknown:
+            raise ValueError(f"FormatDetails.from_dict: data has {unknown[0]!r}; leave it out")
         if "references" in found:
             references = np.asarray(found["references"], dtype=np.float64)
             found["references"] = references

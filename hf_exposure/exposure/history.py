@@ -230,7 +230,10 @@ def lines_in(path: str | os.PathLike[str]) -> list[str] | None:
         line = line.removesuffix(BETWEEN_LINES)
         try:
             json.loads(line)
-        except json.JSONDecodeError:  # the end of the file, or of what is left of it
+        except (
+            json.JSONDecodeError,
+            RecursionError,
+        ):  # the end of the file, or of what is left of it
             break
         lines.append(line)
     return lines

@@ -23,6 +23,7 @@ from hf_exposure.exposure.estimators import clopper_pearson
 from hf_exposure.exposure.membership import MembershipRow, Ranks, binomial_p_value, membership_rows
 from hf_exposure.exposure.records import Exposure
 from hf_exposure.utils.checks import check_count
+from hf_exposure.utils.typed import typed
 from hf_exposure.utils.words import plural
 
 
@@ -34,6 +35,7 @@ class Outcome(str, Enum):
     INCONCLUSIVE = "inconclusive"
 
 
+@typed
 @dataclass(frozen=True)
 class Check:
     """One limit, or one condition without which limits say nothing.
@@ -56,6 +58,7 @@ class Check:
     voids: bool = False
 
 
+@typed
 @dataclass(frozen=True)
 class Verdict:
     """All checks of a measurement against limits.

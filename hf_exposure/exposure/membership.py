@@ -22,8 +22,10 @@ from hf_exposure.exposure.estimators import clopper_pearson
 from hf_exposure.exposure.records import Exposure
 from hf_exposure.utils.arrays import Bools, Floats
 from hf_exposure.utils.checks import check_share
+from hf_exposure.utils.typed import typed
 
 
+@typed
 @dataclass(frozen=True)
 class MembershipRow:
     """How many canaries of a group are detected at one false-positive rate.
@@ -55,6 +57,7 @@ class MembershipRow:
     auc_high: float
 
 
+@typed
 class Membership(Tabular, Rows[MembershipRow]):
     """Which canaries are detected; see `Exposures.membership`. A row for each group and rate."""
 
@@ -67,6 +70,7 @@ class Membership(Tabular, Rows[MembershipRow]):
         self.confidence = confidence
         self.extrapolated = extrapolated
 
+    @typed
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
         """The table as text; no secret is in it."""
         level = f"{self.confidence:.0%} interval"

@@ -411,6 +411,7 @@ class Exposures(Result[Exposure]):
         )
 
 
+@typed
 class BudgetError(RuntimeError):
     """`method="exact"` needs more token-forwards than `max_forwards`.
 

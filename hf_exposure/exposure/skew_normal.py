@@ -72,7 +72,8 @@ class SkewNormal:
     @typed
     def exposure(self, log_perplexity: float) -> float:
         """-log2 of the mass below it, in bits: the paper's extrapolation, not capped."""
-        return float(_tail_bits(np.array([log_perplexity]), self.shape, self.loc, self.scale)[0])
+        at = np.array([float(log_perplexity)])
+        return float(_tail_bits(at, self.shape, self.loc, self.scale)[0])
 
     @typed
     def p_value(self, resamples: int = 100, seed: int = 0) -> float:
@@ -111,6 +112,7 @@ def skewnorm_exposure(
     Returns:
         The exposure in bits, with its interval and p-value.
     """
+    log_perplexity = float(log_perplexity)
     raw = fit.exposure(log_perplexity)
     if not math.isfinite(log_perplexity):
         return ExposureEstimate(0.0, 0.0, 0.0, 1.0, 0.0)

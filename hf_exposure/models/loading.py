@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_exposure.utils.checks import check_path
 from hf_exposure.utils.names import first_line, looks_like_a_path, nearby
 from hf_exposure.utils.typed import typed
 
@@ -52,7 +53,12 @@ def load_model(
         raise ValueError(
             f"load_model: dtype={dtype!r} is not known; use auto, float32, bfloat16 or float16"
         )
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if revision is not None and Path(name).is_dir():
+        raise ValueError(
+            f"load_model: revision={revision!r}, but {name!r} is a folder, which has no revisions; "
+            "leave it out"
+        )
+    where = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "auto":
         try:
             torch.zeros(1, device=where)
@@ -93,6 +99,7 @@ def check_model_name(name: str, argument: str) -> None:
     Raises:
         OSError: see above; what may be an id on the Hub is not looked for.
     """
+    check_path(argument, name)
     if looks_like_a_path(name) and not Path(name).is_dir():
         raise OSError(f"{argument}: there is no folder {name!r}; give one that is, or a Hub id")
 

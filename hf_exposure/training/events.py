@@ -31,6 +31,7 @@ from hf_exposure.training.trainer import (
     follow,
     stand_first,
 )
+from hf_exposure.utils.checks import kind_of
 from hf_exposure.utils.files import remove_left
 from hf_exposure.utils.typed import typed
 from hf_exposure.utils.warn import warn
@@ -382,6 +383,10 @@ class ExposureEvents(TrainerCallback):
     @typed
     def file(self, args: TrainingArguments) -> Path:
         """Where the history is written."""
+        if not hasattr(args, "output_dir"):
+            raise TypeError(
+                f"ExposureCallback.file: args must be TrainingArguments, not {kind_of(args)}"
+            )
         folder = args.output_dir if self.output_dir is None else self.output_dir
         name = HISTORY_FILE if self.output_file is None else self.output_file
         return Path(folder or ".") / name

@@ -224,6 +224,8 @@ def load_json(
         message = f"is not valid JSON: {error}"
     except UnicodeDecodeError as error:
         message = f"is not UTF-8 text: {error.reason}"
+    except RecursionError:
+        message = "is nested too deeply"
     except ValueError as error:
         message = str(error)
     # The decoder's own exception carries the whole text, with its secrets.

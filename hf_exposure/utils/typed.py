@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
 import os
 import re
@@ -180,7 +181,10 @@ def _kind(part: str) -> tuple[Callable[[Any], bool], str] | None:
             called,
         )
     outer, _, inner = part.rstrip("]").partition("[")
-    if outer in ("Iterable", "Sequence", "Collection"):
+    if outer in _LISTS:
+        if outer == "tuple" and not inner.endswith(", ..."):  # of fixed length
+            return None
+        inner = inner.removesuffix(", ...")
         if inner == "Any":  # rows, of which the function knows better what they may be
             return None
         item = _kind(inner)
@@ -199,26 +203,30 @@ def _kind(part: str) -> tuple[Callable[[Any], bool], str] | None:
 def _item(part: str) -> tuple[Callable[[Any], bool], str] | None:
     """The type of a list's items, if it is known."""
     outer, _, inner = part.rstrip("]").partition("[")
-    return _kind(inner) if outer in ("Iterable", "Sequence", "Collection") else None
+    return _kind(inner.removesuffix(", ...")) if outer in _LISTS else None
 
 
 def _is_list(value: Any, item: Callable[[Any], bool] | None, ours: bool) -> bool:
     """Whether it is a list whose items are what `item` lets through; of arrays, which may be large,
-    the items are judged only where they are to be objects of our own."""
+    the first item stands for all but where they are to be objects of our own."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         return False
     if getattr(value, "ndim", 1) == 0 or isinstance(value, Mapping):
         return False
     judged = isinstance(value, (list, tuple, set)) or (ours and not isinstance(value, Iterator))
-    return not (item and judged) or all(map(item, value))
+    if item is None or (isinstance(value, Iterator) and not judged):
+        return True
+    return all(map(item, value if judged else itertools.islice(value, 1)))
 
 
+_LISTS = ("Iterable", "Sequence", "Collection", "tuple")
 # By name: their modules may not be imported for a check.
 _SAVED = "Canaries Exposures Extractions Generations History".split()  # which files hold
 _CLASSES = [
     *_SAVED,
-    *"Canary Evidence Exposure Extraction InjectionReport Insertion Measurement".split(),
-    *"SecretFormat SkewNormal TextScores Verdict".split(),
+    *"AuditEntry Canary Candidate Check Evidence Exposure Extraction InjectionReport".split(),
+    *"Insertion Limits Measurement MembershipRow SecretFormat SkewNormal TextScores".split(),
+    "Verdict",
 ]
 
 

@@ -27,6 +27,7 @@ ORDERS: tuple[float, ...] = (
     *(80, 96, 128, 192, 256, 384, 512, 768, 1024),
 )
 _PRV_LIMIT = 50.0  # above it the numerical accountant needs gigabytes, for no guarantee at all
+_MOST_ROWS, _MOST_STEPS = 10_000, 10**7  # of a group, within seconds
 _LEAST_NOISE, _MOST_NOISE = 1e-5, 1e5  # that are looked for to hold an epsilon
 
 # (noise multiplier, sampling rate, steps), in the order in which they were taken
@@ -183,7 +184,7 @@ def group_epsilon(spent: Spent, delta: float, rows: int) -> float:
     Args:
         spent: (noise multiplier, sampling rate, steps) of each stretch of the training.
         delta: between 0 and 1.
-        rows: how many.
+        rows: how many, at most 10,000.
 
     Returns:
         Infinity where a single row spends more than 50, which is no guarantee for one.
@@ -199,7 +200,7 @@ def group_epsilon(spent: Spent, delta: float, rows: int) -> float:
     """
     _check_spent("group_epsilon: spent", spent)
     check_share("group_epsilon: delta", delta)
-    check_count("group_epsilon: rows", rows, least=1)
+    check_count("group_epsilon: rows", rows, 1, _MOST_ROWS)
     one = spent_epsilon(spent, delta)
     if one > _PRV_LIMIT:
         return math.inf
@@ -207,8 +208,9 @@ def group_epsilon(spent: Spent, delta: float, rows: int) -> float:
     total = None
     for noise, rate, steps in (entry for entry in spent if entry[2] > 0):
         taken = stats.binom.pmf(np.arange(rows + 1), rows, rate)
+        check_count("group_epsilon: spent: steps", steps, most=_MOST_STEPS)
         step = distributions.from_mixture_gaussian_mechanism(
-            noise,
+            min(noise, 1e4),  # more would spend no more, and takes far longer
             [float(count) for count in range(rows + 1)],
             taken.tolist(),
             value_discretization_interval=1e-3,

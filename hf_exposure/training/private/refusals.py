@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from hf_exposure.training.private.accounting import opacus
+from hf_exposure.utils.checks import kind_of
 
 
 def refuse(
@@ -42,9 +43,12 @@ def _reasons_of_kind(
     kind: type, base: type, model: Any, args: Any, train_dataset: Any, kwargs: dict[str, Any]
 ) -> Iterator[str]:
     if not isinstance(args, TrainingArguments):
-        yield f"args={args!r} must be TrainingArguments"
-    if model is None or isinstance(model, str):
-        yield f"model={model!r} must be a model, such as AutoModelForCausalLM.from_pretrained makes"
+        yield f"args must be TrainingArguments, not {kind_of(args)}"
+    if isinstance(model, type) or not hasattr(model, "named_parameters"):
+        yield (
+            f"model must be a model, such as AutoModelForCausalLM.from_pretrained makes, not "
+            f"{kind_of(model)}"
+        )
     for name in ("compute_loss_func", "model_init"):
         if kwargs.get(name) is not None:
             yield (

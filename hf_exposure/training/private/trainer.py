@@ -55,7 +55,7 @@ from hf_exposure.training.private.per_sample import (
 )
 from hf_exposure.training.private.refusals import refuse
 from hf_exposure.training.trainer import evaluation_in
-from hf_exposure.utils.checks import check_type
+from hf_exposure.utils.checks import check_type, kind_of
 from hf_exposure.utils.files import write_text
 from hf_exposure.utils.warn import warn
 
@@ -140,6 +140,10 @@ class PrivateTrainer(Trainer):
     ) -> None:
         wanted = "a PrivacyArguments object, such as PrivacyArguments(target_epsilon=8.0)"
         check_type("PrivateTrainer: privacy", privacy, PrivacyArguments, wanted)
+        if data_collator is not None and not callable(data_collator):
+            raise TypeError(
+                f"PrivateTrainer: data_collator must be a function, not {kind_of(data_collator)}"
+            )
         opacus("optimizers")
         refuse(type(self), PrivateTrainer, model, args, train_dataset, kwargs, privacy.per_sample)
         assert args is not None
