@@ -196,6 +196,8 @@ def test_an_expression_that_is_too_much_work_is_refused_before_it_is_compiled(
         "(?i:[a-f]{4})|(?P<n>x{2})",
         r"[[:alpha:]]{3}[^\]]\x41\u{1F600}",
         "(?:(?:" + "|".join(f"w{place}" for place in range(500)) + ") ){5}x",
+        # Words of which many begin others, as those of a language do.
+        "(?:(?:" + "|".join(f"w{place:b}" for place in range(1, 2048)) + ") ){6}x",
         r"\p{Lu}{8}",
         "[0-9]{3000}",
     ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 LONGEST = 500_000  # characters of an expression
@@ -231,6 +232,7 @@ class _Machine:
         symbols = _symbols({move[0] for move in self.moves if move is not None})
         start = self._closed({self.start})
         seen = {start}
+        met: set[frozenset[int]] = set()  # the same ones before what follows without a character
         waiting = [start]
         while waiting:
             targets: dict[int, set[int]] = {}
@@ -239,13 +241,16 @@ class _Machine:
                 if move is not None:
                     for symbol in symbols[move[0]]:
                         targets.setdefault(symbol, set()).add(move[1])
-            for target in targets.values():
+            for target in map(frozenset, targets.values()):
+                if target in met:
+                    continue
+                met.add(target)
                 closed = self._closed(target)
                 if closed not in seen:
                     seen.add(closed)
                     waiting.append(closed)
 
-    def _closed(self, states: set[int]) -> frozenset[int]:
+    def _closed(self, states: Collection[int]) -> frozenset[int]:
         out, waiting = set(states), list(states)
         while waiting:
             for following in self.free[waiting.pop()]:
