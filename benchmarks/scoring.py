@@ -202,7 +202,7 @@ def tree_way(model: Any, tokenizer: Any, fmt: SecretFormat) -> Way:
             everything = Explorer()
             walk(decoder, tree, everything, DepthFirst())
         names = map(tree.secret, everything.paths)
-        return dict(zip(names, everything.costs, strict=True)), decoder.forwards
+        return dict(zip(names, everything.log_perplexities, strict=True)), decoder.forwards
 
     return score
 

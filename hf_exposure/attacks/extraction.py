@@ -350,10 +350,10 @@ def _search(
     least = frontier.least()
     unvisited(tree, search, frontier)
     cut = isinstance(frontier, Beam) and frontier.cut
-    order = np.argsort(search.costs, kind="stable")
+    order = np.argsort(search.log_perplexities, kind="stable")
     out = {}
     for position, place in enumerate(order[:count].tolist()):
-        cost, path = search.costs[place], search.paths[place]
+        cost, path = search.log_perplexities[place], search.paths[place]
         proved = cost <= least and not cut
         known = search.proved_at[position : position + 1]
         spent = known[0] if proved and known else search.met_at[place]

@@ -81,7 +81,7 @@ class _NearSearch:
     def select(self, parents: Ints, nodes: Nodes) -> Nodes:
         """A node's tag is its state, so that the guess of its parent can be taken off again."""
         guesses = self._all_guesses()
-        costs = nodes.costs - guesses[parents[nodes.rows]]
+        costs = nodes.log_perplexities - guesses[parents[nodes.rows]]
         possible = np.isfinite(costs)
         leaf = self._tree.leaf[nodes.states] & possible
         if leaf.any():
@@ -96,7 +96,7 @@ class _NearSearch:
             best = np.argpartition(ranks, room - 1)[:room] if room else np.zeros(0, dtype=np.int64)
             inner, ranks = inner[best], ranks[best]
         kept = nodes[inner]
-        kept.costs, kept.tags = ranks, kept.states
+        kept.log_perplexities, kept.tags = ranks, kept.states
         return kept
 
     def leaves(self, nodes: Nodes) -> None:

@@ -11,7 +11,7 @@ from scipy import special
 
 from hf_exposure.exposure.exploring import Explored
 from hf_exposure.tree.frontier import DepthFirst
-from hf_exposure.tree.sampler import Sampler
+from hf_exposure.tree.sampler import Draws, Sampler
 from hf_exposure.tree.scoring import ScoredTree
 from hf_exposure.tree.walk import walk
 from hf_exposure.utils.arrays import Floats, Ints
@@ -41,38 +41,44 @@ class Aims:
     variance: float
     log2_counts: Floats
 
-    def __call__(self, costs: Floats, states: Ints) -> Floats:
+    def __call__(self, log_perplexities: Floats, states: Ints) -> Floats:
         """(n, a) log2 of the number of strings under each node within each target, about."""
         bits = self.log2_counts[states]
-        mean = costs + np.where(bits > 0, self.offset + self.per_bit * bits, 0.0)
+        mean = log_perplexities + np.where(bits > 0, self.offset + self.per_bit * bits, 0.0)
         spread = np.sqrt(self.variance * np.maximum(bits, 1.0))
         z = (self.targets - mean[:, None]) / spread[:, None]
         return np.asarray(bits[:, None] + special.log_ndtr(z) / math.log(2))
 
 
-def aim(scored: ScoredTree, explored: Explored, costs: Floats, n: int, seed: int) -> Aims | None:
+def aim(
+    scored: ScoredTree, explored: Explored, log_perplexities: Floats, n: int, seed: int
+) -> Aims | None:
     """Aims at canaries that uniform draws would hardly tell anything about, if there are any.
 
     Args:
-        costs: the canaries' log-perplexities.
+        log_perplexities: the canaries', in bits.
         n: uniform draws that the fit is made from.
     """
     # Found out by every process, but rounding must not make them differ: the first one's counts.
-    return scored.gather(_aim(scored, explored, costs, n, seed))[0]
+    return scored.gather(_aim(scored, explored, log_perplexities, n, seed))[0]
 
 
-def _aim(scored: ScoredTree, explored: Explored, costs: Floats, n: int, seed: int) -> Aims | None:
+def _aim(
+    scored: ScoredTree, explored: Explored, log_perplexities: Floats, n: int, seed: int
+) -> Aims | None:
     tree = scored.tree
-    least = explored.frontier.costs.min(initial=math.inf)
-    targets = np.unique(costs[(costs >= least) & np.isfinite(costs)])
+    least = explored.frontier.log_perplexities.min(initial=math.inf)
+    targets = np.unique(
+        log_perplexities[(log_perplexities >= least) & np.isfinite(log_perplexities)]
+    )
     if not len(targets) or n < 8:
         return None
-    pilot = Sampler(scored.paths(uniform_secrets(scored, n, seed, "pilot")))
+    pilot = Sampler(Draws(scored.paths(uniform_secrets(scored, n, seed, "pilot"))))
     walk(scored.decoder, tree, pilot, DepthFirst(), progress=scored.progress)
-    bits, rest = [np.full(n, tree.format.bits)], [pilot.costs]
-    for draws, node_costs, states in pilot.trail:
+    bits, rest = [np.full(n, tree.format.bits)], [pilot.log_perplexities]
+    for draws, of_nodes, states in pilot.trail:
         bits.append(tree.log2_counts[states])
-        rest.append(pilot.costs[draws] - node_costs)
+        rest.append(pilot.log_perplexities[draws] - of_nodes)
     x, y = np.concatenate(bits), np.concatenate(rest)
     fine = np.isfinite(y) & (x > 0)
     x, y = x[fine], y[fine]

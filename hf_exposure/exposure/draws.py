@@ -11,8 +11,9 @@ import numpy as np
 from hf_exposure.exposure.aims import Aims, aim, uniform_secrets
 from hf_exposure.exposure.exploring import Explored
 from hf_exposure.tree.frontier import DepthFirst
+from hf_exposure.tree.looking import Looking, Siblings
 from hf_exposure.tree.proposals import POWERS
-from hf_exposure.tree.sampler import Sampler
+from hf_exposure.tree.sampler import Draws, Sampler
 from hf_exposure.tree.scoring import ScoredTree
 from hf_exposure.tree.walk import walk
 from hf_exposure.utils.arrays import Floats, Ints
@@ -36,8 +37,8 @@ class Sampled:
     """Draws from the unexplored rest, and the leaves that they came to.
 
     Attributes:
-        costs: (m,) bits of leaves; infinite for one that does not count: not canonical, or a
-            canary.
+        log_perplexities: (m,) bits of leaves; infinite for one that does not count: not canonical,
+            or a canary.
         log2_density: (m,) log2 of g(x), the number of draws that were to come to it.
         draws: (m,) how many did.
         groups: (m,) equal for leaves that the same draws came to.
@@ -47,7 +48,7 @@ class Sampled:
         inner: estimated number of prefixes within the bound that were not explored.
     """
 
-    costs: Floats
+    log_perplexities: Floats
     log2_density: Floats
     draws: Ints
     groups: Ints
@@ -55,13 +56,13 @@ class Sampled:
     log2_model: float
     inner: float
 
-    def largest_log2_weight(self, cost: float) -> float:
-        """log2 of the largest 1 / g(x) that a leaf of at most this cost could have had.
+    def largest_log2_weight(self, log_perplexity: float) -> float:
+        """log2 of the largest 1 / g(x) that a leaf of at most this log-perplexity could have had.
 
         The uniform draws bound every weight. A draw from the model's own distribution, which is
         only ever renormalized upwards, brings x at least as often as its probability says.
         """
-        return min(-self.log2_uniform, cost - self.log2_model)
+        return min(-self.log2_uniform, log_perplexity - self.log2_model)
 
 
 @dataclass(frozen=True)
@@ -97,44 +98,49 @@ class Mixture:
 
 
 def sample(
-    scored: ScoredTree, explored: Explored, n: int, seed: int, costs: Floats | None = None
+    scored: ScoredTree,
+    explored: Explored,
+    n: int,
+    seed: int,
+    log_perplexities: Floats | None = None,
 ) -> Sampled:
     """Draw `n` times from the mixture of proposals: powers of the model, aims, and uniform.
 
     Each proposal has equal slices of its cumulative distribution and one position in each.
 
     Args:
-        costs: (m,) the canaries' log-perplexities in bits, to aim at.
+        log_perplexities: (m,) the canaries', in bits, to aim at.
     """
-    mixture = _mixture(scored, explored, n, seed, costs)
+    mixture = _mixture(scored, explored, n, seed, log_perplexities)
     mine = _dealt(scored, explored, mixture, seed)
     nodes = np.array([one.node for one in mine], dtype=np.int64)
-    sampler = Sampler(
+    looking = Looking(_LOOKS, scored.tree.leaf)
+    draws = Draws(
         [one.guide for one in mine],
         np.array([one.proposal for one in mine], dtype=np.int64),
         np.array([one.position for one in mine], dtype=np.float64),
         explored.frontier.depths[nodes],
-        explored.bound,
-        starts=mixture.starts[nodes],
-        aims=mixture.aims,
-        looks=_LOOKS,
-        leaf=scored.tree.leaf,
+        mixture.starts[nodes],
     )
+    sampler = Sampler(draws, explored.bound, mixture.aims, looking)
     if mine:
         walk(scored.decoder, scored.tree, sampler, DepthFirst(), progress=scored.progress)
-    return _gathered(scored, explored, mixture, sampler, len(mine))
+    siblings = looking.siblings(mixture.starts.shape[1])
+    return _gathered(scored, explored, mixture, sampler, siblings)
 
 
 def _mixture(
-    scored: ScoredTree, explored: Explored, n: int, seed: int, costs: Floats | None
+    scored: ScoredTree, explored: Explored, n: int, seed: int, log_perplexities: Floats | None
 ) -> Mixture:
     """`n` draws shared out among the proposals; a pilot of uniform ones finds out where to aim."""
     pilot = n // _PILOT_SHARE
-    aims = None if costs is None else aim(scored, explored, costs, pilot, seed)
+    aims = (
+        None if log_perplexities is None else aim(scored, explored, log_perplexities, pilot, seed)
+    )
     n = n if aims is None else n - pilot
     starts = explored.frontier.powers
     if aims is not None:
-        scores = aims(explored.frontier.costs, explored.frontier.states)
+        scores = aims(explored.frontier.log_perplexities, explored.frontier.states)
         starts = np.concatenate([starts, scores], axis=1)
     totals = np.logaddexp2.reduce(starts, axis=0)
     usable = np.isfinite(totals)
@@ -170,10 +176,10 @@ def _dealt(scored: ScoredTree, explored: Explored, mixture: Mixture, seed: int) 
 
 
 def _gathered(
-    scored: ScoredTree, explored: Explored, mixture: Mixture, sampler: Sampler, count: int
+    scored: ScoredTree, explored: Explored, mixture: Mixture, sampler: Sampler, siblings: Siblings
 ) -> Sampled:
-    """What the `count` draws of every process came to."""
-    tree, siblings = scored.tree, sampler.siblings
+    """What the draws of every process came to."""
+    tree, count = scored.tree, len(sampler.paths)
     inner = 0.0
     for log2_proposals, states, draws in sampler.visits:
         open_nodes = ~tree.leaf[states]
@@ -187,18 +193,20 @@ def _gathered(
     log2_proposals = np.concatenate([sampler.log2_powers, siblings.log2_proposals])
     parts = scored.gather(
         (
-            np.where(found, np.concatenate([sampler.costs, siblings.costs]), np.inf),
+            np.where(
+                found, np.concatenate([sampler.log_perplexities, siblings.log_perplexities]), np.inf
+            ),
             mixture.log2_density(log2_proposals, 0.0),
             np.concatenate([np.ones(count, dtype=np.int64), siblings.draws]),
             np.concatenate([np.arange(count), count + siblings.parents]),
             inner,
         )
     )
-    costs, densities, times, groups, inners = zip(*parts, strict=True)
+    log_perplexities, densities, times, groups, inners = zip(*parts, strict=True)
     # Groups of one process are no groups of another.
     first = np.cumsum([0, *(1 + some.max(initial=-1) for some in groups[:-1])])
     return Sampled(
-        np.concatenate(costs),
+        np.concatenate(log_perplexities),
         np.concatenate(densities),
         np.concatenate(times),
         np.concatenate([some + begin for some, begin in zip(groups, first, strict=True)]),

@@ -33,7 +33,7 @@ class RankEstimate:
         log2_rank: of the rank itself; ties count against the canary.
         log2_low, log2_high: its interval: the sampling error, and ties as the canary's or not.
         log2_upper_bound: no rank can be higher, whatever was drawn.
-        ties: other strings of the same cost, explored or estimated.
+        ties: other strings of the same log-perplexity, explored or estimated.
         exact: nothing that may count was left unexplored.
         p_value: the probability that a string that was never trained on has such a rank or a
             lower one. Of an estimate with one draw more, as heavy as any, as usual for simulated
@@ -86,42 +86,44 @@ class Unexplored:
     summed once, so that each of many canaries takes two searches.
 
     Args:
-        costs: (f,) bits of the prefixes; finite.
+        log_perplexities: (f,) bits of the prefixes; finite.
         log2_strings: (f,) log2 of the number of strings under each.
     """
 
-    def __init__(self, costs: Floats, log2_strings: Floats) -> None:
-        by_cost = np.sort(costs)
-        whole = costs + log2_strings  # from this cost on, all strings under a prefix may count
+    def __init__(self, log_perplexities: Floats, log2_strings: Floats) -> None:
+        in_order = np.sort(log_perplexities)
+        whole = log_perplexities + log2_strings  # from here on, all strings under one may count
         order = np.argsort(whole, kind="stable")
-        self._costs, self._whole = by_cost, whole[order]
+        self._log_perplexities, self._whole = in_order, whole[order]
         # Sums run from the costliest on: what is taken off is then never larger by much.
-        self._beyond = np.logaddexp2.accumulate(-by_cost[::-1])[::-1]
-        self._not_whole = np.logaddexp2.accumulate(-costs[order][::-1])[::-1]
+        self._beyond = np.logaddexp2.accumulate(-in_order[::-1])[::-1]
+        self._not_whole = np.logaddexp2.accumulate(-log_perplexities[order][::-1])[::-1]
         self._strings = np.logaddexp2.accumulate(log2_strings[order])
 
-    def any(self, cost: float) -> bool:
-        """Whether strings of at most this cost may be left."""
-        return bool(len(self._costs)) and bool(self._costs[0] <= cost)
+    def any(self, log_perplexity: float) -> bool:
+        """Whether strings of at most this log-perplexity may be left."""
+        return bool(len(self._log_perplexities)) and bool(
+            self._log_perplexities[0] <= log_perplexity
+        )
 
-    def log2_strings(self, cost: float) -> float:
-        """log2 of how many strings of at most this cost may be left: an upper bound."""
-        within = int(np.searchsorted(self._costs, cost, "right"))
-        whole = int(np.searchsorted(self._whole, cost, "right"))
+    def log2_strings(self, log_perplexity: float) -> float:
+        """log2 of how many strings of at most this log-perplexity may be left: an upper bound."""
+        within = int(np.searchsorted(self._log_perplexities, log_perplexity, "right"))
+        whole = int(np.searchsorted(self._whole, log_perplexity, "right"))
         strings = float(self._strings[whole - 1]) if whole else -math.inf
         if within <= whole:
             return strings
         share = float(self._not_whole[whole])  # log2 of the probability of those within
-        if within < len(self._costs):
+        if within < len(self._log_perplexities):
             share += math.log2(max(-math.expm1((self._beyond[within] - share) * _LN2), 2.0**-52))
-        return float(np.logaddexp2(strings, cost + share))
+        return float(np.logaddexp2(strings, log_perplexity + share))
 
 
 def weighted_rank(
-    cost: float,
+    log_perplexity: float,
     found: Floats,
     unexplored: Unexplored,
-    sample_costs: Floats,
+    sample_log_perplexities: Floats,
     sample_log2_density: Floats,
     *,
     draws: Ints | None = None,
@@ -142,38 +144,38 @@ def weighted_rank(
     Statistics in Medicine 16), where a draw weighs as much as all strings that it brought.
 
     Args:
-        cost: the string's log-perplexity.
-        found: (m,) costs of explored strings, without those that must not count.
+        log_perplexity: the string's, in bits.
+        found: (m,) log-perplexities of explored strings, without those that must not count.
         unexplored: the prefixes that were not visited.
-        sample_costs: (n,) costs of sampled strings, infinite for those that must not count.
+        sample_log_perplexities: (n,) of sampled strings, infinite for those that must not count.
         sample_log2_density: (n,) log2 of g(x), the number of times that x was to be drawn.
         draws: (n,) how often x was drawn; None: once each.
         groups: (n,) the same number for strings that the same draws brought; None: each its own.
         log2_size: log2 of the number of strings of R, without those that must not count.
-        tie: costs closer than this count as equal.
+        tie: log-perplexities closer than this count as equal.
         confidence: of the interval.
         largest_log2_weight: log2 of the largest 1 / g(x) that a draw that counts could have had.
     """
-    known = 1 + int(np.sum(found <= cost + tie))
-    known_below = 1 + int(np.sum(found < cost - tie))
+    known = 1 + int(np.sum(found <= log_perplexity + tie))
+    known_below = 1 + int(np.sum(found < log_perplexity - tie))
     # All of R has at most 1 / Pr(canary) strings as likely as the canary.
-    left = unexplored.log2_strings(cost + tie)
-    upper = min(log2_size, cost + tie, float(np.logaddexp2(math.log2(known), left)))
+    left = unexplored.log2_strings(log_perplexity + tie)
+    upper = min(log2_size, log_perplexity + tie, float(np.logaddexp2(math.log2(known), left)))
     upper = max(upper, math.log2(known))
 
     def chance(log2_rank: float) -> float:
         return min(1.0, exp2(log2_rank - log2_size))
 
-    if not unexplored.any(cost + tie):
+    if not unexplored.any(log_perplexity + tie):
         one, low = math.log2(known), math.log2(known_below)
         return RankEstimate(one, low, one, one, known - known_below, True, chance(one))
-    counts = sample_costs <= cost + tie
-    below = sample_costs < cost - tie
-    if not len(sample_costs):
+    counts = sample_log_perplexities <= log_perplexity + tie
+    below = sample_log_perplexities < log_perplexity - tie
+    if not len(sample_log_perplexities):
         low = math.log2(known_below)
         return RankEstimate(upper, low, upper, upper, known - known_below, False, chance(upper))
-    times = np.ones(len(sample_costs), dtype=np.int64) if draws is None else draws
-    group = np.arange(len(sample_costs)) if groups is None else groups
+    times = np.ones(len(sample_log_perplexities), dtype=np.int64) if draws is None else draws
+    group = np.arange(len(sample_log_perplexities)) if groups is None else groups
 
     def weighed(some: Bools) -> tuple[Floats, Ints]:
         """log2 of what one draw of each group weighs, and how many draws it had."""
@@ -183,9 +185,15 @@ def weighted_rank(
     weights_below, repeats_below = weighed(below)
     # A heavy string that counts may not have been drawn: what is a little costlier shows how
     # heavy such strings are.
-    next_ones = np.sort(sample_costs[(sample_costs > cost + tie) & np.isfinite(sample_costs)])
-    near = (next_ones[min(_NEAR, len(next_ones)) - 1] if len(next_ones) else cost) + tie
-    heaviest = float(np.max(-sample_log2_density[sample_costs <= near], initial=-math.inf))
+    next_ones = np.sort(
+        sample_log_perplexities[
+            (sample_log_perplexities > log_perplexity + tie) & np.isfinite(sample_log_perplexities)
+        ]
+    )
+    near = (next_ones[min(_NEAR, len(next_ones)) - 1] if len(next_ones) else log_perplexity) + tie
+    heaviest = float(
+        np.max(-sample_log2_density[sample_log_perplexities <= near], initial=-math.inf)
+    )
     heaviest = min(heaviest, largest_log2_weight)
     _, most = _poisson_interval(weights, repeats, confidence, largest_log2_weight, heaviest)
     least, _ = _poisson_interval(weights_below, repeats_below, confidence, largest_log2_weight)

@@ -1,4 +1,4 @@
-"""Exploring the token tree: what is known exactly of the strings that cost little."""
+"""Exploring the token tree: what is known exactly of the likely strings."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Explored:
     """What is known of the strings that cost at most `bound`.
 
     Attributes:
-        costs: (m,) costs of the leaves that were met, canaries left out.
+        log_perplexities: (m,) bits of the leaves that were met, canaries left out.
         canaries: paths of all canaries of the group, which are counted apart.
         frontier: the prefixes that were met and not visited: the unexplored rest lies under them.
     """
 
     bound: float
-    costs: Floats
+    log_perplexities: Floats
     canaries: set[tuple[int, ...]]
     frontier: Prefixes
 
@@ -72,13 +72,15 @@ def explore(
         explorer, frontier = Explorer(), CheapestFirst()
     left = [Prefixes.of(nodes, explorer) for nodes in unvisited(scored.tree, explorer, frontier)]
     own = {tuple(path.tolist()) for path in canaries}
-    costs = [
-        cost for cost, path in zip(explorer.costs, explorer.paths, strict=True) if path not in own
+    log_perplexities = [
+        log_perplexity
+        for log_perplexity, path in zip(explorer.log_perplexities, explorer.paths, strict=True)
+        if path not in own
     ]
-    met = scored.gather((costs, left))
+    met = scored.gather((log_perplexities, left))
     return Explored(
         bound,
-        np.array([cost for some, _ in met for cost in some], dtype=np.float64),
+        np.array([log_perplexity for some, _ in met for log_perplexity in some], dtype=np.float64),
         own,
         # In an order of its own, whatever the order of the walk was: draws go by it.
         Prefixes.joined([some for _, parts in met for some in parts]),
@@ -96,7 +98,7 @@ def every_leaf(decoder: Decoder, tree: TokenTree) -> tuple[list[tuple[int, ...]]
     missing = tree.format.size - len(everything.paths)
     if missing:
         raise RuntimeError(f"{missing} of {tree.format.size} secrets were not enumerated")
-    return everything.paths, np.array(everything.costs)
+    return everything.paths, np.array(everything.log_perplexities)
 
 
 def _walk_on(
@@ -134,6 +136,6 @@ def _dealt(
         mine = turn == processes.number if alike else np.full(len(nodes), processes.number == 0)
         share.push(nodes[mine])
     if processes.number > 0:
-        explorer.costs.clear()
+        explorer.log_perplexities.clear()
         explorer.paths.clear()
     return share

@@ -115,7 +115,7 @@ def ranks(
         tie: log-perplexities closer than this count as equal.
     """
     frontier = explored.frontier
-    unexplored = Unexplored(frontier.costs, scored.tree.log2_counts[frontier.states])
+    unexplored = Unexplored(frontier.log_perplexities, scored.tree.log2_counts[frontier.states])
     inserted = int(np.sum(~controls))
     out = []
     for place in range(len(log_perplexities)):
@@ -128,9 +128,9 @@ def ranks(
         out.append(
             weighted_rank(
                 log_perplexities[place],
-                np.concatenate([explored.costs, log_perplexities[others]]),
+                np.concatenate([explored.log_perplexities, log_perplexities[others]]),
                 unexplored,
-                np.zeros(0) if sampled is None else sampled.costs,
+                np.zeros(0) if sampled is None else sampled.log_perplexities,
                 np.zeros(0) if sampled is None else sampled.log2_density,
                 draws=None if sampled is None else sampled.draws,
                 groups=None if sampled is None else sampled.groups,

@@ -166,12 +166,12 @@ def known_rank(one: Exposure) -> bool:
     return one.exact and (one.rank == 1 or math.isclose(one.rank, rank, rel_tol=1e-9))
 
 
-def show_cost(log_perplexity: float) -> str:
+def show_log_perplexity(log_perplexity: float) -> str:
     """A log-perplexity as text; "–" for one that is not told."""
     return "–" if math.isnan(log_perplexity) else f"{log_perplexity:.1f}"
 
 
-def likely_cost(one: Exposure) -> float:
+def likely_log_perplexity(one: Exposure) -> float:
     """The log-perplexity; 0 for one that is not told, which is that of a likely string."""
     return 0.0 if math.isnan(one.log_perplexity) else one.log_perplexity
 

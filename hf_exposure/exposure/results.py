@@ -27,7 +27,7 @@ from hf_exposure.exposure.records import (
     NUMBERS,
     Exposure,
     by_repetitions,
-    likely_cost,
+    likely_log_perplexity,
     mean_bits,
     read_canaries,
     short_labels,
@@ -135,7 +135,7 @@ class Exposures(Result[Exposure]):
         """
         out = []
         for fmt, found in self.formats.items():
-            bits = [likely_cost(one) for one in self if one.canary.format == fmt]
+            bits = [likely_log_perplexity(one) for one in self if one.canary.format == fmt]
             uniform = math.inf if found.uniform_bits is None else found.uniform_bits
             if bits and statistics.median(bits) > _IMPROBABLE * uniform:
                 out.append(fmt)

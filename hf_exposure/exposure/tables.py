@@ -7,7 +7,13 @@ from collections.abc import Iterable, Sequence
 from hf_exposure.canaries.canary import Canary, MaskedCanary
 from hf_exposure.exposure.coarse import coarse_exposure
 from hf_exposure.exposure.documents import Result, Tabular
-from hf_exposure.exposure.records import Exposure, interval, known_rank, show_cost, show_rank
+from hf_exposure.exposure.records import (
+    Exposure,
+    interval,
+    known_rank,
+    show_log_perplexity,
+    show_rank,
+)
 from hf_exposure.utils.words import rounded
 
 
@@ -42,7 +48,7 @@ def table_of(
                 f"≥{item.bits:.1f}" if bound else f"{item.bits:.1f}",
                 "exact" if exact else interval(item.low, item.high),
                 show_rank(item.rank, known_rank(item)).replace("~", "≤" if bound else "~"),
-                show_cost(item.log_perplexity),
+                show_log_perplexity(item.log_perplexity),
             ]
         )
     return headings, rows

@@ -22,7 +22,7 @@ from hf_exposure.exposure.chance import (
 )
 from hf_exposure.exposure.history import History
 from hf_exposure.exposure.membership import percent
-from hf_exposure.exposure.records import Exposure, likely_cost, most_exposed
+from hf_exposure.exposure.records import Exposure, likely_log_perplexity, most_exposed
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.utils.words import plural
 
@@ -110,7 +110,7 @@ def _improbable(exposures: Exposures) -> list[Finding]:
     out = []
     names = format_names(exposures.formats)
     for fmt in exposures.improbable():
-        bits = [likely_cost(one) for one in exposures if one.canary.format == fmt]
+        bits = [likely_log_perplexity(one) for one in exposures if one.canary.format == fmt]
         uniform = exposures.formats[fmt].uniform_bits or 0.0
         out.append(
             Finding(

@@ -22,7 +22,7 @@ class Explorer:
         most: stop when so many nodes were kept, for each takes memory.
 
     Attributes:
-        costs: costs of the leaves that were met, in the order of the walk.
+        log_perplexities: those of the leaves that were met, in the order of the walk.
         paths: their paths.
     """
 
@@ -30,14 +30,14 @@ class Explorer:
     propose: bool = False
     wanted: float = math.inf
     most: float = math.inf
-    costs: list[float] = field(default_factory=list)
+    log_perplexities: list[float] = field(default_factory=list)
     paths: list[tuple[int, ...]] = field(default_factory=list)
     _kept: int = 0
     _sorted: list[float] = field(default_factory=list)
     _log2_powers: Rows = field(default_factory=Rows)
 
     def select(self, parents: Ints, nodes: Nodes) -> Nodes:
-        inside = nodes.costs <= self.bound
+        inside = nodes.log_perplexities <= self.bound
         kept = nodes[inside]
         self._kept += len(kept)
         if self.propose:
@@ -50,11 +50,11 @@ class Explorer:
         return self._log2_powers[tags]
 
     def leaves(self, nodes: Nodes) -> None:
-        self.costs.extend(nodes.costs.tolist())
+        self.log_perplexities.extend(nodes.log_perplexities.tolist())
         self.paths.extend(map(tuple, nodes.paths.tolist()))
         if math.isfinite(self.wanted):
-            for cost in nodes.costs.tolist():
-                bisect.insort(self._sorted, cost)
+            for log_perplexity in nodes.log_perplexities.tolist():
+                bisect.insort(self._sorted, log_perplexity)
 
     def certain(self, least: float) -> int:
         """How many leaves cost no more than `least`; counted only with `wanted`."""

@@ -1,7 +1,7 @@
 """The nodes that a walk has met and not yet visited, and in which order it takes them.
 
-Nodes wait in blocks, the children of one batch of branches, sorted by cost. Each order is one
-class with the same three methods: `push` a block, `take` some nodes, look at what is `waiting`.
+Nodes wait in blocks, the children of one batch of branches, sorted by log-perplexity. Each order is
+one class with the same three methods: `push` a block, `take` some nodes, look at what is `waiting`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Nodes:
         rows: (n,) each node's row in `parents`.
         tokens: (n,) its token.
         states: (n,) its state in the tree's automaton.
-        costs: (n,) bits of the path up to and with its token.
+        log_perplexities: (n,) bits of the path up to and with its token.
         tags: (n,) numbers that whoever walks has given them.
     """
 
@@ -35,11 +35,11 @@ class Nodes:
     rows: Ints
     tokens: Ints
     states: Ints
-    costs: Floats
+    log_perplexities: Floats
     tags: Ints
 
     def __len__(self) -> int:
-        return len(self.costs)
+        return len(self.log_perplexities)
 
     def __getitem__(self, place: Ints | slice | Bools) -> Nodes:
         return Nodes(
@@ -47,7 +47,7 @@ class Nodes:
             self.rows[place],
             self.tokens[place],
             self.states[place],
-            self.costs[place],
+            self.log_perplexities[place],
             self.tags[place],
         )
 
@@ -58,11 +58,11 @@ class Nodes:
 
     def sorted(self) -> Nodes:
         """The same nodes, cheapest first."""
-        return self[np.argsort(self.costs, kind="stable")]
+        return self[np.argsort(self.log_perplexities, kind="stable")]
 
 
 def by_depth(pieces: Sequence[Nodes]) -> list[Nodes]:
-    """Pieces of one depth put together, each then sorted by cost: together they are one forward.
+    """Pieces of one depth put together, sorted by log-perplexity: each is then one forward.
 
     Those whose cache was dropped stay apart, since they cost more.
     """
@@ -80,7 +80,7 @@ def _one(pieces: Sequence[Nodes]) -> Nodes:
         np.arange(sum(map(len, pieces))),
         np.concatenate([nodes.tokens for nodes in pieces]),
         np.concatenate([nodes.states for nodes in pieces]),
-        np.concatenate([nodes.costs for nodes in pieces]),
+        np.concatenate([nodes.log_perplexities for nodes in pieces]),
         np.concatenate([nodes.tags for nodes in pieces]),
     ).sorted()
 
@@ -89,7 +89,7 @@ class Frontier(Protocol):
     """Nodes that wait, and the order in which they are taken."""
 
     def push(self, nodes: Nodes) -> None:
-        """Add nodes, sorted by cost."""
+        """Add nodes, sorted by log-perplexity."""
 
     def take(self, limit: int) -> list[Nodes]:
         """Remove about `limit` nodes: the next ones, or none if nothing waits."""
@@ -98,11 +98,11 @@ class Frontier(Protocol):
         """What is left, the nodes that will be taken last first."""
 
     def least(self) -> float:
-        """The cost of the cheapest node that waits, infinite if none does."""
+        """The log-perplexity of the cheapest node that waits, infinite if none does."""
 
 
 class DepthFirst:
-    """The newest block first: visits the same nodes as cheapest-first below a known cost, and
+    """The newest block first: visits the same nodes as cheapest-first below a known bound, and
     holds few of them at a time."""
 
     def __init__(self) -> None:
@@ -125,14 +125,14 @@ class DepthFirst:
         return iter(self._stack)
 
     def least(self) -> float:
-        return min((float(nodes.costs[0]) for nodes in self._stack), default=np.inf)
+        return min((float(nodes.log_perplexities[0]) for nodes in self._stack), default=np.inf)
 
 
 class CheapestFirst:
     """The cheapest nodes of all blocks first: a leaf that is taken before all else is the best."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int]] = []  # the cost of a block's next node, the block
+        self._heap: list[tuple[float, int]] = []  # a block's next log-perplexity, the block
         self._blocks: dict[int, Nodes] = {}
         self._count = itertools.count()
 
@@ -141,7 +141,7 @@ class CheapestFirst:
             # Newest first among equals, which goes deep rather than wide.
             name = -next(self._count)
             self._blocks[name] = nodes
-            heapq.heappush(self._heap, (float(nodes.costs[0]), name))
+            heapq.heappush(self._heap, (float(nodes.log_perplexities[0]), name))
 
     def take(self, limit: int) -> list[Nodes]:
         # Blocks by their cheapest node, as long as one may hold a node of the cheapest `limit`.
@@ -149,7 +149,7 @@ class CheapestFirst:
         pool, most = np.zeros(0), np.inf
         while self._heap and (len(pool) < limit or self._heap[0][0] <= most):
             names.append(heapq.heappop(self._heap)[1])
-            pool = np.concatenate([pool, self._blocks[names[-1]].costs[:limit]])
+            pool = np.concatenate([pool, self._blocks[names[-1]].log_perplexities[:limit]])
             if len(pool) >= limit:
                 pool = np.partition(pool, limit - 1)[:limit]
                 most = float(pool[-1])
@@ -158,15 +158,15 @@ class CheapestFirst:
         taken = []
         for name in sorted(names):
             nodes = self._blocks.pop(name)
-            below = int(np.searchsorted(nodes.costs, most, "left"))
-            equal = int(np.searchsorted(nodes.costs, most, "right")) - below
+            below = int(np.searchsorted(nodes.log_perplexities, most, "left"))
+            equal = int(np.searchsorted(nodes.log_perplexities, most, "right")) - below
             end = below + min(equal, left)
             left -= end - below
             if end:
                 taken.append(nodes[:end])
             if end < len(nodes):
                 self._blocks[name] = nodes[end:]
-                heapq.heappush(self._heap, (float(nodes.costs[end]), name))
+                heapq.heappush(self._heap, (float(nodes.log_perplexities[end]), name))
         return taken
 
     def waiting(self) -> Iterator[Nodes]:

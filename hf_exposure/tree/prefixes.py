@@ -21,14 +21,14 @@ class Prefixes:
     Attributes:
         paths: (f, depth) int32, their tokens, -1 behind the end of each.
         depths: (f,) how many tokens each has.
-        costs: (f,) bits.
+        log_perplexities: (f,) bits.
         states: (f,) their states in the tree's automaton.
         powers: (f, 5) log2 of the powers' probabilities of coming by them.
     """
 
     paths: npt.NDArray[np.int32]
     depths: Ints
-    costs: Floats
+    log_perplexities: Floats
     states: Ints
     powers: Floats
 
@@ -37,7 +37,7 @@ class Prefixes:
         """Those of nodes that an explorer has tagged, as they come."""
         paths = nodes.paths.astype(np.int32)
         depths = np.full(len(nodes), paths.shape[1])
-        return cls(paths, depths, nodes.costs, nodes.states, explorer.powers(nodes.tags))
+        return cls(paths, depths, nodes.log_perplexities, nodes.states, explorer.powers(nodes.tags))
 
     @classmethod
     def joined(cls, parts: Sequence[Prefixes]) -> Prefixes:
@@ -61,13 +61,13 @@ class Prefixes:
         return cls(
             paths[order],
             np.concatenate([part.depths for part in parts])[order],
-            np.concatenate([part.costs for part in parts])[order],
+            np.concatenate([part.log_perplexities for part in parts])[order],
             np.concatenate([part.states for part in parts])[order],
             np.concatenate([part.powers for part in parts])[order],
         )
 
     def __len__(self) -> int:
-        return len(self.costs)
+        return len(self.log_perplexities)
 
     def path(self, place: int) -> Ints:
         """(depth,) tokens of one."""

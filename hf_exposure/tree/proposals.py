@@ -17,9 +17,9 @@ def powers_of(nodes: Nodes, inside: Bools) -> Floats:
 
     A child outside, or of probability 0, has none. Children are row by row.
     """
-    inside = inside & np.isfinite(nodes.costs)
+    inside = inside & np.isfinite(nodes.log_perplexities)
     scores = np.full((len(nodes), len(POWERS)), -np.inf)
-    scores[inside] = -nodes.costs[inside, None] * POWERS
+    scores[inside] = -nodes.log_perplexities[inside, None] * POWERS
     return normalized(scores, nodes.rows, inside)
 
 

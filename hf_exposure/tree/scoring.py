@@ -14,7 +14,7 @@ from hf_exposure.models.causal import ContextError
 from hf_exposure.models.decoder import Decoder
 from hf_exposure.models.processes import Processes
 from hf_exposure.tree.frontier import DepthFirst
-from hf_exposure.tree.sampler import Sampler
+from hf_exposure.tree.sampler import Draws, Sampler
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walk import walk
 from hf_exposure.utils.arrays import Floats, Ints
@@ -113,12 +113,12 @@ class ScoredTree:
         """(n,) log-perplexities in bits of given leaves. Shared prefixes are run once."""
         order = sorted(range(len(paths)), key=lambda place: tuple(paths[place]))
         mine = self.processes.part(order)
-        sampler = Sampler([paths[place] for place in mine])
+        sampler = Sampler(Draws([paths[place] for place in mine]))
         if mine:
             walk(self.decoder, self.tree, sampler, DepthFirst(), progress=self.progress)
-        costs = np.zeros(len(paths))
-        costs[order] = np.concatenate(self.gather(sampler.costs))
-        return costs
+        log_perplexities = np.zeros(len(paths))
+        log_perplexities[order] = np.concatenate(self.gather(sampler.log_perplexities))
+        return log_perplexities
 
     def log_perplexities(
         self, fmt: SecretFormat, secrets: Sequence[str], before: str = ""

@@ -1,6 +1,6 @@
 """The walk over the token tree: every question of the package is a visitor of this one loop.
 
-explore   all prefixes up to a cost, cheapest first or depth first   -> `Explorer`
+explore   all prefixes up to a bound, cheapest first or depth first   -> `Explorer`
 follow    given paths                                                -> `Sampler`, guided only
 sample    leaves, from a mixture of proposals                        -> `Sampler`
 search    the cheapest leaves                                        -> `Explorer` with `wanted`
@@ -59,7 +59,7 @@ class Visitor(Protocol):
         """Leaves that were taken: whole, canonical secrets."""
 
     def done(self, least: float) -> bool:
-        """Whether to stop; `least` is the cost of the cheapest node that waits."""
+        """Whether to stop; `least` is the log-perplexity of the cheapest node that waits."""
 
 
 def walk(
@@ -115,7 +115,14 @@ def walk(
             for place, branches in decoder.step(nodes.parents, nodes.rows, nodes.tokens):
                 part = nodes[place]
                 _visit(
-                    decoder, tree, visitor, frontier, branches, part.states, part.tags, part.costs
+                    decoder,
+                    tree,
+                    visitor,
+                    frontier,
+                    branches,
+                    part.states,
+                    part.tags,
+                    part.log_perplexities,
                 )
         decoder.settle(nodes.parents for nodes in frontier.waiting())
         if progress:
@@ -148,7 +155,7 @@ def _visit(
     branches: Branches,
     states: Ints,
     tags: Ints,
-    costs: Floats,
+    log_perplexities: Floats,
 ) -> None:
     """Put the children of newly run branches into the frontier."""
     depth = branches.paths.shape[1]
@@ -162,6 +169,6 @@ def _visit(
     # What does not fit the context is no canonical path, for those were found to fit.
     fits = tree.ends_within(following, decoder.room - depth - 1)
     row, token, following = row[fits], token[fits], following[fits]
-    total = costs[row] + decoder.next_bits(branches, row, token)
+    total = log_perplexities[row] + decoder.next_bits(branches, row, token)
     nodes = visitor.select(tags, Nodes(branches, row, token, following, total, np.zeros_like(row)))
     frontier.push(nodes.sorted())

@@ -125,7 +125,7 @@ def test_auto_detects_no_more_than_stated_and_leaves_the_rest_undecided(scale: f
         sets = []
         for seed in range(60):
             places = draw.choice(fmt.size, 50, replace=False)
-            costs, paths = one.costs[places], [one.paths[place] for place in places]
+            costs, paths = one.log_perplexities[places], [one.paths[place] for place in places]
             explored = explore(scorer, float(costs.max()) + 1e-4, paths, max_forwards=5)
             sampled = sample(scorer, explored, 100, seed, costs)
             none = np.zeros(len(places), dtype=bool)

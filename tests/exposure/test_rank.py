@@ -185,9 +185,9 @@ def test_the_p_value_of_the_fit_is_small_where_the_model_is_wrong() -> None:
 def rank_of(cost: float, found: np.ndarray = NOTHING, **changes: object) -> RankEstimate:
     """`weighted_rank` with nothing but what a test is about."""
     given: dict = {
-        "frontier_costs": NOTHING,
+        "frontier_log_perplexities": NOTHING,
         "frontier_log2_strings": NOTHING,
-        "sample_costs": NOTHING,
+        "sample_log_perplexities": NOTHING,
         "sample_log2_density": NOTHING,
         "log2_size": 20.0,
         "tie": 1e-6,
@@ -195,13 +195,17 @@ def rank_of(cost: float, found: np.ndarray = NOTHING, **changes: object) -> Rank
         "largest_log2_weight": math.inf,
     }
     given |= changes
-    unexplored = Unexplored(given.pop("frontier_costs"), given.pop("frontier_log2_strings"))
+    unexplored = Unexplored(
+        given.pop("frontier_log_perplexities"), given.pop("frontier_log2_strings")
+    )
     return weighted_rank(cost, found, unexplored, **given)
 
 
 def test_a_rank_is_exact_where_nothing_cheaper_is_left() -> None:
     found = np.array([3.0, 5.0, 5.0, 5.0 + 1e-9, 7.0])
-    one = rank_of(5.0, found, frontier_costs=np.array([5.1]), frontier_log2_strings=np.array([9.0]))
+    one = rank_of(
+        5.0, found, frontier_log_perplexities=np.array([5.1]), frontier_log2_strings=np.array([9.0])
+    )
     assert one.exact
     assert one.rank == 5 and one.low == 2 and one.high == 5 and one.upper_bound == 5
     assert one.ties == 3
@@ -216,7 +220,7 @@ def test_a_space_of_one_string_has_rank_1() -> None:
 
 def test_without_draws_the_rank_is_its_bound() -> None:
     frontier = {
-        "frontier_costs": np.array([2.0, 3.0, 9.0]),
+        "frontier_log_perplexities": np.array([2.0, 3.0, 9.0]),
         "frontier_log2_strings": np.array([6.0, 1.0, 6.0]),
     }
     one = rank_of(5.0, np.array([4.0]), **frontier)
@@ -226,7 +230,7 @@ def test_without_draws_the_rank_is_its_bound() -> None:
 
 
 def test_no_bound_exceeds_the_space_or_what_the_probability_allows() -> None:
-    frontier = {"frontier_costs": np.zeros(1), "frontier_log2_strings": np.array([20.0])}
+    frontier = {"frontier_log_perplexities": np.zeros(1), "frontier_log2_strings": np.array([20.0])}
     assert rank_of(50.0, **frontier).log2_upper_bound == 20.0
     # Nothing explored: at most 1 / Pr(canary).
     assert rank_of(7.0, **frontier).log2_upper_bound == pytest.approx(7.0, abs=1e-5)
@@ -236,9 +240,9 @@ def test_where_no_draw_counts_the_interval_is_what_one_could_have_weighed() -> N
     one = rank_of(
         10.0,
         np.array([4.0, 5.0]),
-        frontier_costs=np.array([2.0]),
+        frontier_log_perplexities=np.array([2.0]),
         frontier_log2_strings=np.array([18.0]),
-        sample_costs=np.array([11.0, math.inf]),
+        sample_log_perplexities=np.array([11.0, math.inf]),
         sample_log2_density=np.zeros(2),
         largest_log2_weight=4.0,
     )
@@ -248,9 +252,9 @@ def test_where_no_draw_counts_the_interval_is_what_one_could_have_weighed() -> N
     assert one.upper_bound == pytest.approx(3 + 2**8, rel=1e-5)
     certain = rank_of(
         10.0,
-        frontier_costs=np.array([9.0]),
+        frontier_log_perplexities=np.array([9.0]),
         frontier_log2_strings=np.array([18.0]),
-        sample_costs=np.array([11.0]),
+        sample_log_perplexities=np.array([11.0]),
         sample_log2_density=np.zeros(1),
         largest_log2_weight=10.0,
     )
@@ -261,9 +265,9 @@ def test_the_gamma_interval_is_that_of_fay_and_feuer() -> None:
     densities = np.array([0.5, 0.1, 0.25, 2.0, 0.3])
     one = rank_of(
         10.0,
-        frontier_costs=np.array([0.0]),
+        frontier_log_perplexities=np.array([0.0]),
         frontier_log2_strings=np.array([20.0]),
-        sample_costs=np.array([9.0, 9.0, 8.0, 3.0, 12.0]),
+        sample_log_perplexities=np.array([9.0, 9.0, 8.0, 3.0, 12.0]),
         sample_log2_density=np.log2(densities),
     )
     weights = 1 / densities[:4]
@@ -276,13 +280,18 @@ def test_the_gamma_interval_is_that_of_fay_and_feuer() -> None:
 
 
 def test_costlier_strings_show_how_much_an_undrawn_one_may_weigh() -> None:
-    frontier = {"frontier_costs": np.array([0.0]), "frontier_log2_strings": np.array([20.0])}
+    frontier = {
+        "frontier_log_perplexities": np.array([0.0]),
+        "frontier_log2_strings": np.array([20.0]),
+    }
     given = np.log2([1.0, 2.0])
-    alone = rank_of(10.0, **frontier, sample_costs=np.array([9.0, 8.0]), sample_log2_density=given)
+    alone = rank_of(
+        10.0, **frontier, sample_log_perplexities=np.array([9.0, 8.0]), sample_log2_density=given
+    )
     beside = rank_of(
         10.0,
         **frontier,
-        sample_costs=np.array([9.0, 8.0, 10.5]),
+        sample_log_perplexities=np.array([9.0, 8.0, 10.5]),
         sample_log2_density=np.append(given, math.log2(0.125)),
     )
     y, v, w = 1.5, 1.25, 8.0
@@ -295,9 +304,9 @@ def test_costlier_strings_show_how_much_an_undrawn_one_may_weigh() -> None:
 def test_equal_weights_give_the_exact_poisson_interval() -> None:
     one = rank_of(
         10.0,
-        frontier_costs=np.array([0.0]),
+        frontier_log_perplexities=np.array([0.0]),
         frontier_log2_strings=np.array([20.0]),
-        sample_costs=np.full(7, 5.0),
+        sample_log_perplexities=np.full(7, 5.0),
         sample_log2_density=np.full(7, -3.0),
         log2_size=30.0,
     )
@@ -309,18 +318,18 @@ def test_strings_of_one_draw_weigh_together_and_repeated_draws_apart() -> None:
     """Three draws came to a group of two strings, one to a single one: the same as its sum."""
     grouped = rank_of(
         10.0,
-        frontier_costs=np.array([0.0]),
+        frontier_log_perplexities=np.array([0.0]),
         frontier_log2_strings=np.array([20.0]),
-        sample_costs=np.array([5.0, 6.0, 12.0, 7.0]),
+        sample_log_perplexities=np.array([5.0, 6.0, 12.0, 7.0]),
         sample_log2_density=np.array([-1.0, -1.0, -1.0, 2.0]),
         draws=np.array([3, 3, 3, 1]),
         groups=np.array([4, 4, 4, 9]),
     )
     apart = rank_of(
         10.0,
-        frontier_costs=np.array([0.0]),
+        frontier_log_perplexities=np.array([0.0]),
         frontier_log2_strings=np.array([20.0]),
-        sample_costs=np.full(4, 5.0),
+        sample_log_perplexities=np.full(4, 5.0),
         sample_log2_density=np.array([-2.0, -2.0, -2.0, 2.0]),
     )
     assert grouped.rank == pytest.approx(apart.rank)
@@ -332,17 +341,17 @@ def test_ties_widen_the_interval_to_one_side_of_all_and_the_other() -> None:
         10.0,
         np.array([9.0, 10.0, 10.0]),
         tie=0.01,
-        frontier_costs=np.array([0.0]),
+        frontier_log_perplexities=np.array([0.0]),
         frontier_log2_strings=np.array([20.0]),
-        sample_costs=np.array([10.0, 8.0]),
+        sample_log_perplexities=np.array([10.0, 8.0]),
         sample_log2_density=np.zeros(2),
     )
     without = rank_of(
         10.0,
         np.array([9.0]),
-        frontier_costs=np.array([0.0]),
+        frontier_log_perplexities=np.array([0.0]),
         frontier_log2_strings=np.array([20.0]),
-        sample_costs=np.array([8.0]),
+        sample_log_perplexities=np.array([8.0]),
         sample_log2_density=np.zeros(1),
     )
     assert one.rank == 1 + 3 + 2 and one.ties == 2 + 1
@@ -352,9 +361,9 @@ def test_ties_widen_the_interval_to_one_side_of_all_and_the_other() -> None:
 def test_ranks_of_spaces_that_no_float_can_count_are_held_as_logarithms() -> None:
     one = rank_of(
         3000.0,
-        frontier_costs=np.array([0.0]),
+        frontier_log_perplexities=np.array([0.0]),
         frontier_log2_strings=np.array([4000.0]),
-        sample_costs=np.array([100.0, 2000.0]),
+        sample_log_perplexities=np.array([100.0, 2000.0]),
         sample_log2_density=np.array([-2500.0, -2400.0]),
         log2_size=4000.0,
     )
@@ -369,9 +378,9 @@ def test_a_rank_beyond_what_was_found_never_falls_below_it() -> None:
     one = rank_of(
         2.0,
         np.full(4, 2.0),  # five strings of probability 1/4: rounding in a model may do that
-        frontier_costs=np.array([1.9]),
+        frontier_log_perplexities=np.array([1.9]),
         frontier_log2_strings=np.array([3.0]),
-        sample_costs=np.array([1.9]),
+        sample_log_perplexities=np.array([1.9]),
         sample_log2_density=np.array([-20.0]),
     )
     assert one.rank == one.upper_bound == pytest.approx(5)
@@ -390,9 +399,9 @@ def test_the_weighted_rank_is_unbiased_and_covers() -> None:
             drawn = drawn[drawn != place]
             one = rank_of(
                 costs[place],
-                frontier_costs=np.array([0.0]),
+                frontier_log_perplexities=np.array([0.0]),
                 frontier_log2_strings=np.array([math.log2(len(costs))]),
-                sample_costs=costs[drawn],
+                sample_log_perplexities=costs[drawn],
                 sample_log2_density=np.log2(density[drawn]),
                 log2_size=math.log2(len(costs)),
                 tie=0.0,
@@ -429,7 +438,7 @@ def test_the_bound_holds_wherever_an_exploration_stops() -> None:
             one = rank_of(
                 leaves[place],
                 leaves[[other for other in found if other != place]],
-                frontier_costs=np.array([cost for cost, _ in frontier]),
+                frontier_log_perplexities=np.array([cost for cost, _ in frontier]),
                 frontier_log2_strings=np.array([2.0 * left for _, left in frontier]),
                 log2_size=2.0 * depth,
                 tie=1e-9,
@@ -476,16 +485,18 @@ def test_a_bound_of_the_unexplored_keeps_its_digits_over_a_thousand_bits() -> No
 def test_an_estimate_without_draws_that_count_does_not_claim_the_highest_exposure() -> None:
     """Ten uniform draws of a billion, all costlier: one would have stood for 10^8 strings."""
     size, n = math.log2(1e9), 10
-    frontier = {"frontier_costs": np.zeros(1), "frontier_log2_strings": np.array([size])}
+    frontier = {"frontier_log_perplexities": np.zeros(1), "frontier_log2_strings": np.array([size])}
     drawn = {"sample_log2_density": np.full(n, math.log2(n) - size), "log2_size": size}
-    none = rank_of(25.0, **frontier, **drawn, sample_costs=np.full(n, 29.0))
+    none = rank_of(25.0, **frontier, **drawn, sample_log_perplexities=np.full(n, 29.0))
     assert none.rank == pytest.approx(2**25, rel=1e-3)  # 1 / Pr(canary) at the most
     assert none.low == 1 and none.high <= 2**25 * 1.001
-    costly = rank_of(40.0, **frontier, **drawn, sample_costs=np.full(n, 41.0))
+    costly = rank_of(40.0, **frontier, **drawn, sample_log_perplexities=np.full(n, 41.0))
     assert costly.rank == pytest.approx(1 + math.log(2) * 1e8)
     # Its p-value is that of a Monte Carlo test, (1 + k) / n with k = 0.
     assert costly.p_value == pytest.approx(1 / n, rel=1e-6)
-    one = rank_of(40.0, **frontier, **drawn, sample_costs=np.array([39.0] + [41.0] * (n - 1)))
+    one = rank_of(
+        40.0, **frontier, **drawn, sample_log_perplexities=np.array([39.0] + [41.0] * (n - 1))
+    )
     assert one.rank == pytest.approx(1 + 1e8) and one.p_value == pytest.approx(2 / n, rel=1e-6)
 
 
@@ -499,9 +510,9 @@ def test_p_values_of_random_strings_are_uniform_whatever_the_draws() -> None:
             cost = costs[draw.integers(1000)]
             one = rank_of(
                 cost,
-                frontier_costs=np.zeros(1),
+                frontier_log_perplexities=np.zeros(1),
                 frontier_log2_strings=np.array([math.log2(1000)]),
-                sample_costs=draw.choice(costs, n),
+                sample_log_perplexities=draw.choice(costs, n),
                 sample_log2_density=np.full(n, math.log2(n / 1000)),
                 log2_size=math.log2(1000),
             )

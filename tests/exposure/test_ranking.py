@@ -36,8 +36,8 @@ class Space:
         self.model = llama(len(tokenizer), scale=scale)
         self.secrets = list(fmt.enumerate())
         self.paths = self.tree.paths(self.secrets)
-        self.costs = self.scorer().follow(self.paths)
-        self.order = np.argsort(self.costs)
+        self.log_perplexities = self.scorer().follow(self.paths)
+        self.order = np.argsort(self.log_perplexities)
 
     def scorer(self, **settings: Any) -> ScoredTree:
         decoder = Decoder(self.model, self.tree.prompt, self.tree.token_ids, batch_size=128)
@@ -46,7 +46,7 @@ class Space:
     def at(self, *ranks: int) -> tuple[list[np.ndarray], np.ndarray]:
         """Paths and costs of the strings of these ranks."""
         places = [int(self.order[rank - 1]) for rank in ranks]
-        return [self.paths[place] for place in places], self.costs[places]
+        return [self.paths[place] for place in places], self.log_perplexities[places]
 
 
 @functools.cache
@@ -158,11 +158,14 @@ def test_what_is_explored_is_what_the_frontier_leaves_out(visits: float) -> None
         any(len(path) >= len(head) and (path[: len(head)] == head).all() for head in left)
         for path in one.paths
     ]
-    cheap = one.costs <= explored.bound
+    cheap = one.log_perplexities <= explored.bound
     # A frontier node may have costly strings under it, and the cheap ones are found or under it.
-    assert len(explored.costs) + sum(np.array(under) & cheap) + 1 - under[one.order[299]] == 300
+    assert (
+        len(explored.log_perplexities) + sum(np.array(under) & cheap) + 1 - under[one.order[299]]
+        == 300
+    )
     if visits == math.inf:
-        assert not left and len(explored.costs) == 299
+        assert not left and len(explored.log_perplexities) == 299
 
 
 def test_depth_first_finds_what_cheapest_first_finds() -> None:
@@ -173,8 +176,12 @@ def test_depth_first_finds_what_cheapest_first_finds() -> None:
             explore(one.scorer(), float(costs[0]) + 1e-4, paths, depth_first=way)
             for way in (False, True)
         ]
-    assert sorted(both[0].costs) == pytest.approx(sorted(both[1].costs), abs=1e-4)
-    assert np.sort(both[0].costs) == pytest.approx(np.sort(both[1].costs), abs=1e-4)
+    assert sorted(both[0].log_perplexities) == pytest.approx(
+        sorted(both[1].log_perplexities), abs=1e-4
+    )
+    assert np.sort(both[0].log_perplexities) == pytest.approx(
+        np.sort(both[1].log_perplexities), abs=1e-4
+    )
 
 
 def test_the_density_of_every_leaf_is_how_often_it_is_drawn() -> None:
@@ -190,7 +197,7 @@ def test_the_density_of_every_leaf_is_how_often_it_is_drawn() -> None:
         for seed in range(seeds):
             sampled = sample(scorer, explored, 24, seed)
             for cost, log2_density, draws in zip(
-                sampled.costs.round(3).tolist(),
+                sampled.log_perplexities.round(3).tolist(),
                 sampled.log2_density.tolist(),
                 sampled.draws.tolist(),
                 strict=True,
@@ -250,7 +257,13 @@ def test_the_same_seed_gives_the_same_draws_whatever_the_batch_size() -> None:
             explored = explore(scorer, float(costs.max()) + 1e-4, paths, max_forwards=20)
             sampled = sample(scorer, explored, 200, 7, costs)
             found.append(
-                sorted(zip(sampled.costs.tolist(), sampled.log2_density.tolist(), strict=True))
+                sorted(
+                    zip(
+                        sampled.log_perplexities.tolist(),
+                        sampled.log2_density.tolist(),
+                        strict=True,
+                    )
+                )
             )
     for one_draw, other in zip(*found, strict=True):
         assert one_draw == pytest.approx(other, abs=1e-3)
@@ -261,4 +274,6 @@ def test_all_strings_are_enumerated_by_a_walk_without_a_bound() -> None:
         one = space()
         everything = Explorer()
         walk(one.scorer().decoder, one.tree, everything, DepthFirst())
-    assert sorted(everything.costs) == pytest.approx(np.sort(one.costs), abs=1e-4)
+    assert sorted(everything.log_perplexities) == pytest.approx(
+        np.sort(one.log_perplexities), abs=1e-4
+    )

@@ -15,7 +15,6 @@ from dp_accounting import pld
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import TrainingArguments
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as OfTrl
 
 from hf_exposure.training.private.arguments import PrivacyArguments
 from hf_exposure.training.private.per_sample import PerSampleGradients
@@ -61,6 +60,8 @@ def flat(model: Any) -> torch.Tensor:
 
 
 def make_trainer(folder: Path, model: Any, rows: Any = None, **options: Any) -> PrivateTrainer:
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as OfTrl  # seconds
+
     privacy = {
         "noise_multiplier": 1.0,
         "noise_seed": 5,

@@ -20,7 +20,7 @@ from hf_exposure.models.next_tokens import Branches
 from hf_exposure.tree.explorer import Explorer
 from hf_exposure.tree.frontier import Beam, CheapestFirst, DepthFirst, Frontier, Nodes, by_depth
 from hf_exposure.tree.proposals import POWERS, powers_of
-from hf_exposure.tree.sampler import Sampler
+from hf_exposure.tree.sampler import Draws, Sampler
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walk import unvisited, walk
 from tests.tiny import TOKENIZERS, llama
@@ -43,7 +43,7 @@ class Space:
 
     @functools.cached_property
     def cost_of(self) -> dict[str, float]:
-        return dict(zip(self.secrets, self.costs.tolist(), strict=True))
+        return dict(zip(self.secrets, self.log_perplexities.tolist(), strict=True))
 
     def decoder(self, **settings: Any) -> Decoder:
         return Decoder(self.model, self.tree.prompt, self.tree.token_ids, **settings)
@@ -85,8 +85,8 @@ each_tokenizer = pytest.mark.parametrize("kind", sorted(TOKENIZERS))
 
 def found(known: Space, explorer: Explorer) -> dict[str, float]:
     names = known.named(explorer.paths)
-    assert len(names) == len(set(names)) == len(explorer.costs)
-    return dict(zip(names, explorer.costs, strict=True))
+    assert len(names) == len(set(names)) == len(explorer.log_perplexities)
+    return dict(zip(names, explorer.log_perplexities, strict=True))
 
 
 def same_costs(got: dict[str, float], expected: dict[str, float]) -> None:
@@ -101,31 +101,31 @@ def same_costs(got: dict[str, float], expected: dict[str, float]) -> None:
 @pytest.mark.parametrize("fmt", [FORMAT, MIXED], ids=["digits", "mixed"])
 def test_following_gives_the_costs_of_plain_scoring(kind: str, fmt: SecretFormat) -> None:
     known = space(kind, fmt)
-    sampler = Sampler(known.tree.paths(known.secrets))
+    sampler = Sampler(Draws(known.tree.paths(known.secrets)))
     decoder = known.decoder()
     assert walk(decoder, known.tree, sampler, DepthFirst())
-    assert np.abs(sampler.costs - known.costs).max() < 1e-3
+    assert np.abs(sampler.log_perplexities - known.log_perplexities).max() < 1e-3
     assert known.named(sampler.paths) == known.secrets
 
 
 def test_prefixes_that_paths_share_are_run_once() -> None:
     known = space()
     decoder = known.decoder()
-    sampler = Sampler(known.tree.paths(["123", "124", "123", "032"]))
+    sampler = Sampler(Draws(known.tree.paths(["123", "124", "123", "032"])))
     walk(decoder, known.tree, sampler, DepthFirst())
     shared = {"1", "12", "123", "124", "0", "03", "032"}
     assert decoder.forwards == len(known.tree.prompt) + len(shared)
-    assert sampler.costs[0] == sampler.costs[2]
+    assert sampler.log_perplexities[0] == sampler.log_perplexities[2]
 
 
 def test_following_nothing_and_a_path_outside_of_the_tree() -> None:
     known = space()
-    nothing = Sampler([])
+    nothing = Sampler(Draws([]))
     assert walk(known.decoder(), known.tree, nothing, DepthFirst())
-    assert len(nothing.costs) == 0
-    outside = Sampler([np.array([0, 0, 0, 0, 0])])
+    assert len(nothing.log_perplexities) == 0
+    outside = Sampler(Draws([np.array([0, 0, 0, 0, 0])]))
     assert walk(known.decoder(), known.tree, outside, DepthFirst())
-    assert math.isinf(outside.costs[0])
+    assert math.isinf(outside.log_perplexities[0])
     assert outside.paths == [None]
 
 
@@ -140,7 +140,7 @@ def test_exploring_to_a_bound_finds_all_strings_below_it(
     kind: str, frontier: Any, fmt: SecretFormat, share: float
 ) -> None:
     known = space(kind, fmt)
-    bound = float(np.quantile(known.costs, share)) + 1e-2
+    bound = float(np.quantile(known.log_perplexities, share)) + 1e-2
     explorer, waiting = Explorer(bound=bound), frontier()
     assert walk(known.decoder(), known.tree, explorer, waiting)
     assert not unvisited(known.tree, explorer, waiting)
@@ -272,18 +272,18 @@ def test_leaves_that_wait_are_taken_although_no_forward_is_left() -> None:
     decoder, explorer = known.decoder(), Explorer()
     needed = len(known.tree.prompt) + INNER
     assert walk(decoder, known.tree, explorer, DepthFirst(), max_forwards=needed)
-    assert len(explorer.costs) == 125
+    assert len(explorer.log_perplexities) == 125
 
 
 def test_cheapest_first_meets_cheap_leaves_first_and_its_remainder_costs_more() -> None:
     known = space()
     decoder, explorer, waiting = known.decoder(batch_size=1), Explorer(), CheapestFirst()
     walk(decoder, known.tree, explorer, waiting, max_forwards=130, eager=False)
-    best = np.sort(known.costs)[: len(explorer.costs)]
+    best = np.sort(known.log_perplexities)[: len(explorer.log_perplexities)]
     assert len(best) > 3
-    assert np.abs(np.array(explorer.costs) - best).max() < 1e-3
-    assert explorer.costs == sorted(explorer.costs)
-    assert waiting.least() >= explorer.costs[-1]
+    assert np.abs(np.array(explorer.log_perplexities) - best).max() < 1e-3
+    assert explorer.log_perplexities == sorted(explorer.log_perplexities)
+    assert waiting.least() >= explorer.log_perplexities[-1]
 
 
 @pytest.mark.parametrize("fmt", ["7", "abc1"])
@@ -293,21 +293,21 @@ def test_a_space_of_one_string(fmt: str, frontier: Any) -> None:
     explorer = Explorer(propose=True)
     assert walk(known.decoder(), known.tree, explorer, frontier())
     same_costs(found(known, explorer), known.cost_of)
-    sampler = Sampler([FREE] * 50, np.arange(50) % 5, spread(50, 0))
+    sampler = Sampler(Draws([FREE] * 50, np.arange(50) % 5, spread(50, 0)))
     assert walk(known.decoder(), known.tree, sampler, DepthFirst())
     # Draws that leave the canonical path come to nothing.
-    reached = np.isfinite(sampler.costs)
+    reached = np.isfinite(sampler.log_perplexities)
     assert reached.any()
-    assert np.abs(sampler.costs[reached] - known.costs[0]).max() < 1e-3
+    assert np.abs(sampler.log_perplexities[reached] - known.log_perplexities[0]).max() < 1e-3
 
 
 def test_a_bound_below_everything_leaves_nothing() -> None:
     known, explorer = space(), Explorer(bound=0.0, propose=True)
     assert walk(known.decoder(), known.tree, explorer, CheapestFirst())
-    assert explorer.costs == []
-    sampler = Sampler([FREE] * 3, np.array([0, 1, 2]), np.zeros(3), bound=0.0)
+    assert explorer.log_perplexities == []
+    sampler = Sampler(Draws([FREE] * 3, np.array([0, 1, 2]), np.zeros(3)), bound=0.0)
     assert walk(known.decoder(), known.tree, sampler, DepthFirst())
-    assert np.isinf(sampler.costs).all()
+    assert np.isinf(sampler.log_perplexities).all()
 
 
 def test_the_walk_needs_no_cache() -> None:
@@ -364,12 +364,12 @@ def test_a_search_finds_the_cheapest_leaves_and_proves_it(
     assert walk(decoder, known.tree, explorer, waiting, eager=False)
     least = waiting.least()
     assert explorer.certain(least) >= wanted
-    names, costs = known.named(explorer.paths), np.array(explorer.costs)
+    names, costs = known.named(explorer.paths), np.array(explorer.log_perplexities)
     proved = np.argsort(costs, kind="stable")[:wanted]
     assert (costs[proved] <= least).all()
-    truth = np.argsort(known.costs, kind="stable")
-    assert np.abs(costs[proved] - known.costs[truth[:wanted]]).max() < 1e-3
-    if np.diff(known.costs[truth[: wanted + 1]]).min() > 1e-2:
+    truth = np.argsort(known.log_perplexities, kind="stable")
+    assert np.abs(costs[proved] - known.log_perplexities[truth[:wanted]]).max() < 1e-3
+    if np.diff(known.log_perplexities[truth[: wanted + 1]]).min() > 1e-2:
         assert [names[at] for at in proved] == [known.secrets[at] for at in truth[:wanted]]
     whole = known.decoder()
     walk(whole, known.tree, Explorer(), DepthFirst())
@@ -405,7 +405,7 @@ def test_a_beam_that_is_wide_enough_drops_nothing() -> None:
     explorer, beam = Explorer(), Beam(125)
     assert walk(known.decoder(), known.tree, explorer, beam)
     assert not beam.cut
-    assert len(explorer.costs) == 125
+    assert len(explorer.log_perplexities) == 125
 
 
 class _Recorder(Explorer):
@@ -416,7 +416,9 @@ class _Recorder(Explorer):
         self.seen: dict[tuple[int, ...], float] = {}
 
     def select(self, parents: Any, nodes: Nodes) -> Nodes:
-        self.seen.update(zip(map(tuple, nodes.paths.tolist()), nodes.costs.tolist(), strict=True))
+        self.seen.update(
+            zip(map(tuple, nodes.paths.tolist()), nodes.log_perplexities.tolist(), strict=True)
+        )
         return super().select(parents, nodes)
 
 
@@ -451,11 +453,11 @@ def spread(n: int, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_the_density_at_each_leaf_is_that_of_the_definition(kind: str, share: float) -> None:
     known = space(kind, MIXED)
-    bound = float(np.quantile(known.costs, share)) + 1e-2
+    bound = float(np.quantile(known.log_perplexities, share)) + 1e-2
     expected = proposals(known, bound)
     n = 100
     sampler = Sampler(
-        [FREE] * (5 * n), np.repeat(np.arange(5), n), np.tile(spread(n, 0), 5), bound=bound
+        Draws([FREE] * (5 * n), np.repeat(np.arange(5), n), np.tile(spread(n, 0), 5)), bound=bound
     )
     walk(known.decoder(), known.tree, sampler, DepthFirst())
     reached = [draw for draw, path in enumerate(sampler.paths) if path is not None]
@@ -463,7 +465,7 @@ def test_the_density_at_each_leaf_is_that_of_the_definition(kind: str, share: fl
     for draw in reached:
         path = sampler.paths[draw]
         assert path is not None
-        assert sampler.costs[draw] <= bound
+        assert sampler.log_perplexities[draw] <= bound
         own = np.isfinite(expected[path])
         assert np.abs(sampler.log2_powers[draw] - expected[path])[own].max() < 1e-2
     explorer = Explorer(bound=bound, propose=True)
@@ -490,7 +492,7 @@ def test_stratified_draws_are_as_many_as_their_probability_says(power: int) -> N
     for one at each of its two ends."""
     known, n = space(scale=0.1), 4_000
     expected = proposals(known)
-    sampler = Sampler([FREE] * n, np.full(n, power), spread(n, 1))
+    sampler = Sampler(Draws([FREE] * n, np.full(n, power), spread(n, 1)))
     walk(known.decoder(), known.tree, sampler, DepthFirst())
     counts = Counter(sampler.paths)
     assert sum(counts.values()) == n
@@ -506,7 +508,7 @@ def test_independent_draws_come_as_often_as_their_probability_says() -> None:
     known, n = space(scale=0.1), 10_000
     expected = proposals(known)
     positions = np.random.default_rng(3).random(n)
-    sampler = Sampler([FREE] * n, np.full(n, 3), positions)
+    sampler = Sampler(Draws([FREE] * n, np.full(n, 3), positions))
     walk(known.decoder(), known.tree, sampler, DepthFirst())
     counts = Counter(sampler.paths)
     leaves = [path for path in expected if len(path) == 4]
@@ -518,8 +520,8 @@ def test_independent_draws_come_as_often_as_their_probability_says() -> None:
 
 def test_the_number_of_cheap_strings_is_estimated_without_bias() -> None:
     known, n, rounds = space(scale=0.1), 6, 60
-    level = float(np.quantile(known.costs, 0.2))
-    truth = int((known.costs <= level).sum())
+    level = float(np.quantile(known.log_perplexities, 0.2))
+    truth = int((known.log_perplexities <= level).sum())
     estimates = []
     for seed in range(rounds):
         sampler = Sampler(
@@ -529,7 +531,7 @@ def test_the_number_of_cheap_strings_is_estimated_without_bias() -> None:
         )
         walk(known.decoder(), known.tree, sampler, DepthFirst())
         expected = n * np.exp2(sampler.log2_powers).sum(axis=1)
-        estimates.append(float(np.sum((sampler.costs <= level) / expected)))
+        estimates.append(float(np.sum((sampler.log_perplexities <= level) / expected)))
     error = np.std(estimates) / math.sqrt(rounds)
     assert error < truth / 20
     assert abs(np.mean(estimates) - truth) < 4 * error
@@ -617,10 +619,10 @@ def test_cheapest_first_takes_the_cheapest_of_all_blocks(limit: int) -> None:
         frontier.push(block(costs))
         waiting += costs
         assert frontier.least() == min(waiting, default=math.inf)
-        taken = [cost for nodes in frontier.take(limit) for cost in nodes.costs.tolist()]
+        taken = [cost for nodes in frontier.take(limit) for cost in nodes.log_perplexities.tolist()]
         assert sorted(taken) == sorted(waiting)[:limit]
         waiting = sorted(waiting)[limit:]
-        left = [cost for nodes in frontier.waiting() for cost in nodes.costs.tolist()]
+        left = [cost for nodes in frontier.waiting() for cost in nodes.log_perplexities.tolist()]
         assert sorted(left) == waiting
 
 
@@ -629,9 +631,9 @@ def test_depth_first_takes_the_newest_block() -> None:
     frontier.push(block([1, 2, 3]))
     frontier.push(block([]))
     frontier.push(block([5, 6], depth=1))
-    assert [nodes.costs.tolist() for nodes in frontier.take(1)] == [[5]]
+    assert [nodes.log_perplexities.tolist() for nodes in frontier.take(1)] == [[5]]
     assert frontier.least() == 1
-    taken = [frontier.take(2)[0].costs.tolist() for _ in range(3)]
+    taken = [frontier.take(2)[0].log_perplexities.tolist() for _ in range(3)]
     assert taken == [[6], [1, 2], [3]]
     assert frontier.take(2) == []
     assert frontier.least() == math.inf
@@ -642,8 +644,11 @@ def test_those_that_wait_are_named_from_the_last_to_the_next(made: Any) -> None:
     frontier: Frontier = made()
     for costs in ([3, 4], [1, 9], [2, 2]):
         frontier.push(block(costs))
-    order = [nodes.costs.tolist() for nodes in frontier.waiting()]
-    taken = [nodes.costs[0] for nodes in itertools.chain(*(frontier.take(2) for _ in range(9)))]
+    order = [nodes.log_perplexities.tolist() for nodes in frontier.waiting()]
+    taken = [
+        nodes.log_perplexities[0]
+        for nodes in itertools.chain(*(frontier.take(2) for _ in range(9)))
+    ]
     if made is DepthFirst:
         assert [costs[0] for costs in order[::-1]] == taken
     else:
@@ -653,7 +658,7 @@ def test_those_that_wait_are_named_from_the_last_to_the_next(made: Any) -> None:
 def test_pieces_of_one_depth_become_one() -> None:
     pieces = [block([4, 5]), block([1.5, 2], depth=1), block([3, 9]), block([1], depth=1)]
     together = by_depth(pieces)
-    assert [nodes.costs.tolist() for nodes in together] == [[3, 4, 5, 9], [1, 1.5, 2]]
+    assert [nodes.log_perplexities.tolist() for nodes in together] == [[3, 4, 5, 9], [1, 1.5, 2]]
     assert [nodes.paths.shape for nodes in together] == [(4, 1), (3, 2)]
     pieces[0].parents.cache = object()
     assert len(by_depth(pieces)) == 3  # what has a cache costs less than what has none
