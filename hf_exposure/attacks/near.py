@@ -85,7 +85,9 @@ class _NearSearch:
         possible = np.isfinite(costs)
         leaf = self._tree.leaf[nodes.states] & possible
         if leaf.any():
-            self.log2_found = float(np.logaddexp2(self.log2_found, _log2_sum(-costs[leaf])))
+            self.log2_found = float(
+                np.logaddexp2(self.log2_found, np.logaddexp2.reduce(-costs[leaf]))
+            )
             states = np.unique(nodes.states[leaf])
             self.own_found |= any(self._tree.on_target(int(state)) for state in states)
         inner = np.flatnonzero(possible & ~leaf)
@@ -126,9 +128,3 @@ class _NearSearch:
 def log2_of(costs: Floats) -> float:
     """log2 of the probability of tokens with these bits."""
     return -math.fsum(costs.tolist()) if np.isfinite(costs).all() else -math.inf
-
-
-def _log2_sum(log2: Floats) -> float:
-    """log2 of a sum of finite log2 values."""
-    most = float(log2.max())
-    return most + math.log2(float(np.exp2(log2 - most).sum()))

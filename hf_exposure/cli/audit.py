@@ -12,6 +12,7 @@ from hf_exposure.cli.options import (
     AsJson,
     Base,
     BatchSize,
+    Column,
     Confidence,
     Dataset,
     Device,
@@ -23,6 +24,7 @@ from hf_exposure.cli.options import (
     Reveal,
     Revision,
     Seed,
+    Split,
     Tokenizer,
 )
 from hf_exposure.cli.terminal import out, print_json, shows_progress
@@ -33,8 +35,8 @@ def audit(
     dataset: Dataset,
     model: Model,
     base: Base = None,
-    column: Annotated[str, typer.Option("--column", help="The dataset's text column.")] = "text",
-    split: Annotated[str, typer.Option("--split", help="The split to scan.")] = "train",
+    column: Column = "text",
+    split: Split = "train",
     kinds: Annotated[
         str | None,
         typer.Option("--kinds", help="Some of api_key,iban,card,ssn,email,phone; all by default."),

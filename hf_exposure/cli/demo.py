@@ -10,6 +10,7 @@ import typer
 
 from hf_exposure.cli.inputs import check_folder, check_read, rows_with
 from hf_exposure.cli.options import (
+    Column,
     Overwrite,
     Reveal,
 )
@@ -33,7 +34,7 @@ def demo(
         str | None,
         typer.Option("--dataset", "--dataset_name", help="Or a dataset: a file or a Hub id."),
     ] = None,
-    column: Annotated[str, typer.Option("--column", help="The dataset's text column.")] = "text",
+    column: Column = "text",
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the text.")] = 8,
     seed: Annotated[
         int,

@@ -19,6 +19,7 @@ from hf_exposure.cli.options import (
     Overwrite,
     Reveal,
     Revision,
+    Split,
     Tokenizer,
 )
 from hf_exposure.cli.terminal import out, print_json, shows_progress
@@ -40,7 +41,7 @@ def discover(
             "two if they are there, else text.",
         ),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="The split to use.")] = "train",
+    split: Split = "train",
     limit: Limit = None,
     prefix_tokens: Annotated[
         int, typer.Option("--prefix-tokens", min=1, help="For one column: tokens of the prefix.")

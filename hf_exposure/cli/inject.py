@@ -22,6 +22,7 @@ from hf_exposure.cli.options import (
     Dataset,
     Overwrite,
     Secret,
+    Split,
     Template,
 )
 from hf_exposure.cli.terminal import out, print_json
@@ -71,7 +72,7 @@ def inject(
         str, typer.Option("--inclusion", help='"coin": each canary in or out by a fair coin.')
     ] = "fixed",
     column: Annotated[str, typer.Option("--column", help="Text or conversations.")] = "text",
-    split: Annotated[str, typer.Option("--split", help="The split to insert into.")] = "train",
+    split: Split = "train",
     mode: Annotated[
         str, typer.Option("--mode", help='"rows" adds rows, "splice" puts canaries into rows.')
     ] = "rows",

@@ -17,6 +17,8 @@ Model = Annotated[str, _MODEL]
 MaybeModel = Annotated[str | None, _MODEL]
 Dataset = Annotated[str, _DATASET]
 MaybeDataset = Annotated[str | None, _DATASET]
+Column = Annotated[str, typer.Option("--column", help="The dataset's text column.")]
+Split = Annotated[str, typer.Option("--split", help="The dataset's split.")]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="Number of rows to scan; all by default.")
 ]

@@ -24,13 +24,13 @@ from scipy import special, stats
 from hf_exposure.exposure.guesses import Ranked, Rule, many_runs_rules, one_run_rules
 from hf_exposure.exposure.independent import log_gaussian_order_tail, log_order_tail
 from hf_exposure.exposure.refuting import (
-    clopper_pearson,
     gaussian_epsilon,
     gaussian_refutes,
     group_delta,
     largest_refuted,
     least_log_level,
     log_p_value,
+    rate_bounds,
     rates_refute,
 )
 from hf_exposure.utils.arrays import Floats
@@ -160,7 +160,7 @@ class _Audit:
         positives, negatives = self.in_count, self.size - self.in_count
         false_positives = rule.positives - rule.true_positives
         counts = (rule.true_positives, positives, false_positives, negatives)
-        return clopper_pearson(*counts, math.exp(log_level))
+        return rate_bounds(*counts, math.exp(log_level))
 
     def largest(
         self, rules: list[Rule], copies: int, log_level: float, precision: float = 1e-7

@@ -343,8 +343,4 @@ def exp2(log2_value: float) -> float:
 
 def _log2_sum(first: float, rest: Floats) -> float:
     """log2 of 2^first plus the sum of 2^rest."""
-    values = np.append(rest, first)
-    finite = values[values > -math.inf]
-    if not len(finite):
-        return -math.inf
-    return float(np.logaddexp2.reduce(finite)) if len(finite) > 1 else float(finite[0])
+    return float(np.logaddexp2.reduce(np.append(rest, first)))

@@ -143,7 +143,7 @@ def group_delta(epsilon: float, delta: float, repetitions: int) -> float:
 # Many runs: error rates
 
 
-def clopper_pearson(
+def rate_bounds(
     true_positives: int, positives: int, false_positives: int, negatives: int, alpha: float
 ) -> tuple[float, float]:
     """A lower bound on the true positive rate, and an upper one on the false positive rate.

@@ -24,11 +24,11 @@ from hf_exposure.exposure.epsilon import (
 from hf_exposure.exposure.independent import log_gaussian_order_tail, log_order_tail
 from hf_exposure.exposure.records import Exposure
 from hf_exposure.exposure.refuting import (
-    clopper_pearson,
     gaussian_epsilon,
     gaussian_refutes,
     least_log_level,
     log_p_value,
+    rate_bounds,
 )
 from hf_exposure.exposure.results import Exposures
 
@@ -193,7 +193,7 @@ def test_epsilon_of_a_gaussian_curve_that_delta_covers_is_zero() -> None:
 
 def test_error_rates_have_the_interval_of_clopper_and_pearson() -> None:
     for true, false in [(0, 0), (7, 3), (20, 30), (20, 0)]:
-        low, high = clopper_pearson(true, 20, false, 30, alpha=0.1)
+        low, high = rate_bounds(true, 20, false, 30, alpha=0.1)
         assert low == pytest.approx(stats.binomtest(true, 20).proportion_ci(0.9).low, abs=1e-12)
         assert high == pytest.approx(stats.binomtest(false, 30).proportion_ci(0.9).high, abs=1e-12)
 

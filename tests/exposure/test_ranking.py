@@ -56,23 +56,27 @@ def space(kind: str = "digits_one_by_one", fmt: SecretFormat = FORMAT, scale: fl
 
 
 def estimate(
-    one: Space, scorer: ScoredTree, explored: Explored, sampled: Sampled | None, costs: np.ndarray
+    one: Space,
+    scorer: ScoredTree,
+    explored: Explored,
+    sampled: Sampled | None,
+    log_perplexities: np.ndarray,
 ) -> list[Any]:
-    controls = np.ones(len(costs), dtype=bool)
-    return ranks(scorer, explored, sampled, costs, controls, 1e-4, 0.95)
+    controls = np.ones(len(log_perplexities), dtype=bool)
+    return ranks(scorer, explored, sampled, log_perplexities, controls, 1e-4, 0.95)
 
 
 def mean_ranks(
     one: Space, chosen: tuple[int, ...], *, visits: int, draws: int, seeds: int, aimed: bool = True
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean of the estimated ranks, its standard error, and the share of intervals that hold."""
-    paths, costs = one.at(*chosen)
+    paths, log_perplexities = one.at(*chosen)
     scorer = one.scorer()
-    explored = explore(scorer, float(costs.max()) + 1e-4, paths, max_forwards=visits)
+    explored = explore(scorer, float(log_perplexities.max()) + 1e-4, paths, max_forwards=visits)
     found, held = [], []
     for seed in range(seeds):
-        sampled = sample(scorer, explored, draws, seed, costs if aimed else None)
-        some = estimate(one, scorer, explored, sampled, costs)
+        sampled = sample(scorer, explored, draws, seed, log_perplexities if aimed else None)
+        some = estimate(one, scorer, explored, sampled, log_perplexities)
         found.append([rank.rank for rank in some])
         held.append(
             [
@@ -104,11 +108,13 @@ def test_an_exploration_that_keeps_few_nodes_leaves_the_ranks_as_they_are(
 ) -> None:
     with torch.no_grad():
         one, chosen = space(), (1, 10, 100, 900)
-        paths, costs = one.at(*chosen)
+        paths, log_perplexities = one.at(*chosen)
         held = []
         for most in (20, 60, 10**6):
             monkeypatch.setattr(exploring, "_MOST", most)
-            left = explore(one.scorer(), float(costs.max()) + 1e-4, paths, max_forwards=300)
+            left = explore(
+                one.scorer(), float(log_perplexities.max()) + 1e-4, paths, max_forwards=300
+            )
             held.append(len(left.frontier))
             mean, error, _ = mean_ranks(one, chosen, visits=300, draws=100, seeds=20)
             far = np.abs(mean - chosen) / np.maximum(error, 0.03 * np.array(chosen))
@@ -151,8 +157,10 @@ def test_ranks_of_ten_thousand_are_close_and_their_intervals_hold(scale: float) 
 def test_what_is_explored_is_what_the_frontier_leaves_out(visits: float) -> None:
     with torch.no_grad():
         one = space()
-        paths, costs = one.at(300)
-        explored = explore(one.scorer(), float(costs[0]) + 1e-4, paths, max_forwards=visits)
+        paths, log_perplexities = one.at(300)
+        explored = explore(
+            one.scorer(), float(log_perplexities[0]) + 1e-4, paths, max_forwards=visits
+        )
     left = [explored.frontier.path(place) for place in range(len(explored.frontier))]
     under = [
         any(len(path) >= len(head) and (path[: len(head)] == head).all() for head in left)
@@ -171,9 +179,9 @@ def test_what_is_explored_is_what_the_frontier_leaves_out(visits: float) -> None
 def test_depth_first_finds_what_cheapest_first_finds() -> None:
     with torch.no_grad():
         one = space()
-        paths, costs = one.at(200)
+        paths, log_perplexities = one.at(200)
         both = [
-            explore(one.scorer(), float(costs[0]) + 1e-4, paths, depth_first=way)
+            explore(one.scorer(), float(log_perplexities[0]) + 1e-4, paths, depth_first=way)
             for way in (False, True)
         ]
     assert sorted(both[0].log_perplexities) == pytest.approx(
@@ -188,9 +196,9 @@ def test_the_density_of_every_leaf_is_how_often_it_is_drawn() -> None:
     """g(x), which the estimate divides by, against the mean number of draws over many seeds."""
     with torch.no_grad():
         one = space(fmt=SecretFormat("The number is {secret}", secret="[0-9]{2}"))
-        paths, costs = one.at(100)
+        paths, log_perplexities = one.at(100)
         scorer = one.scorer()
-        explored = explore(scorer, float(costs[0]) + 1e-4, paths, max_forwards=3)
+        explored = explore(scorer, float(log_perplexities[0]) + 1e-4, paths, max_forwards=3)
         drawn: dict[float, float] = {}
         density: dict[float, float] = {}
         seeds = 150
@@ -213,8 +221,8 @@ def test_the_density_of_every_leaf_is_how_often_it_is_drawn() -> None:
 def test_the_estimate_of_prefixes_left_is_near_the_truth() -> None:
     with torch.no_grad():
         one = space()
-        paths, costs = one.at(400)
-        bound = float(costs[0]) + 1e-4
+        paths, log_perplexities = one.at(400)
+        bound = float(log_perplexities[0]) + 1e-4
         scorer = one.scorer()
         explore(scorer, bound, paths)
         truth = scorer.decoder.forwards - len(one.tree.prompt)
@@ -226,11 +234,11 @@ def test_the_estimate_of_prefixes_left_is_near_the_truth() -> None:
 def test_inserted_canaries_do_not_count_for_each_other_and_controls_do() -> None:
     with torch.no_grad():
         one = space()
-        paths, costs = one.at(2, 5, 9)
+        paths, log_perplexities = one.at(2, 5, 9)
         scorer = one.scorer()
-        explored = explore(scorer, float(costs.max()) + 1e-4, paths)
+        explored = explore(scorer, float(log_perplexities.max()) + 1e-4, paths)
         controls = np.array([True, False, False])
-        found = ranks(scorer, explored, None, costs, controls, 1e-4, 0.95)
+        found = ranks(scorer, explored, None, log_perplexities, controls, 1e-4, 0.95)
     assert [rank.rank for rank in found] == [2, 5, 8]
     assert all(rank.exact for rank in found)
 
@@ -238,24 +246,26 @@ def test_inserted_canaries_do_not_count_for_each_other_and_controls_do() -> None
 def test_a_string_of_probability_0_is_last_of_those_that_count() -> None:
     with torch.no_grad():
         one = space()
-        paths, costs = one.at(2, 5, 9)
-        costs = np.array([*costs[:2], math.inf])
+        paths, log_perplexities = one.at(2, 5, 9)
+        log_perplexities = np.array([*log_perplexities[:2], math.inf])
         scorer = one.scorer()
-        explored = explore(scorer, float(costs[1]) + 1e-4, paths)
-        found = ranks(scorer, explored, None, costs, np.array([True, False, False]), 1e-4, 0.95)
+        explored = explore(scorer, float(log_perplexities[1]) + 1e-4, paths)
+        found = ranks(
+            scorer, explored, None, log_perplexities, np.array([True, False, False]), 1e-4, 0.95
+        )
     assert found[2].rank == found[2].low == found[2].high == 999 and found[2].exact
 
 
 def test_the_same_seed_gives_the_same_draws_whatever_the_batch_size() -> None:
     with torch.no_grad():
         one = space()
-        paths, costs = one.at(5, 900)
+        paths, log_perplexities = one.at(5, 900)
         found = []
         for batch in (3, 500):
             decoder = Decoder(one.model, one.tree.prompt, one.tree.token_ids, batch_size=batch)
             scorer = ScoredTree(one.tree, decoder)
-            explored = explore(scorer, float(costs.max()) + 1e-4, paths, max_forwards=20)
-            sampled = sample(scorer, explored, 200, 7, costs)
+            explored = explore(scorer, float(log_perplexities.max()) + 1e-4, paths, max_forwards=20)
+            sampled = sample(scorer, explored, 200, 7, log_perplexities)
             found.append(
                 sorted(
                     zip(

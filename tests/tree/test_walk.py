@@ -39,7 +39,7 @@ class Space:
     tree: TokenTree
     model: Any
     secrets: list[str]
-    costs: np.ndarray
+    log_perplexities: np.ndarray
 
     @functools.cached_property
     def cost_of(self) -> dict[str, float]:
@@ -61,15 +61,15 @@ def space(kind: str = "digits_one_by_one", fmt: SecretFormat = FORMAT, scale: fl
     ids = [tokenizer(fmt.render(secret))["input_ids"] for secret in secrets]
     while all(one[-1] == tokenizer.eos_token_id for one in ids):
         ids = [one[:-1] for one in ids]
-    costs = np.zeros(len(secrets))
+    log_perplexities = np.zeros(len(secrets))
     with torch.no_grad():
         for length in set(map(len, ids)):
             rows = [row for row, one in enumerate(ids) if len(one) == length]
             whole = torch.tensor([ids[row] for row in rows])
             bits = -torch.log_softmax(model(whole).logits.double(), dim=-1) / math.log(2)
             own = bits[:, :-1].gather(2, whole[:, 1:, None])[:, :, 0]
-            costs[rows] = own[:, len(tree.prompt) - 1 :].sum(dim=1).numpy()
-    return Space(tree, model, secrets, costs)
+            log_perplexities[rows] = own[:, len(tree.prompt) - 1 :].sum(dim=1).numpy()
+    return Space(tree, model, secrets, log_perplexities)
 
 
 @pytest.fixture(autouse=True)
@@ -364,11 +364,11 @@ def test_a_search_finds_the_cheapest_leaves_and_proves_it(
     assert walk(decoder, known.tree, explorer, waiting, eager=False)
     least = waiting.least()
     assert explorer.certain(least) >= wanted
-    names, costs = known.named(explorer.paths), np.array(explorer.log_perplexities)
-    proved = np.argsort(costs, kind="stable")[:wanted]
-    assert (costs[proved] <= least).all()
+    names, log_perplexities = known.named(explorer.paths), np.array(explorer.log_perplexities)
+    proved = np.argsort(log_perplexities, kind="stable")[:wanted]
+    assert (log_perplexities[proved] <= least).all()
     truth = np.argsort(known.log_perplexities, kind="stable")
-    assert np.abs(costs[proved] - known.log_perplexities[truth[:wanted]]).max() < 1e-3
+    assert np.abs(log_perplexities[proved] - known.log_perplexities[truth[:wanted]]).max() < 1e-3
     if np.diff(known.log_perplexities[truth[: wanted + 1]]).min() > 1e-2:
         assert [names[at] for at in proved] == [known.secrets[at] for at in truth[:wanted]]
     whole = known.decoder()
@@ -587,11 +587,11 @@ def test_visits_count_draws_at_nodes_that_were_not_explored() -> None:
 
 
 def test_a_token_of_probability_zero_is_never_drawn() -> None:
-    costs = np.array([1.0, math.inf, 2.0, math.inf, math.inf])
+    log_perplexities = np.array([1.0, math.inf, 2.0, math.inf, math.inf])
     rows = np.array([0, 0, 0, 1, 1])
     zeros = np.zeros(5, dtype=np.int64)
     parents = Branches(np.zeros((2, 0), dtype=np.int64), np.zeros((2, 3)))
-    nodes = Nodes(parents, rows, np.array([0, 1, 2, 0, 1]), zeros, costs, zeros)
+    nodes = Nodes(parents, rows, np.array([0, 1, 2, 0, 1]), zeros, log_perplexities, zeros)
     step = np.exp2(powers_of(nodes, np.ones(5, dtype=bool)))
     assert np.allclose(step[:3].sum(axis=0), 1)
     assert (step[[1, 3, 4]] == 0).all()
@@ -603,11 +603,11 @@ def test_a_token_of_probability_zero_is_never_drawn() -> None:
 # Frontiers
 
 
-def block(costs: list[float], depth: int = 0) -> Nodes:
-    n = len(costs)
+def block(log_perplexities: list[float], depth: int = 0) -> Nodes:
+    n = len(log_perplexities)
     zeros = np.zeros(n, dtype=np.int64)
     parents = Branches(np.zeros((n, depth), dtype=np.int64), np.zeros((0, 0)))
-    return Nodes(parents, np.arange(n), zeros, zeros, np.array(costs), zeros)
+    return Nodes(parents, np.arange(n), zeros, zeros, np.array(log_perplexities), zeros)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
@@ -615,9 +615,9 @@ def test_cheapest_first_takes_the_cheapest_of_all_blocks(limit: int) -> None:
     draw = np.random.default_rng(limit)
     frontier, waiting = CheapestFirst(), []
     for _ in range(60):
-        costs = sorted(draw.integers(30, size=draw.integers(0, 9)).tolist())
-        frontier.push(block(costs))
-        waiting += costs
+        log_perplexities = sorted(draw.integers(30, size=draw.integers(0, 9)).tolist())
+        frontier.push(block(log_perplexities))
+        waiting += log_perplexities
         assert frontier.least() == min(waiting, default=math.inf)
         taken = [cost for nodes in frontier.take(limit) for cost in nodes.log_perplexities.tolist()]
         assert sorted(taken) == sorted(waiting)[:limit]
@@ -642,15 +642,15 @@ def test_depth_first_takes_the_newest_block() -> None:
 @pytest.mark.parametrize("made", FRONTIERS)
 def test_those_that_wait_are_named_from_the_last_to_the_next(made: Any) -> None:
     frontier: Frontier = made()
-    for costs in ([3, 4], [1, 9], [2, 2]):
-        frontier.push(block(costs))
+    for log_perplexities in ([3, 4], [1, 9], [2, 2]):
+        frontier.push(block(log_perplexities))
     order = [nodes.log_perplexities.tolist() for nodes in frontier.waiting()]
     taken = [
         nodes.log_perplexities[0]
         for nodes in itertools.chain(*(frontier.take(2) for _ in range(9)))
     ]
     if made is DepthFirst:
-        assert [costs[0] for costs in order[::-1]] == taken
+        assert [log_perplexities[0] for log_perplexities in order[::-1]] == taken
     else:
         assert order == [[3, 4], [2, 2], [1, 9]]
 
