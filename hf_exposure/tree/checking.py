@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from hf_exposure.tree.branches import WAYS, Branches
+from hf_exposure.tree.walkable import WAYS, WalkableTree
 from hf_exposure.utils.arrays import Bools, Ints
 
 SMALL = 4096  # spaces up to this size are checked string by string
@@ -15,7 +15,7 @@ SMALL = 4096  # spaces up to this size are checked string by string
 _Search = Generator[Ints, Bools, "Ints | None"]
 
 
-def choose_way(tree: Branches, known: list[Ints]) -> float:
+def choose_way(tree: WalkableTree, known: list[Ints]) -> float:
     """Choose the cheapest way that misses none of the canonical paths that are known.
 
     Returns:
@@ -44,7 +44,7 @@ def choose_way(tree: Branches, known: list[Ints]) -> float:
     return choice[1]
 
 
-def _false_share(tree: Branches, tries: int = 200) -> float:
+def _false_share(tree: WalkableTree, tries: int = 200) -> float:
     """The share of leaves, reached by random steps, that the tokenizer writes otherwise."""
     leaves: dict[int, list[Ints]] = {}
     for path in _found(tree, [_search(tree, np.random.default_rng([2, n])) for n in range(tries)]):
@@ -53,12 +53,12 @@ def _false_share(tree: Branches, tries: int = 200) -> float:
     return 1.0 - float(np.mean(np.concatenate(fit))) if fit else 1.0
 
 
-def random_leaf(tree: Branches, draw: np.random.Generator) -> Ints | None:
+def random_leaf(tree: WalkableTree, draw: np.random.Generator) -> Ints | None:
     """A leaf reached by random steps; None if not soon."""
     return next(iter(_found(tree, [_search(tree, draw)])), None)
 
 
-def _found(tree: Branches, searches: Sequence[_Search]) -> list[Ints]:
+def _found(tree: WalkableTree, searches: Sequence[_Search]) -> list[Ints]:
     """The leaves that searches come to. All go on together, so that the tokenizer is asked for
     the steps of all of them at once."""
     asking = [(search, next(search)) for search in searches]
@@ -79,7 +79,7 @@ def _found(tree: Branches, searches: Sequence[_Search]) -> list[Ints]:
     return found
 
 
-def _search(tree: Branches, draw: np.random.Generator, steps: int = 300) -> _Search:
+def _search(tree: WalkableTree, draw: np.random.Generator, steps: int = 300) -> _Search:
     """Look for a leaf by random steps, one back from where none leads on. Yields paths to be
     told which of them are possible; returns the leaf's path, or None if not soon."""
     path: list[int] = []
@@ -105,13 +105,13 @@ def _search(tree: Branches, draw: np.random.Generator, steps: int = 300) -> _Sea
     return None
 
 
-def _shuffled(tree: Branches, state: int, draw: np.random.Generator) -> tuple[Ints, Ints]:
+def _shuffled(tree: WalkableTree, state: int, draw: np.random.Generator) -> tuple[Ints, Ints]:
     tokens, states = tree.allowed[state]
     order = draw.permutation(len(tokens))
     return tokens[order], states[order]
 
 
-def _count_walkable(tree: Branches) -> int | None:
+def _count_walkable(tree: WalkableTree) -> int | None:
     """How many leaves the walk would come to, or None if it is long in finding them; only for
     small spaces."""
     found, visited = 0, 0

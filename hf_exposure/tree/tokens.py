@@ -26,16 +26,16 @@ import numpy as np
 from hf_exposure.canaries.automaton import compile_automaton
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.vocabulary import Encoder, Readings, align, common_length
-from hf_exposure.tree.branches import Branches
 from hf_exposure.tree.canonical import PathTests, whole_characters
 from hf_exposure.tree.checking import SMALL, choose_way
+from hf_exposure.tree.walkable import WalkableTree
 from hf_exposure.utils.arrays import Ints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class TokenTree(Branches):
+class TokenTree(WalkableTree):
     """The tree of token prefixes of a secret space.
 
     Tokens are numbered here: places in `token_ids`, those that occur in some secret.

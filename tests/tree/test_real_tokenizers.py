@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.tree.branches import WAYS
 from hf_exposure.tree.checking import random_leaf
 from hf_exposure.tree.tokens import TokenTree
+from hf_exposure.tree.walkable import WAYS
 from tests.real_tokenizers import FORMATS, folders, home, load, steps, tree_of
 from tests.tree.test_tokens import encoded, leaves, tokens
 

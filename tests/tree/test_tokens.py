@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.tree.branches import WAYS
 from hf_exposure.tree.tokens import TokenTree
+from hf_exposure.tree.walkable import WAYS
 from tests.tiny import TOKENIZERS
 
 # Formats of small spaces, and what each is there for.
@@ -330,14 +330,14 @@ def test_equal_keys_have_equal_children() -> None:
 def test_children_are_the_same_however_many_are_remembered(monkeypatch: Any) -> None:
     fmt, tokenizer = FORMATS["letters"], TOKENIZERS["freely_merged"]()
     expected = leaves(TokenTree(fmt, tokenizer))
-    monkeypatch.setattr("hf_exposure.tree.branches._KEPT", 3)
+    monkeypatch.setattr("hf_exposure.tree.walkable._KEPT", 3)
     assert leaves(TokenTree(fmt, tokenizer)) == expected
 
 
 def test_pairs_that_are_tested_only_when_taken_give_the_same_leaves(monkeypatch: Any) -> None:
     fmt, tokenizer = FORMATS["letters"], TOKENIZERS["freely_merged"]()
     expected = leaves(TokenTree(fmt, tokenizer))
-    monkeypatch.setattr("hf_exposure.tree.branches._EAGER", 0)
+    monkeypatch.setattr("hf_exposure.tree.walkable._EAGER", 0)
     assert sorted(leaves(TokenTree(fmt, tokenizer))) == sorted(expected)
 
 

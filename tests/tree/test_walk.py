@@ -525,9 +525,11 @@ def test_the_number_of_cheap_strings_is_estimated_without_bias() -> None:
     estimates = []
     for seed in range(rounds):
         sampler = Sampler(
-            [FREE] * (5 * n),
-            np.repeat(np.arange(5), n),
-            np.concatenate([spread(n, 10 * seed + k) for k in range(5)]),
+            Draws(
+                [FREE] * (5 * n),
+                np.repeat(np.arange(5), n),
+                np.concatenate([spread(n, 10 * seed + k) for k in range(5)]),
+            )
         )
         walk(known.decoder(), known.tree, sampler, DepthFirst())
         expected = n * np.exp2(sampler.log2_powers).sum(axis=1)
@@ -543,7 +545,7 @@ def test_draws_of_a_space_of_a_hundred_bits_stay_random_to_the_last_token() -> N
     tree = TokenTree(SecretFormat("The number is {secret}.", secret="[0-9]{30}"), tokenizer)
     decoder = Decoder(llama(len(tokenizer), scale=0.02), tree.prompt, tree.token_ids)
     n = 500
-    sampler = Sampler([FREE] * n, np.full(n, 4), spread(n, 0))
+    sampler = Sampler(Draws([FREE] * n, np.full(n, 4), spread(n, 0)))
     walk(decoder, tree, sampler, DepthFirst())
     secrets = [tree.secret(path) for path in sampler.paths if path is not None]
     assert len(set(secrets)) == n
@@ -556,7 +558,7 @@ def test_draws_are_the_same_for_the_same_positions() -> None:
     known = space(scale=0.1)
     runs = []
     for batch_size in (3, 500):
-        sampler = Sampler([FREE] * 50, np.full(50, 2), spread(50, 4))
+        sampler = Sampler(Draws([FREE] * 50, np.full(50, 2), spread(50, 4)))
         walk(known.decoder(batch_size=batch_size), known.tree, sampler, DepthFirst())
         runs.append(sampler.paths)
     assert runs[0] == runs[1]
@@ -565,7 +567,7 @@ def test_draws_are_the_same_for_the_same_positions() -> None:
 def test_a_draw_follows_its_guide_and_then_goes_on_freely() -> None:
     known = space()
     guide = known.tree.path("423")[:2]
-    sampler = Sampler([guide] * 30, np.full(30, 4), spread(30, 0))
+    sampler = Sampler(Draws([guide] * 30, np.full(30, 4), spread(30, 0)))
     walk(known.decoder(), known.tree, sampler, DepthFirst())
     secrets = known.named(sampler.paths)
     assert all(secret.startswith("42") for secret in secrets)
@@ -579,7 +581,7 @@ def test_a_draw_follows_its_guide_and_then_goes_on_freely() -> None:
 def test_visits_count_draws_at_nodes_that_were_not_explored() -> None:
     known = space()
     paths = known.tree.paths(["123", "124", "032"])
-    sampler = Sampler(paths, np.full(3, -1), np.zeros(3), known=np.array([2, 2, 1]))
+    sampler = Sampler(Draws(paths, known=np.array([2, 2, 1])))
     walk(known.decoder(), known.tree, sampler, DepthFirst())
     draws = [sorted(draws.tolist()) for _, _, draws in sampler.visits]
     # Depth 1: only "0". Depth 2: "12" twice, "03". Depth 3 and the full stop: each its own.
@@ -595,7 +597,7 @@ def test_a_token_of_probability_zero_is_never_drawn() -> None:
     step = np.exp2(powers_of(nodes, np.ones(5, dtype=bool)))
     assert np.allclose(step[:3].sum(axis=0), 1)
     assert (step[[1, 3, 4]] == 0).all()
-    sampler = Sampler([FREE] * 40, np.full(40, 4), spread(40, 0))
+    sampler = Sampler(Draws([FREE] * 40, np.full(40, 4), spread(40, 0)))
     kept = sampler.select(np.array([0, 1]), nodes)
     assert set(kept.tokens.tolist()) <= {0, 2}
 

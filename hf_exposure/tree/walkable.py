@@ -23,7 +23,7 @@ _KEPT = 1 << 24  # children that are remembered, all nodes together
 WAYS = ("single", "pairs", "text", "leaves")
 
 
-class Branches:
+class WalkableTree:
     """The nodes of a token tree.
 
     Args:
