@@ -28,6 +28,7 @@ from hf_exposure.attacks.levenshtein import NearTree
 from hf_exposure.attacks.pairs import NOT_TEXT, TOO_SHORT, UNKNOWN, read_pairs
 from hf_exposure.attacks.samples import log2_extractable, log2_queries
 from hf_exposure.models.causal import CausalModel
+from tests.selection import rest_slow
 from tests.tiny import TOKENIZERS, corpus, llama
 
 VOCABULARY = 8
@@ -395,7 +396,7 @@ def test_a_leaf_is_as_early_as_possible(case: tuple) -> None:
 
 @each_scheme
 @pytest.mark.parametrize("ends", [(), (2,)])
-@pytest.mark.parametrize("edits", [1, 2])
+@pytest.mark.parametrize("edits", rest_slow([1, 2], 1))
 def test_a_full_search_gives_the_exact_probability_of_near_texts(
     scheme: dict[str, Any], ends: tuple[int, ...], edits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -428,6 +429,7 @@ def test_a_search_that_is_cut_short_gives_a_lower_bound(budget: int) -> None:
     assert one.near_exact is (budget >= 60)
 
 
+@pytest.mark.slow
 def test_bounds_grow_with_the_budget_and_soon_hold_most() -> None:
     truth = probabilities(5, temperature=0.5)
     suffix = max(truth, key=lambda text: truth[text])

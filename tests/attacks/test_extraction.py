@@ -21,9 +21,10 @@ from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.models.causal import NotFiniteError
-from tests.tiny import TOKENIZERS, corpus, llama
+from tests.selection import rest_slow
+from tests.tiny import SOME_TOKENIZERS, TOKENIZERS, corpus, llama
 
-each_tokenizer = pytest.mark.parametrize("kind", TOKENIZERS)
+each_tokenizer = pytest.mark.parametrize("kind", rest_slow(TOKENIZERS, SOME_TOKENIZERS))
 
 # Secrets that are short words too, so that they have different numbers of tokens.
 UNEQUAL = SecretFormat("My code is {secret}.", secret=r"(the|[ab]{2}|secret|[0-9]{2}|many words)")
@@ -208,6 +209,7 @@ def test_a_spent_budget_gives_the_best_so_far_without_proof() -> None:
     assert [one.log_perplexity for one in cut] == sorted(one.log_perplexity for one in cut)
 
 
+@pytest.mark.slow
 def test_what_a_spent_budget_calls_proved_is_true() -> None:
     tokenizer = TOKENIZERS["digits_one_by_one"]()
     model = llama(len(tokenizer), scale=0.5)

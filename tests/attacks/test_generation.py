@@ -34,7 +34,8 @@ from tests.attacks.test_extraction import (
     trained,
     without_end,
 )
-from tests.tiny import TOKENIZERS, llama
+from tests.selection import rest_slow
+from tests.tiny import SOME_TOKENIZERS, TOKENIZERS, llama
 
 PAIR = SecretFormat("The code is {secret}.", secret=r"[0-9]{2}")
 
@@ -81,7 +82,7 @@ def assert_rates(counts: dict[str, int], n: int, chances: dict[str, float]) -> N
 # Rates
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("kind", rest_slow(TOKENIZERS, SOME_TOKENIZERS))
 @pytest.mark.parametrize("fmt", [PAIR, UNEQUAL], ids=["digits", "unequal"])
 def test_a_constrained_sequence_is_a_secret_drawn_by_its_renormalised_probability(
     kind: str, fmt: SecretFormat
@@ -125,6 +126,7 @@ def test_a_trained_canary_is_written_freely_as_often_as_its_log_perplexity_says(
     assert_rates({"x": written[0].times}, 1500, {"x": chance})
 
 
+@pytest.mark.slow
 def test_plain_sampling_is_not_cut_to_the_fifty_likeliest_tokens() -> None:
     tokenizer = TOKENIZERS["characters"]()
     model = llama(len(tokenizer), scale=0.001)

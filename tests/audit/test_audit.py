@@ -138,6 +138,7 @@ def test_those_with_the_highest_bound_are_measured(
     assert margins[0] == max(margins)
 
 
+@pytest.mark.slow
 def test_kinds_take_turns_in_being_measured(
     models: tuple[LlamaForCausalLM, LlamaForCausalLM],
 ) -> None:
@@ -153,6 +154,7 @@ def test_kinds_take_turns_in_being_measured(
     assert [beside[drops.index(max(drops))]] == beside.measured
 
 
+@pytest.mark.slow
 def test_the_budget_is_shared_by_all_measurements(
     models: tuple[LlamaForCausalLM, LlamaForCausalLM],
 ) -> None:
@@ -385,6 +387,7 @@ def test_what_the_tokenizer_cannot_write_is_skipped_without_a_word_of_it() -> No
     assert not [word for word in [*SECRETS, *CONTEXTS] if word in said]
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_within_a_measurement_is_skipped_without_a_word_of_it(
     models: tuple[LlamaForCausalLM, LlamaForCausalLM],
 ) -> None:

@@ -255,6 +255,7 @@ def test_a_stream_has_the_same_rows(mode: str, shards: int) -> None:
     assert canaries.insertions == insertions
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     st.integers(1, 30), st.integers(1, 30), st.integers(0, 3), st.sampled_from(MODES), st.booleans()

@@ -33,6 +33,7 @@ from hf_exposure.endpoints import server
 from hf_exposure.exposure.measure import measure_scorer
 from tests.cli.test_cli import fail, succeed
 from tests.endpoint import DIALECTS, Endpoint, Refusal, Scored
+from tests.selection import rest_slow
 from tests.tiny import TOKENIZERS, llama
 
 FORMAT = SecretFormat("the random number is {secret}.", secret="[0-9]{3}")
@@ -88,13 +89,16 @@ def total(endpoint: Endpoint, text: str) -> float:
 
 @pytest.mark.parametrize(
     ("name", "dialect"),
-    [
-        (name, dialect)
-        for name in TOKENIZERS
-        for dialect in DIALECTS
-        # refused: see test_log_probabilities_of_another_place_are_refused
-        if dialect != "llama-cpp" or name not in NO_BOS
-    ],
+    rest_slow(
+        (
+            (name, dialect)
+            for name in TOKENIZERS
+            for dialect in DIALECTS
+            # refused: see test_log_probabilities_of_another_place_are_refused
+            if dialect != "llama-cpp" or name not in NO_BOS
+        ),
+        list(zip(TOKENIZERS, DIALECTS, strict=False)),
+    ),
 )
 def test_exposures_equal_those_of_the_model_at_hand(name: str, dialect: str) -> None:
     canaries = Canaries.generate(FORMAT, [0, 1, 4], 2, seed=0)
@@ -151,7 +155,9 @@ def test_a_memorized_canary_has_a_certificate_that_holds() -> None:
 # Which tokens count
 
 
-@pytest.mark.parametrize("name", ["freely_merged", "digits_in_threes", "sentencepiece_bpe"])
+@pytest.mark.parametrize(
+    "name", rest_slow(["freely_merged", "digits_in_threes", "sentencepiece_bpe"], 1)
+)
 @pytest.mark.parametrize(
     ("template", "secret"),
     [
@@ -191,7 +197,9 @@ def test_what_is_left_out_does_not_depend_on_which_secrets_came_first(name: str)
     assert apart == pytest.approx(together.tolist(), abs=1e-9)
 
 
-@pytest.mark.parametrize("dialect", ["openai", "vllm", "vllm-prompt-logprobs", "llama-cpp"])
+@pytest.mark.parametrize(
+    "dialect", rest_slow(["openai", "vllm", "vllm-prompt-logprobs", "llama-cpp"], 2)
+)
 @pytest.mark.parametrize(
     ("template", "secret"),
     [

@@ -46,6 +46,7 @@ def figures(one: Exposure) -> tuple[str, ...]:
     return tuple(str(getattr(one, entry.name)) for entry in fields(one) if entry.name != "canary")
 
 
+@pytest.mark.slow
 def test_every_masked_figure_but_that_of_rank_1_is_shared_by_many_strings() -> None:
     every = [coarse_exposure(ranked(FOUR, rank)) for rank in range(1, FOUR.size + 1)]
     shared = Counter(map(figures, every))

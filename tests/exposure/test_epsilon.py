@@ -31,6 +31,7 @@ from hf_exposure.exposure.refuting import (
     rate_bounds,
 )
 from hf_exposure.exposure.results import Exposures
+from tests.selection import rest_slow
 
 RUNS = 250
 
@@ -247,7 +248,7 @@ def coin_scores(
 
 
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize(("method", "rule"), CHOICES)
+@pytest.mark.parametrize(("method", "rule"), rest_slow(CHOICES, 2))
 def test_without_a_leak_false_positives_are_as_rare_as_stated(
     method: str, rule: str, ties: bool
 ) -> None:
@@ -263,6 +264,7 @@ def test_without_a_leak_false_positives_are_as_rare_as_stated(
     assert positives <= at_most(0.05, runs)
 
 
+@pytest.mark.slow
 def test_the_best_of_many_rules_uncorrected_would_be_wrong_far_too_often() -> None:
     # The test above can fail: this is what it is there to catch.
     draw = np.random.default_rng(1)
@@ -276,7 +278,7 @@ def test_the_best_of_many_rules_uncorrected_would_be_wrong_far_too_often() -> No
 
 
 @pytest.mark.parametrize("rule", ["default", "threshold"])
-@pytest.mark.parametrize("method", ["one_run", "one_run_order", "clopper_pearson"])
+@pytest.mark.parametrize("method", rest_slow(["clopper_pearson", "one_run", "one_run_order"], 1))
 def test_the_bound_is_below_the_epsilon_of_randomized_response(method: str, rule: str) -> None:
     # Pure epsilon = 1, and the test cannot do better: the bound must come close to it too.
     draw = np.random.default_rng(2)
@@ -299,13 +301,16 @@ def test_the_bound_is_below_the_epsilon_of_randomized_response(method: str, rule
 @pytest.mark.parametrize("rule", ["default", "given"])
 @pytest.mark.parametrize(
     ("method", "delta", "given", "least"),
-    [
-        ("one_run", 1e-5, {"guesses": 40}, 0.9),
-        ("one_run_fdp", 1e-5, {"guesses": 40}, 1.4),
-        ("one_run_order", 1e-5, {"guesses": 40}, 0.9),
-        ("one_run_order_fdp", 1e-5, {"guesses": 40}, 2.2),
-        ("clopper_pearson", 0.05, {"threshold": 1.5}, 0.35),
-    ],
+    rest_slow(
+        [
+            ("clopper_pearson", 0.05, {"threshold": 1.5}, 0.35),
+            ("one_run", 1e-5, {"guesses": 40}, 0.9),
+            ("one_run_fdp", 1e-5, {"guesses": 40}, 1.4),
+            ("one_run_order", 1e-5, {"guesses": 40}, 0.9),
+            ("one_run_order_fdp", 1e-5, {"guesses": 40}, 2.2),
+        ],
+        1,
+    ),
 )
 def test_the_bound_is_below_the_epsilon_of_a_gaussian_mechanism(
     method: str, delta: float, given: dict[str, Any], least: float, rule: str
@@ -710,6 +715,7 @@ def test_canaries_of_different_repetitions_are_not_mixed() -> None:
         canary_scores(fixed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [2, 5])
 def test_scores_with_many_ties_and_no_leak_raise_no_more_alarms_than_stated(values: int) -> None:
     alarms = 0

@@ -15,6 +15,7 @@ import pytest
 from hf_exposure import estimate_epsilon
 from hf_exposure.exposure.refuting import gaussian_epsilon
 from tests.peers import load_peer
+from tests.selection import rest_slow
 
 SEEDS = range(30)
 
@@ -39,7 +40,7 @@ def scores(seed: int) -> tuple[np.ndarray, np.ndarray, float, float, float]:
     return values[is_in], values[~is_in], threshold, confidence, delta
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", rest_slow(SEEDS, 8))
 def test_one_run_is_the_same_at_a_given_threshold(peer: Any, seed: int) -> None:
     ins, outs, threshold, confidence, delta = scores(seed)
     auditor = peer.CanaryScoreAuditor(ins, outs)

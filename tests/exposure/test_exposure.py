@@ -21,6 +21,7 @@ from hf_exposure.exposure.measure import measure_exposure
 from hf_exposure.exposure.planning import plan_measurement
 from hf_exposure.exposure.records import Exposure
 from hf_exposure.exposure.results import BudgetError, Exposures
+from tests.selection import rest_slow
 from tests.tiny import TOKENIZERS, llama
 
 NUMBER = SecretFormat("The number is {secret}.", secret="[0-9]{3}")
@@ -107,7 +108,7 @@ def changed(model: Any, change: Any) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fmt", [NUMBER, CODE, QUOTED], ids=["number", "code", "quoted"])
-@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("kind", rest_slow(TOKENIZERS, ("freely_merged", "unigram")))
 def test_exact_ranks_are_those_of_brute_force(kind: str, fmt: SecretFormat) -> None:
     canaries = planted(fmt)
     found = measure_exposure(model_of(kind), TOKENIZERS[kind](), canaries, method="exact")

@@ -21,7 +21,8 @@ from hf_exposure.tree.frontier import DepthFirst
 from hf_exposure.tree.scoring import ScoredTree
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walk import walk
-from tests.tiny import TOKENIZERS, llama
+from tests.selection import rest_slow
+from tests.tiny import SOME_TOKENIZERS, TOKENIZERS, llama
 
 FORMAT = SecretFormat("The number is {secret}.", secret="[0-9]{3}")
 BARE = SecretFormat("The number is {secret}", secret="[0-9]{3}")
@@ -89,7 +90,7 @@ def mean_ranks(
 
 
 @pytest.mark.parametrize("fmt", [FORMAT, BARE], ids=["text_after", "no_text_after"])
-@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("kind", rest_slow(TOKENIZERS, SOME_TOKENIZERS))
 def test_sampled_ranks_are_unbiased_under_every_tokenizer(kind: str, fmt: SecretFormat) -> None:
     """Tokens of several digits give a string many paths, of which one counts."""
     with torch.no_grad():
@@ -103,6 +104,7 @@ def test_sampled_ranks_are_unbiased_under_every_tokenizer(kind: str, fmt: Secret
     assert (far < 4).all(), (mean, error)
 
 
+@pytest.mark.slow
 def test_an_exploration_that_keeps_few_nodes_leaves_the_ranks_as_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

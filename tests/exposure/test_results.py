@@ -324,6 +324,7 @@ loaded.save(sys.argv[1], overwrite=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
 def test_killed_while_writing_it_leaves_the_old_file_whole(tmp_path: Path, moment: str) -> None:
     path = make().save(tmp_path / "exposures.json")

@@ -84,6 +84,7 @@ def test_a_bound_of_one_format_is_shown_as_a_bound_and_the_others_estimates_are_
         assert ["≥" in row for row in rows] == ["0-9" in row for row in rows]
 
 
+@pytest.mark.slow
 def test_every_output_tells_the_formats_apart(
     setting: tuple[object, object], tmp_path: Path
 ) -> None:

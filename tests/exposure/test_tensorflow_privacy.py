@@ -19,6 +19,7 @@ from hf_exposure.exposure.estimators import sampling_exposure
 from hf_exposure.exposure.skew_normal import SkewNormal
 from tests.exposure.test_rank import tail_bits
 from tests.peers import load_peer
+from tests.selection import rest_slow
 
 SEEDS = range(20)
 
@@ -51,7 +52,7 @@ def test_sampling_is_its_interpolation(peer: Any, seed: int) -> None:
     assert [one.bits for one in in_order] == pytest.approx(np.maximum(theirs, 0), abs=1e-9)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", rest_slow(SEEDS, 6))
 def test_skewnorm_is_its_extrapolation_with_the_same_fit(peer: Any, seed: int) -> None:
     costs, references = skewed(seed)
     theirs = peer.compute_exposure_extrapolation({0: costs}, references)[0]
@@ -87,6 +88,7 @@ def test_our_bits_with_our_own_fit_are_its_bits(peer: Any) -> None:
         assert ours == pytest.approx(theirs[near], rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_metric_gives_its_figures(
     peer: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ from hf_exposure.models.precision import agree
 from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.training.callback import ExposureCallback
 from hf_exposure.tree.tokens import TokenTree
+from tests.selection import rest_slow
 from tests.tiny import TOKENIZERS, corpus, llama
 
 TOKENIZER = TOKENIZERS["digits_one_by_one"]()
@@ -297,7 +298,7 @@ def quantized(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> An
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["single", "bfloat16"])
-@pytest.mark.parametrize("kind", QUANTIZED)
+@pytest.mark.parametrize("kind", rest_slow(QUANTIZED, 1))
 def test_weights_of_few_bits_are_measured_with_the_cache_as_brute_force_does(
     stored: Path, kind: str, dtype: torch.dtype
 ) -> None:

@@ -453,6 +453,7 @@ def test_a_control_group_that_is_never_likely_is_an_alarm() -> None:
     assert "control group is less exposed than chance" in said(Exposures(low))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secret", ["[a-c]", "[a-d][0-9]", "[0-9]{6}"])
 def test_controls_are_called_less_exposed_by_chance_as_rarely_as_stated(secret: str) -> None:
     """Whatever the size of the secret space, for ranks that are uniform and exact."""

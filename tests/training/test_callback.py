@@ -30,6 +30,7 @@ from hf_exposure.training.callback import ExposureCallback
 from hf_exposure.training.measuring import Meter, TokenCounter
 from hf_exposure.training.trainer import evaluation_in, find_trainer
 from tests.processes import launched
+from tests.selection import rest_slow
 from tests.tiny import TOKENIZERS, corpus, llama
 
 TOKENIZER = TOKENIZERS["digits_one_by_one"]()
@@ -403,6 +404,7 @@ def test_evaluating_without_training_gives_figures_and_writes_nothing(tmp_path: 
     assert not callback.file(trainer.args).exists()
 
 
+@pytest.mark.slow
 def test_what_was_measured_before_training_stays_and_what_comes_after_is_not_part_of_it(
     tmp_path: Path,
 ) -> None:
@@ -502,6 +504,7 @@ def test_an_evaluation_at_the_end_of_an_epoch_reuses_the_step_before_it(
 # What it costs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_tokens_trained_on_are_those_that_the_trainer_counts(
     tmp_path: Path, accumulation: int
@@ -557,6 +560,7 @@ def test_a_measurement_spends_at_most_a_twentieth_of_the_tokens(tmp_path: Path) 
     assert callback.history.share <= 0.05
 
 
+@pytest.mark.slow
 def test_a_large_budget_is_not_used_up_for_its_own_sake(tmp_path: Path) -> None:
     def inflated(tokens: int) -> int:
         callback = quick()
@@ -608,13 +612,16 @@ def test_exact_beyond_its_budget_gives_what_auto_gives(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {"gradient_accumulation_steps": 2, "eval_on_start": True},
-        {"gradient_checkpointing": True, "optim": "sgd"},
-        {"neftune_noise_alpha": 5.0},
-        {"bf16": True},
-    ],
+    rest_slow(
+        [
+            {"gradient_accumulation_steps": 2, "eval_on_start": True},
+            {},
+            {"gradient_checkpointing": True, "optim": "sgd"},
+            {"neftune_noise_alpha": 5.0},
+            {"bf16": True},
+        ],
+        1,
+    ),
     ids=lambda options: "-".join(options) or "plain",
 )
 def test_weights_are_the_same_bit_for_bit_with_and_without(
@@ -631,6 +638,7 @@ def test_weights_are_the_same_bit_for_bit_with_and_without(
     assert all(torch.equal(with_it[name], tensor) for name, tensor in without.items())
 
 
+@pytest.mark.slow
 def test_weights_are_the_same_where_rotary_frequencies_follow_the_longest_text(
     tmp_path: Path,
 ) -> None:
