@@ -246,29 +246,34 @@ def their_verdict(model: Any, tokenizer: Any, manifest: Any, ref: Any) -> dict[s
 
 
 def table(files: list[Path]) -> str:
-    """The figures of several seeds, added up."""
+    """The figures of several seeds, added up; in brackets how many are undecided."""
     runs = [json.loads(file.read_text()) for file in files]
     lines = ["| secret | bits | tokens | " + " | ".join(f"{k}×" for k in REPETITIONS)]
     lines[0] += " | " + " | ".join(f"{k}× at 0.1 %" for k in REPETITIONS) + " | AUC once |"
     lines.append("|---|" + "---:|" * (3 + 2 * len(REPETITIONS)))
 
-    def added(name: str, score: str, times: int, rate: float) -> tuple[int, int]:
+    def added(name: str, score: str, times: int, rate: float) -> tuple[int, int, int]:
         kinds = [run["kinds"][name] for run in runs if score in run["kinds"][name]]
         cells = [kind[score][f"{times}/{rate}"] for kind in kinds]
-        return sum(cell[0] for cell in cells), sum(cell[2] for cell in cells)
+        some, open_ones, count, _ = np.sum([cells], axis=1)[0].tolist() if cells else [0] * 4
+        return int(some), int(open_ones), int(count)
+
+    def shown(*cell: Any) -> str:
+        some, undecided, count = added(*cell)
+        return f"{some} of {count}" + (f" ({undecided})" if undecided else "")
 
     for name, kind in runs[0]["kinds"].items():
         cells = [f"{kind['bits']:.0f}", f"{kind['tokens']:.1f}"]
         for rate in RATES:
             for times in REPETITIONS:
-                cells.append("{} of {}".format(*added(name, "log_perplexity", times, rate)))
+                cells.append(shown(name, "log_perplexity", times, rate))
         auc = np.mean([run["kinds"][name]["log_perplexity"]["1/0.01"][3] for run in runs])
         lines.append(f"| {name} | {' | '.join(cells)} | {auc:.2f} |")
     lines += ["", "| inserted once, at 1 % | " + " | ".join(SCORES) + " |"]
     lines.append("|---|" + "---:|" * len(SCORES))
     for name in runs[0]["kinds"]:
-        found = [added(name, score, 1, 0.01) for score in SCORES]
-        lines.append(f"| {name} | " + " | ".join("{} of {}".format(*one) for one in found) + " |")
+        found = [shown(name, score, 1, 0.01) for score in SCORES]
+        lines.append(f"| {name} | {' | '.join(found)} |")
     lines.append("")
     for name in ("memaudit", "memaudit with base"):
         if name in runs[0]:
@@ -276,7 +281,7 @@ def table(files: list[Path]) -> str:
     for run in runs:
         lines.append(f"seed {run['seed']}: {json.dumps(run['figures'])}")
     for name in runs[0]["kinds"]:
-        some, count = added(name, "log_perplexity", 1, 0.01)
+        some, _, count = added(name, "log_perplexity", 1, 0.01)
         low, high = clopper_pearson(some, count, 0.95)
         lines.append(f"{name}, once: {some} of {count}, {low:.1%} to {high:.1%}")
     return "\n".join(lines)
