@@ -533,6 +533,7 @@ def test_a_benchmark_that_is_none_is_refused(tmp_path: Path) -> None:
         load_benchmark(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_used_is_left_out_and_each_reason_said_once() -> None:
     tokenizer = TOKENIZERS["characters"]()
     model = llama(len(tokenizer), scale=0.2)

@@ -382,6 +382,7 @@ def trained() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, Canary]:
     return model.eval(), tokenizer, canary
 
 
+@pytest.mark.slow
 def test_a_canary_comes_out_of_a_trained_model_first_and_cheaply() -> None:
     model, tokenizer, canary = trained()
     found = extract_secrets(model, tokenizer, canary.format, count=1, canaries=[canary])

@@ -88,6 +88,7 @@ def test_a_planted_phone_number_gains_exposure_against_the_base(audit: Audit) ->
         assert item.gained == item.exposure.bits - item.base_exposure.bits
 
 
+@pytest.mark.slow
 def test_equal_secrets_are_one_entry_with_their_rows(audit: Audit) -> None:
     assert {item.kind: (item.rows, item.occurrences) for item in audit} == {
         "phone": ((6, 11), 2),
@@ -376,6 +377,7 @@ def test_a_secret_that_nothing_comes_before_is_skipped(
     assert one.why == "a card at the beginning of a row, which nothing comes before"
 
 
+@pytest.mark.slow
 def test_what_the_tokenizer_cannot_write_is_skipped_without_a_word_of_it() -> None:
     tokenizer = TOKENIZERS["characters"]()  # knows few characters, and neither "(" nor "@"
     model = llama(len(tokenizer))

@@ -267,6 +267,7 @@ def test_measure_reveals_secrets_only_when_asked(model_folder: Path, manifest: P
     assert all("secret" not in entry for entry in data["exposures"])
 
 
+@pytest.mark.slow
 def test_extract_and_report_go_on_from_what_was_measured(
     tmp_path: Path, model_folder: Path, manifest: Path
 ) -> None:

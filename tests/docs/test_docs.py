@@ -51,6 +51,7 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(
     client.run(run_page, name=str(page.relative_to(ROOT)), folder=str(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_examples_of_public_docstrings_give_what_they_say() -> None:
     """Those that need a trained model are left out; the docstrings mark them."""
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

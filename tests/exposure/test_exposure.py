@@ -282,6 +282,7 @@ def test_results_come_in_the_order_of_the_set_with_several_formats() -> None:
 # The budget
 
 
+@pytest.mark.slow
 def test_every_position_that_the_model_runs_is_counted() -> None:
     tokenizer, model = TOKENIZERS[KIND](), model_of()
     canaries = Canaries([*planted(NUMBER, each=2), *planted(CODE, each=2)])
@@ -607,6 +608,7 @@ def room_for(model: Any, rows: int) -> Iterator[list[int]]:
         handle.remove()
 
 
+@pytest.mark.slow
 def test_rows_that_fit_are_found_once_and_kept_for_all_formats() -> None:
     both = Canaries([*planted(NUMBER), *planted(QUOTED)])
     whole = measure_exposure(model_of(), TOKENIZERS[KIND](), both, method="exact")

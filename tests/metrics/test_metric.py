@@ -414,6 +414,7 @@ def test_its_card_in_evaluate_is_filled_in(metric: Any) -> None:
         assert name in metric.inputs_description, name
 
 
+@pytest.mark.slow
 def test_the_examples_in_its_description_and_its_readme_are_right(
     model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,6 +179,7 @@ def test_the_page_is_whole_and_asks_for_nothing_from_outside() -> None:
     assert len(list(pictures(page))) == 3
 
 
+@pytest.mark.slow
 def test_the_same_input_gives_the_same_bytes() -> None:
     again = everything.__wrapped__()
     assert again == everything()

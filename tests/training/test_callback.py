@@ -271,6 +271,7 @@ def test_added_after_construction_it_reaches_every_tracker_too(
         assert shown[step] == pytest.approx(value, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_taking_the_first_place_leaves_no_other_callback_out(tmp_path: Path) -> None:
     def events(*callbacks: TrainerCallback, later: TrainerCallback | None = None) -> list[Any]:
         trainer = make_trainer(tmp_path, *callbacks, max_steps=2)
@@ -543,6 +544,7 @@ def test_a_compiled_model_is_not_compiled_again_for_every_count() -> None:
     assert counter.count == 10
 
 
+@pytest.mark.slow
 def test_a_measurement_spends_at_most_a_twentieth_of_the_tokens(tmp_path: Path) -> None:
     callback = ExposureCallback(CANARIES, samples=2000)
     # The trainer is told of far more tokens than there are, so that the budget reaches.
@@ -796,6 +798,7 @@ def test_a_training_taken_up_again_has_the_history_of_an_uninterrupted_one(
     assert again.history[-1].tokens == 8 * 4 * LENGTH
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_start_of_a_training_taken_up_again_is_not_measured_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -822,6 +825,7 @@ def test_an_evaluation_on_start_of_a_training_taken_up_again_is_not_measured_twi
     assert means[1] == first.history[2].exposures.coarse().metrics()["eval_exposure"]
 
 
+@pytest.mark.slow
 def test_a_history_of_other_canaries_is_kept_aside(tmp_path: Path) -> None:
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4}
     make_trainer(tmp_path, quick(), **options).train()
@@ -875,6 +879,7 @@ def test_a_folder_that_cannot_be_written_to_does_not_end_the_training(tmp_path: 
 LONG = SecretFormat("My code, " + "very " * 40 + "long, is {secret}.", secret=r"[0-9]{4}")
 
 
+@pytest.mark.slow
 def test_a_canary_longer_than_the_context_is_warned_of_once_and_the_others_measured(
     tmp_path: Path,
 ) -> None:
@@ -969,6 +974,7 @@ def test_a_missing_tokenizer_is_said_before_the_training(tmp_path: Path) -> None
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.slow
 def test_a_tokenizer_given_or_that_of_a_processor_will_do(tmp_path: Path) -> None:
     class Processor:
         tokenizer = TOKENIZER

@@ -25,6 +25,7 @@ from hf_exposure.canaries.verification import verify_injection
 from hf_exposure.exposure.measure import measure_exposure
 from hf_exposure.exposure.planning import context_before, plan_measurement
 from hf_exposure.training.trainer import find_tokenizer
+from tests.selection import rest_slow
 from tests.tiny import TOKENIZERS, conversations, corpus, llama
 
 NUMBER = SecretFormat("The random number is {secret}.", secret=r"[0-9]{3}")
@@ -118,7 +119,9 @@ def brute_force(
 
 
 @each_template
-@pytest.mark.parametrize("kind", ["digits_one_by_one", "digits_in_threes", "freely_merged"])
+@pytest.mark.parametrize(
+    "kind", rest_slow(["freely_merged", "digits_one_by_one", "digits_in_threes"], 1)
+)
 def test_a_turn_is_scored_within_the_whole_rendered_conversation(name: str, kind: str) -> None:
     encoder = tokenizer(TEMPLATES[name], kind)
     model = llama(len(encoder), max_position_embeddings=256)
@@ -168,6 +171,7 @@ def test_the_end_of_turn_token_does_not_count() -> None:
     assert encoder.convert_tokens_to_ids("<|im_end|>") not in plan.groups[0].tree.token_ids
 
 
+@pytest.mark.slow
 def test_secrets_are_extracted_in_the_same_place() -> None:
     encoder = tokenizer(LLAMA3)
     model = llama(len(encoder), max_position_embeddings=256)

@@ -59,6 +59,7 @@ def test_a_checkpoint_that_was_moved_renamed_and_left_alone_has_its_history(tmp_
     assert steps(last.history) == [2, 4, 6, 8]
 
 
+@pytest.mark.slow
 def test_the_history_is_that_of_the_checkpoint_and_not_of_what_came_after_it(
     tmp_path: Path,
 ) -> None:

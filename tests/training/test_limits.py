@@ -35,6 +35,7 @@ def leaks_from_step_4(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Meter, "measure", measure)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leaks_from_step_4")
 def test_a_training_is_stopped_at_the_first_failure_and_resumed_as_if_it_had_not_been(
     tmp_path: Path,

@@ -47,6 +47,7 @@ from hf_exposure.training.private.batches import PoissonBatches
 from hf_exposure.training.private.per_sample import PerSampleGradients, row_losses
 from hf_exposure.training.private.trainer import PRIVACY_FILE, PrivateTrainer
 from tests.architectures import ARCHITECTURES, make
+from tests.selection import rest_slow
 from tests.tiny import TOKENIZERS, corpus, llama
 
 TOKENIZER = TOKENIZERS["digits_one_by_one"]()
@@ -186,7 +187,7 @@ def batches_seen(collator: Collator, trainer: PrivateTrainer) -> list[list[list[
 # A real step: clipping
 
 
-@pytest.mark.parametrize("norm", [0.05, 1.0, HUGE])
+@pytest.mark.parametrize("norm", rest_slow([1.0, 0.05, HUGE], 1))
 @pytest.mark.parametrize("method", ["hooks", "functorch", "loop"])
 def test_a_step_sums_what_a_loop_over_rows_clips(tmp_path: Path, norm: float, method: str) -> None:
     model, collator, watch = make_model(), Collator(), Watch()
@@ -214,6 +215,7 @@ def test_a_step_sums_what_a_loop_over_rows_clips(tmp_path: Path, norm: float, me
     assert torch.allclose(weights(model), weights(before) - 1e-2 * expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_padding_token_within_a_text_is_trained_as_pytorch_does(
     tmp_path: Path, tied: bool
@@ -267,6 +269,7 @@ def test_no_row_adds_more_than_the_norm_it_is_clipped_to(
 # A real step: noise
 
 
+@pytest.mark.slow
 def test_noise_has_the_standard_deviation_that_the_accountant_counts(tmp_path: Path) -> None:
     clean, noisy, sigma, norm = Watch(), Watch(), 0.7, 0.3
     for watch, multiplier in ((clean, 0.0), (noisy, sigma)):
@@ -342,6 +345,7 @@ def test_the_trainer_draws_at_the_rate_that_it_counts(tmp_path: Path) -> None:
     assert trainer.spent == [(1.0, 6 / 24, 3)]
 
 
+@pytest.mark.slow
 def test_a_batch_without_rows_is_a_step_of_noise(tmp_path: Path) -> None:
     rows = ROWS[:3]
     for multiplier in (0.0, 1.0):
@@ -365,6 +369,7 @@ def test_a_batch_without_rows_is_a_step_of_noise(tmp_path: Path) -> None:
         assert all(math.isfinite(row["loss"]) for row in trainer.state.log_history if "loss" in row)
 
 
+@pytest.mark.slow
 def test_rows_of_datasets_with_other_columns_are_read_by_workers_too(tmp_path: Path) -> None:
     rows = [{**row, "text": "not for the model"} for row in ROWS]
     found = []
@@ -382,6 +387,7 @@ def test_rows_of_datasets_with_other_columns_are_read_by_workers_too(tmp_path: P
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
+@pytest.mark.slow
 def test_with_bf16_gradients_are_near_those_without(tmp_path: Path) -> None:
     found = []
     for bf16 in (False, True):
@@ -416,11 +422,14 @@ class Reference:
 
 @pytest.mark.parametrize(
     ("optim", "make"),
-    [
-        ("sgd", lambda p: torch.optim.SGD(p, lr=1e-2)),
-        ("adamw_torch", lambda p: torch.optim.AdamW(p, lr=1e-2, eps=1e-3, weight_decay=0.0)),
-        ("rmsprop", lambda p: torch.optim.RMSprop(p, lr=1e-2)),
-    ],
+    rest_slow(
+        [
+            ("adamw_torch", lambda p: torch.optim.AdamW(p, lr=1e-2, eps=1e-3, weight_decay=0.0)),
+            ("sgd", lambda p: torch.optim.SGD(p, lr=1e-2)),
+            ("rmsprop", lambda p: torch.optim.RMSprop(p, lr=1e-2)),
+        ],
+        1,
+    ),
 )
 def test_without_clipping_and_noise_it_is_the_optimizer_on_poisson_batches(
     tmp_path: Path, optim: str, make: Any
@@ -584,6 +593,7 @@ def test_epsilon_of_a_group_of_one_is_that_of_one_row() -> None:
     assert exact <= group_epsilon(spent, 1e-5, 1) <= 1.25 * exact
 
 
+@pytest.mark.slow
 def test_epsilon_of_rows_that_are_all_in_every_batch_is_that_of_a_larger_step() -> None:
     """Without sampling k rows move a step by k norms: noise 1 / k as large."""
     for rows in (2, 5):
@@ -595,12 +605,14 @@ def test_epsilon_of_rows_that_are_all_in_every_batch_is_that_of_a_larger_step() 
         assert delta == pytest.approx(1e-4, rel=0.05)
 
 
+@pytest.mark.slow
 def test_several_rows_spend_more_than_their_number_times_one_at_the_same_delta() -> None:
     spent = [(5.0, 0.1, 50)]
     assert group_epsilon(spent, 1e-4, 8) > 8 * spent_epsilon(spent, 1e-4)
     assert group_epsilon([(0.01, 0.1, 50)], 1e-4, 8) == math.inf
 
 
+@pytest.mark.slow
 def test_epsilon_falls_from_beyond_any_guarantee_to_below_one() -> None:
     noises = [0.001, 0.01, 0.1, 0.5, 1.0, 3.0, 30.0]
     for accountant in ("rdp", "prv"):
@@ -610,7 +622,8 @@ def test_epsilon_falls_from_beyond_any_guarantee_to_below_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "accountant"), [(0.3, "rdp"), (3.0, "rdp"), (1e6, "rdp"), (3.0, "prv"), (1e4, "prv")]
+    ("target", "accountant"),
+    rest_slow([(0.3, "rdp"), (3.0, "rdp"), (1e6, "rdp"), (3.0, "prv"), (1e4, "prv")], 1),
 )
 def test_the_least_noise_for_an_epsilon_is_found(target: float, accountant: str) -> None:
     noise = noise_for_epsilon(target, 1e-5, 0.05, 300, accountant)
@@ -624,6 +637,7 @@ def test_the_least_noise_for_an_epsilon_is_found(target: float, accountant: str)
     assert spent_epsilon([*before, (rest, 0.05, 300)], 1e-5, accountant) <= target
 
 
+@pytest.mark.slow
 def test_a_budget_is_spent_once(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, privacy={"target_epsilon": 3.0})
     assert trainer.epsilon == 0
@@ -724,7 +738,7 @@ MODELS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", rest_slow(MODELS, 3))
 def test_a_step_of_each_kind_of_model_is_that_of_a_loop(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     model = MODELS[name]()
@@ -953,6 +967,7 @@ NUMBER = SecretFormat("The random number is {secret}.", secret=r"[0-9]{4}")
 CANARIES = Canaries.generate(NUMBER, repetitions=[0, 1], per_repetition=2, seed=3)
 
 
+@pytest.mark.slow
 def test_weights_are_the_same_bit_for_bit_with_and_without_the_callback(tmp_path: Path) -> None:
     found, callback = [], ExposureCallback(CANARIES, samples=50)
     for callbacks in ([], [callback]):
@@ -1012,6 +1027,7 @@ class Nosy(TrainerCallback):
     on_evaluate = on_step_end
 
 
+@pytest.mark.slow
 def test_callbacks_see_the_model_itself_and_leave_nothing_in_it(tmp_path: Path) -> None:
     found, nosy = [], Nosy()
     for callbacks in ([], [nosy]):
@@ -1050,6 +1066,7 @@ def traces(model: nn.Module, folder: Path) -> set[str]:
     return extra
 
 
+@pytest.mark.slow
 def test_no_trace_is_left_on_the_model(tmp_path: Path) -> None:
     model = make_model()
     assert not traces(model, tmp_path)
@@ -1080,6 +1097,7 @@ def test_no_trace_is_left_on_the_model(tmp_path: Path) -> None:
 # Taking up again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [2, 3, 5])
 @pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
 def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, stop: int, optim: str) -> None:
@@ -1106,6 +1124,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, stop: int, 
     )
 
 
+@pytest.mark.slow
 def test_a_longer_plan_shares_out_what_is_left(tmp_path: Path) -> None:
     privacy = {"target_epsilon": 4.0}
     make_trainer(

@@ -162,6 +162,7 @@ def test_rows_that_trl_s_trainer_prepares_are_trained_on(tmp_path: Path) -> None
     assert torch.allclose(moved, expected, atol=1e-3 * float(expected.norm()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [2, 4])
 def test_adapters_resumed_in_mid_training_spend_what_one_training_spends(
     tmp_path: Path, stop: int

@@ -23,6 +23,7 @@ from hf_exposure.exposure.measure import measure_exposure
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.training.callback import ExposureCallback
 from hf_exposure.training.measuring import TokenCounter
+from tests.selection import rest_slow
 from tests.tiny import TOKENIZERS, conversations, corpus, llama
 
 TOKENIZER = TOKENIZERS["digits_one_by_one"]()
@@ -181,6 +182,7 @@ def around_an_adapter(plain: Any, backend: Any) -> Any:
     return torch.compile(lora(plain), backend=backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "compile_it", [by_hand, in_place, its_forward, its_layers, around_an_adapter]
 )
@@ -314,6 +316,7 @@ def assert_logged(trainer: Trainer, callback: ExposureCallback, steps: list[int]
     assert set(steps) <= {item.step for item in callback.history}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -450,7 +453,7 @@ SFT_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", SFT_OPTIONS)
+@pytest.mark.parametrize("kind", rest_slow(SFT_OPTIONS, ("lora-packed",)))
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*pin_memory")
 def test_sft_training_is_measured_and_the_same_bit_for_bit_with_and_without(

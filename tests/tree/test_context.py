@@ -52,6 +52,7 @@ def test_all_secrets_have_one_length() -> None:
     assert len(TOKENS) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question", ["exact", "extraction", "beam"])
 def test_answers_are_the_same_in_a_context_that_all_secrets_just_fit(question: str) -> None:
     (tokens,) = TOKENS

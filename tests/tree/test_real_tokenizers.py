@@ -51,6 +51,7 @@ def whole(tree: TokenTree, tokenizer: Any, text: str) -> tuple[int, ...]:
     return ids if ids[:1] == lead or lead != (tokenizer.bos_token_id,) else lead + ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), cases(SMALL))
 def test_the_leaves_are_the_encodings_of_all_strings_of_a_small_space(kind: str, name: str) -> None:
     tokenizer, tree = made(kind, name)
@@ -60,6 +61,7 @@ def test_the_leaves_are_the_encodings_of_all_strings_of_a_small_space(kind: str,
     assert set(found) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), cases(LARGE))
 def test_random_secrets_of_a_large_space_are_leaves_and_leaves_are_encodings(
     kind: str, name: str

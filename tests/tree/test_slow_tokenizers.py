@@ -23,6 +23,7 @@ from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegac
 
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.tree.tokens import TokenTree
+from tests.selection import rest_slow
 from tests.tiny import corpus
 from tests.tree.test_tokens import encoded, leaves, tokens
 
@@ -118,7 +119,7 @@ def byt5(folder: Path) -> Any:
 MADE = {made.__name__: made for made in (byt5, ctrl, openai_gpt, gpt_sw3, bert_generation, bert)}
 
 
-@pytest.fixture(scope="module", params=sorted(MADE))
+@pytest.fixture(scope="module", params=rest_slow(sorted(MADE), ("bert", "openai_gpt")))
 def tokenizer(request: Any, tmp_path_factory: Any) -> Iterator[Any]:
     return MADE[request.param](tmp_path_factory.mktemp("tokenizer"))
 

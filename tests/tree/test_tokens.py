@@ -14,7 +14,8 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walkable import WAYS
-from tests.tiny import TOKENIZERS
+from tests.selection import rest_slow
+from tests.tiny import SOME_TOKENIZERS, TOKENIZERS
 
 # Formats of small spaces, and what each is there for.
 FORMATS = {
@@ -143,7 +144,7 @@ def test_bos_can_be_left_out() -> None:
     assert len(leaves(without)) == fmt.size
 
 
-@pytest.mark.parametrize("kind", sorted(TOKENIZERS))
+@pytest.mark.parametrize("kind", rest_slow(sorted(TOKENIZERS), SOME_TOKENIZERS))
 @pytest.mark.parametrize("name", sorted(LARGE))
 def test_random_secrets_of_a_large_space_are_in_the_tree(kind: str, name: str) -> None:
     tokenizer, fmt = TOKENIZERS[kind](), LARGE[name]
@@ -164,7 +165,7 @@ def test_random_secrets_of_a_large_space_are_in_the_tree(kind: str, name: str) -
         assert tree.canonical(path[None])[0]
 
 
-@pytest.mark.parametrize("kind", sorted(TOKENIZERS))
+@pytest.mark.parametrize("kind", rest_slow(sorted(TOKENIZERS), SOME_TOKENIZERS))
 def test_the_share_of_false_leaves_is_that_of_random_descents(kind: str) -> None:
     tree = TokenTree(LARGE["letters"], TOKENIZERS[kind]())
     draw = np.random.default_rng(0)
@@ -356,6 +357,7 @@ def test_descending_along_tokens_stops_at_a_leaf_and_outside_the_tree(kind: str)
     assert state is None
 
 
+@pytest.mark.slow
 def test_random_paths_are_those_of_random_secrets() -> None:
     tree = TokenTree(LARGE["digits"], TOKENIZERS["digits_in_threes"]())
     assert [tree.secret(path) for path in tree.random_paths(5, seed=3)] == LARGE["digits"].sample(
