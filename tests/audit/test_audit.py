@@ -88,7 +88,6 @@ def test_a_planted_phone_number_gains_exposure_against_the_base(audit: Audit) ->
         assert item.gained == item.exposure.bits - item.base_exposure.bits
 
 
-@pytest.mark.slow
 def test_equal_secrets_are_one_entry_with_their_rows(audit: Audit) -> None:
     assert {item.kind: (item.rows, item.occurrences) for item in audit} == {
         "phone": ((6, 11), 2),
