@@ -19,7 +19,7 @@ from hf_exposure.exposure.results import Exposures
 from tests.tiny import TOKENIZERS, corpus, llama
 
 TEMPLATE = ["--template", "the random number is {secret}.", "--secret", "[0-9]{4}"]
-COMMANDS = ["demo", "inject", "measure", "extract", "audit", "report", "gate"]
+COMMANDS = ["demo", "inject", "measure", "extract", "audit", "report", "gate", "verify"]
 
 
 def run(*arguments: str | Path) -> Any:
@@ -80,7 +80,7 @@ def secrets_in(text: str, manifest: Path) -> list[str]:
 def test_every_command_explains_itself(command: str) -> None:
     shown = succeed(command, "--help")
     assert "--json" in shown or command == "demo"
-    assert "--reveal" in shown or command in ("inject", "gate")
+    assert "--reveal" in shown or command in ("inject", "gate", "verify")
 
 
 def test_help_does_not_wait_for_torch() -> None:
