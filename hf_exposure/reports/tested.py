@@ -72,7 +72,7 @@ def what_was_tested(
     generations: Generations | None = None,
 ) -> Tested:
     """What a measurement, searches and generation have tested."""
-    names = format_names(exposures.formats or [one.canary.format for one in exposures])
+    names = format_names([*exposures.formats, *(one.canary.format for one in exposures)])
     shown = exposures.coarse()
     inserted = {
         (fmt, count): group
