@@ -215,6 +215,15 @@ def in_two_processes(folder: str) -> None:
                 "spent": trainer.spent,
                 "loss": [row["loss"] for row in trainer.state.log_history if "loss" in row],
             }
+    model = adapted(seed=0)
+    make_trainer(
+        Path(folder) / "out",
+        model,
+        per_device_train_batch_size=4,
+        bf16=True,
+        privacy={"noise_multiplier": 0.0},
+    ).train()
+    found["bf16"] = flat(model).tolist()
     # Without a seed the processes still share one.
     model = adapted(seed=0)
     trainer = make_trainer(
@@ -247,3 +256,8 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
             assert (torch.tensor(one["weights"]) - flat(model)).norm() < 1e-4 * moved
             assert one["spent"] == [list(entry) for entry in trainer.spent]
             assert one["loss"] == pytest.approx(losses, rel=1e-4)
+    model = adapted(seed=0)
+    before = flat(model)
+    make_trainer(tmp_path / "one", model, bf16=True, privacy={"noise_multiplier": 0.0}).train()
+    moved = (flat(model) - before).norm()
+    assert (torch.tensor(first["bf16"]) - flat(model)).norm() < 0.05 * moved

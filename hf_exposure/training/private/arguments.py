@@ -34,8 +34,10 @@ class PrivacyArguments:
         max_physical_batch_size: how many rows go through the model at once, which bounds the
             memory: that many gradients are held at once. None is `per_device_train_batch_size`.
         per_sample: how a row's gradient is taken: "hooks" (layer by layer, the fastest),
-            "functorch" (each layer again under `vmap`), or "loop" (one row at a time; the slowest,
-            and right for every architecture). Models with LSTM or GRU layers always loop.
+            "functorch" (each layer again under `vmap`), "ghost" (only its norm, then one sum over
+            rows, Opacus' fast gradient clipping: two backward passes, and the memory of a plain
+            training; not for tied embeddings), or "loop" (one row at a time; the slowest, and right
+            for every architecture). Models with LSTM or GRU layers always loop.
         noise_seed: makes batches and noise repeatable, and void as a guarantee against those who
             know it; None takes it from the operating system.
 
@@ -58,7 +60,7 @@ class PrivacyArguments:
     max_physical_batch_size: int | None = field(
         default=None, metadata={"help": "rows that go through the model at once"}
     )
-    per_sample: str = field(default="hooks", metadata={"help": "hooks, functorch or loop"})
+    per_sample: str = field(default="hooks", metadata={"help": "hooks, functorch, ghost or loop"})
     noise_seed: int | None = field(
         default=None, metadata={"help": "repeatable batches and noise, for experiments only"}
     )

@@ -15,13 +15,19 @@ from hf_exposure.training.private.accounting import opacus
 from hf_exposure.training.private.batches import groups
 
 _LABELS = ("labels", "shift_labels", "num_items_in_batch")
-PER_SAMPLE = ("hooks", "functorch", "loop")
+PER_SAMPLE = ("hooks", "functorch", "ghost", "loop")
 
 # Between per-sample gradients and those of a loop: parts of the norm of the parameter's own
 # gradient, and of the norm of the row's whole gradient, which rounding is as large as.
 TOLERANCE, TOLERANCE_BF16 = (1e-3, 1e-5), (0.1, 0.01)
 _OPACUS_ON_MODULES = ("activations", "max_batch_len", "ft_compute_sample_grad")
-_OPACUS_ON_PARAMETERS = ("summed_grad", "grad_sample", "_forward_counter", "_current_grad_sample")
+_OPACUS_ON_PARAMETERS = (
+    "summed_grad",
+    "grad_sample",
+    "_forward_counter",
+    "_current_grad_sample",
+    "_norm_sample",
+)
 
 
 class PerSampleGradients:
@@ -92,12 +98,49 @@ class PerSampleGradients:
         total = 0.0
         for start in range(0, size, step):
             rows = {n: rows_of(v, slice(start, start + step)) for n, v in batch.items()}
+            if self.method == "ghost":
+                total += self._ghost(rows)
+                continue
             total += self._backward(rows)
             if self.method == "loop":
                 for p in self.names:
                     p.grad_sample = None if p.grad is None else p.grad[None]
             self._clip_and_accumulate()
         return total
+
+    def _ghost(self, batch: dict[str, Any]) -> float:
+        """Add rows without ever holding the gradient of each: norms first, then one weighted sum.
+
+        Fast gradient clipping (Lee, Kifer 2020), with norms of linear layers and embeddings from
+        activations and their gradients alone (Li, Tramer, Liang, Hashimoto 2021).
+        """
+        for p in self.names:
+            p._norm_sample = None
+        with nothing_left(self.bare):
+            self.hooks.enable_hooks()
+            try:
+                losses = row_losses(self.bare, batch, self.positions)
+                if not losses.requires_grad:  # no token is predicted
+                    return float(losses.detach().sum())
+                losses.sum().backward(retain_graph=True)
+            finally:
+                self.hooks.disable_hooks()
+            found = [p._norm_sample for p in self.names if p._norm_sample is not None]
+            norms = torch.stack([one.float() for one in found]).norm(dim=0)  # (rows,)
+            finite = norms.isfinite()
+            for p in self.names:
+                p.grad = None
+            if finite.all():
+                ((self.norm / (norms + 1e-6)).clamp(max=1.0) * losses).sum().backward()
+                for p in self.names:
+                    if p.grad is not None:
+                        p.summed_grad += p.grad
+                        p.grad = None
+        if not finite.all() and len(finite) > 1:
+            # A row without a direction adds nothing, and would spoil the sum of the others.
+            for row in range(len(finite)):
+                self._ghost({n: rows_of(v, slice(row, row + 1)) for n, v in batch.items()})
+        return float(losses.detach().sum())
 
     def _clip_and_accumulate(self) -> None:
         taken = [p for p in self.names if getattr(p, "grad_sample", None) is not None]
@@ -257,24 +300,37 @@ class PerSampleGradients:
                 loss_reduction="sum",
                 strict=False,
             )
-            plain = self.hooks.GRAD_SAMPLERS[torch.nn.Embedding]
-            self.hooks.GRAD_SAMPLERS = {
-                **self.hooks.GRAD_SAMPLERS,
-                torch.nn.Embedding: functools.partial(_embedding_sampler, plain),
-            }
+            for name in ("GRAD_SAMPLERS", "NORM_SAMPLERS"):
+                plain = dict(getattr(self.hooks, name, {}))
+                if torch.nn.Embedding in plain:
+                    own_way = functools.partial(_embedding_sampler, plain[torch.nn.Embedding])
+                    setattr(self.hooks, name, {**plain, torch.nn.Embedding: own_way})
+            clip = (self.norm / (whole + 1e-6)).clamp(max=1.0)
             for places, batch in reversed(groups(rows, len(rows))):
-                self._backward(batch)
+                if self.method == "ghost":
+                    self._ghost(batch)
+                else:
+                    self._backward(batch)
                 for p, expected in truth.items():
                     found, own = getattr(p, "grad_sample", None), expected[places]
+                    sums = torch.zeros(1)
+                    if self.method == "ghost":  # the norms, and the clipped sum over the rows
+                        good, norms = whole[places].isfinite(), _norms(own)
+                        weights = clip[places][good]
+                        summed = torch.einsum("i,i...", weights.to(own.dtype), own[good])
+                        allowed = tolerance[0] * norms + tolerance[1] * whole[places]
+                        sums = (p.summed_grad - summed).norm() / (weights @ allowed[good])
+                        found, own = p._norm_sample, norms
                     if not isinstance(found, torch.Tensor) or found.shape != own.shape:
                         return self.names[p], None
                     allowed = tolerance[0] * _norms(own) + tolerance[1] * whole[places]
                     off = _norms(found - own) / allowed.clamp(min=1e-30)
-                    off = off[whole[places].isfinite()]
+                    off = torch.cat([off[whole[places].isfinite()], sums.reshape(1).to(off)])
                     if not bool((off <= most).all()):  # NaN is wrong too
                         worst, most = self.names[p], float(off.max())
                 for p in self.names:
-                    p.grad = p.grad_sample = None
+                    p.grad_sample = None
+                self.begin()
         except Exception as error:  # whatever a layer raises that Opacus was not made for
             return self._culprit(error), error
         return (worst, None) if worst else None
