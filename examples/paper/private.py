@@ -1,255 +1,239 @@
-"""DP-SGD against memorization: the paper's table of optimizers and epsilons (section 9.3)."""
+"""DP-SGD against memorization: the paper's table of optimizers and epsilons (section 9.3).
+
+Noise and clipping are tried together and each alone, and every training is compared with the one
+without either twice: after as many steps, and where that one's held-out loss was the same.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_exposure import PrivacyArguments, PrivateTrainer, extract_secrets, group_epsilon
-from paper.figures import INK, MUTED, quiet_axes
+from hf_exposure import Canaries, PrivacyArguments, PrivateTrainer, SecretFormat
+from paper.figures import INK, MUTED, group_colours, quiet_axes
 from paper.intervals import CHANCE, Mean, every
-from paper.study import (
-    Claim,
-    Conclusion,
-    Experiment,
-    Record,
-    Run,
-    Scale,
-    Table,
-    by_name,
-    mean,
-)
-from paper.training import Training, train
+from paper.study import Claim, Conclusion, Experiment, Record, Run, Scale, Table, by_name
+from paper.training import Training, mean_bits, train
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INSERTED = (0, 4, 16)
-RATES = {"adamw_torch": 2e-3, "sgd": 0.5}
-
-# (name, optimizer, what PrivacyArguments gets; None trains without clipping and noise)
-TRAININGS: tuple[tuple[str, str, dict[str, float] | None], ...] = (
-    ("adamw-1", "adamw_torch", {"target_epsilon": 0.7}),
-    ("adamw-2", "adamw_torch", {"target_epsilon": 5.0}),
-    ("adamw-3", "adamw_torch", {"target_epsilon": 100.0}),
-    ("adamw-4", "adamw_torch", {"noise_multiplier": 0.03}),
-    ("adamw-5", "adamw_torch", {"noise_multiplier": 0.003}),
-    ("adamw-6", "adamw_torch", {"noise_multiplier": 0.0}),
-    ("sgd-6", "sgd", {"noise_multiplier": 0.0}),
-    ("sgd", "sgd", None),
-    ("adamw", "adamw_torch", None),
-)
+FORMAT = SecretFormat("The random number is {secret}.", secret="[0-9]{9}")
+COUNTS = {0: 8, 1: 8, 4: 4, 16: 1}  # rows that a secret stands in: canaries
+INSERTED = (1, 4, 16)
 BATCH = 16
-STRONG = 5.0  # an epsilon that is a guarantee
+STRONG = 10.0  # an epsilon that is a guarantee
 NEARLY = 0.25  # of what is memorized without DP
-SEARCHED = 16  # strings that a search is to bring out
-_NAMES = {"adamw_torch": "AdamW", "sgd": "SGD"}
+RATES = {"rmsprop": 2e-3, "sgd": 0.5}
+_NAMES = {"rmsprop": "RMSprop", "sgd": "SGD", "lstm": "LSTM", "llama": "Llama"}
+
+# (name, what it is, what PrivacyArguments gets; None trains without clipping and noise). A norm of
+# 0.1 clips nearly every row, one of 10 none; "noise" has the noise of "both".
+NONE, CLIPPING, NOISE, BOTH = "none", "clipping", "noise", "both"
+_TIGHT = {"per_sample_max_grad_norm": 0.1}
+LEVELS: dict[str, tuple[str, dict[str, float] | None]] = {
+    NONE: ("neither", None),
+    CLIPPING: ("clipping", {"noise_multiplier": 0, **_TIGHT}),
+    NOISE: (
+        "noise, hardly any clipping",
+        {"noise_multiplier": 1e-3, "per_sample_max_grad_norm": 10},
+    ),
+    "least": ("clipping, hardly any noise", {"noise_multiplier": 5e-4, **_TIGHT}),
+    BOTH: ("clipping and noise", {"noise_multiplier": 0.1, **_TIGHT}),
+    "epsilon-8": ("clipping and noise", {"target_epsilon": 8.0, **_TIGHT}),
+    "epsilon-0.7": ("clipping and noise", {"target_epsilon": 0.7, **_TIGHT}),
+}
+CORE = (NONE, CLIPPING, NOISE, BOTH, "epsilon-8")  # run first
 
 
 def runs(scale: Scale, seeds: Sequence[int], text: str | None) -> list[Run]:
-    """Each optimizer with each amount of noise, for each seed."""
+    """Each model and optimizer with each amount of clipping and noise, for each seed."""
     sizes: dict[str, dict[str, Any]] = {
         "smoke": {"characters": 3000, "epochs": 1, "width": 16, "layers": 1, "samples": 50},
-        "small": {"characters": 50_000, "epochs": 12},
-        "large": {"characters": 5_000_000, "epochs": 12, "width": 512, "layers": 6},
+        "small": {"characters": 10_000, "epochs": 20, "samples": 100},
+        "large": {"characters": 5_000_000, "epochs": 20, "width": 512, "layers": 4},
     }
-    chosen = TRAININGS[1:2] + TRAININGS[-1:] if scale == "smoke" else TRAININGS
-    return [
-        Run(name, seed, {**sizes[scale], "text": text, "optimizer": optimizer, "privacy": privacy})
-        for name, optimizer, privacy in chosen
-        for seed in seeds
-    ]
+    planned = []
+    for levels in (CORE, tuple(name for name in LEVELS if name not in CORE)):
+        for optimizer in RATES:
+            for seed in seeds:
+                for model in ("lstm", "llama"):
+                    for level in levels:
+                        settings = {"model": model, "optimizer": optimizer, "layers": 1}
+                        settings |= {"text": text, **sizes[scale], "privacy": LEVELS[level][1]}
+                        planned.append(Run(f"{model}-{optimizer}-{level}", seed, settings))
+    if scale == "smoke":
+        return [one for one in planned if one.name in ("lstm-rmsprop-both", "lstm-rmsprop-none")]
+    return planned
+
+
+def canaries(seed: int) -> Canaries:
+    """Secrets in no row, in one, in 4 and in 16."""
+    return Canaries(
+        one
+        for times, count in COUNTS.items()
+        for one in Canaries.generate(
+            FORMAT, [times], per_repetition=count, seed=1000 * seed + times
+        )
+    )
 
 
 def run(one: Run) -> dict[str, Any]:
-    """Train with or without DP-SGD, measure, and try to extract."""
+    """Train with clipping, noise, both or neither, and measure: without them after each epoch."""
     settings = dict(one.settings)
     privacy = settings.pop("privacy")
+    options: dict[str, Any] = {}
+    if privacy is not None:
+        options["trainer_class"] = PrivateTrainer
+        options["privacy"] = PrivacyArguments(**privacy, noise_seed=one.seed)
     spec = Training(
         **settings,
         seed=one.seed,
         learning_rate=RATES[settings["optimizer"]],
         batch=BATCH,
         order="random",
-        repetitions=INSERTED,
-        per_repetition=4,
+        evaluate="end" if privacy else "epoch",
     )
-    options: dict[str, Any] = {}
-    if privacy is not None:
-        options["trainer_class"] = PrivateTrainer
-        options["privacy"] = PrivacyArguments(**privacy, noise_seed=one.seed)
-    trained = train(spec, **options)
-    fmt = trained.canaries[0].format
-    found = extract_secrets(
-        trained.model,
-        trained.tokenizer,
-        fmt,
-        count=SEARCHED,
-        max_forwards=20_000,
-        canaries=trained.canaries,
-    )
-    often = {one.secret for one in trained.canaries.inserted if one.repetitions == max(INSERTED)}
+    trained = train(spec, canaries(one.seed), **options)
     trainer: Any = trained.trainer
     return {
         "epsilon": math.inf if privacy is None else trainer.epsilon,
-        "delta": None if privacy is None else trainer.delta,
         "noise": None if privacy is None else trainer.noise_multiplier,
-        # Of all rows of a canary together; where it is a guarantee at all, since this takes long.
-        "together": (
-            group_epsilon(trainer.spent, trainer.delta, max(INSERTED))
-            if privacy is not None and trainer.epsilon <= STRONG
-            else math.inf
-        ),
         "steps": trainer.state.global_step,
-        "test_loss": trained.test_loss,
-        "exposure": {str(times): trained.exposure(times) for times in INSERTED},
-        "extracted": len(often & {item.secret for item in found}),
-        "of": len(often),
+        # After each epoch, or at the end.
+        "test_loss": [losses["test_loss"] for _, losses in trained.losses],
+        "exposure": [
+            {str(n): mean_bits(group) for n, group in entry.exposures.by_repetitions().items()}
+            for entry in trained.callback.history[-len(trained.losses) :]
+        ],
     }
+
+
+Plain = dict[tuple[str, str, int], Record]  # those without either, by model, optimizer and seed
+
+
+def _key(record: Record) -> tuple[str, str, int]:
+    settings = record.run.settings
+    return settings["model"], settings["optimizer"], record.run.seed
+
+
+def _loss(record: Record) -> float:
+    return float(record.result["test_loss"][-1])
+
+
+def _bits(record: Record, times: int, epoch: int = -1) -> float:
+    return float(record.result["exposure"][epoch][str(times)])
+
+
+def _as_good(record: Record, plain: Record) -> int:
+    """The epoch of a training without either after which its held-out loss was the nearest."""
+    losses = plain.result["test_loss"]
+    return min(range(len(losses)), key=lambda epoch: abs(losses[epoch] - _loss(record)))
+
+
+def _left(group: list[Record], plain: Plain, times: int) -> Mean | None:
+    """The part of what is memorized without either that is left; None if that is not above chance.
+
+    Of the mean exposure above chance, which is 1.44 bits.
+    """
+    pairs = [(record, plain[_key(record)]) for record in group if _key(record) in plain]
+    if not pairs or not Mean.of(_bits(other, times) for _, other in pairs).low > CHANCE:
+        return None
+    return Mean.of(
+        (_bits(record, times) - CHANCE) / (_bits(other, times) - CHANCE) for record, other in pairs
+    )
 
 
 def conclude(records: list[Record]) -> Conclusion:
-    """The paper's table, and what strong and weak noise do."""
+    """The paper's table, and what clipping, noise and less training do to a secret."""
+    plain = {_key(record): record for record in records if record.run.settings["privacy"] is None}
     groups = by_name(records)
     rows = []
-    for group in groups.values():
-        results = [record.result for record in group]
-        privacy = group[0].run.settings["privacy"]
-        optimizer = _NAMES[group[0].run.settings["optimizer"]]
-        noise = "–" if privacy is None else f"{results[0]['noise']:.3g}"
-        label = "no clipping, no noise" if privacy is None else _epsilon(results[0]["epsilon"])
+    for name, group in groups.items():
+        settings, result = group[0].run.settings, group[0].result
+        private = settings["privacy"] is not None
+        pairs = [(one, plain[_key(one)]) for one in group if _key(one) in plain and private]
         rows.append(
             (
-                optimizer,
-                label,
-                noise,
-                _loss(group),
-                *(_exposure(group, times).show() for times in INSERTED),
-                f"{sum(result['extracted'] for result in results)} of "
-                f"{sum(result['of'] for result in results)}",
-            )
-        )
-    often = max(INSERTED)
-    plain = {
-        (record.run.settings["optimizer"], record.run.seed): record
-        for record in records
-        if record.run.settings["privacy"] is None
-    }
-    noised = [group for group in groups.values() if group[0].run.settings["privacy"]]
-    claims = []
-    strong = [group for group in noised if float(group[0].result["epsilon"]) <= STRONG]
-    if strong:
-        claims.append(
-            Claim(
-                "DP-SGD with a strong guarantee brings canaries to chance.",
-                every(_at_chance(group, plain) for group in strong),
-                f"canaries in {often} rows have {_excess(plain.values())} bits more than the "
-                "control group without DP, "
-                + ", ".join(
-                    f"{_excess(group)} with epsilon {_epsilon(group[0].result['epsilon'])} "
-                    f"({_epsilon(group[0].result['together'])} for the {often} rows together)"
-                    for group in strong
+                _where(group),
+                LEVELS[_level(name)][0],
+                _epsilon(max(float(record.result["epsilon"]) for record in group)),
+                f"{result['noise']:.2g}" if private else "–",
+                Mean.of(map(_loss, group)).show(2),
+                *(Mean.of(_bits(one, times) for one in group).show() for times in INSERTED),
+                *(
+                    Mean.of(_bits(o, times, _as_good(one, o)) for one, o in pairs).show()
+                    if pairs
+                    else "–"
+                    for times in INSERTED
                 ),
             )
         )
-    weak = [group for group in noised if group[0].run.settings["privacy"].get("noise_multiplier")]
-    if weak:
-        least = min(float(group[0].result["epsilon"]) for group in weak)
-        claims.append(
-            Claim(
-                "Noise far too small for any guarantee still nearly removes memorization.",
-                every(_nearly_removed(group, plain) for group in weak),
-                f"with epsilon from {_epsilon(least)} on, {_shares(weak, plain)}",
-            )
-        )
-    clipped = [
-        group for group in noised if group[0].run.settings["privacy"].get("noise_multiplier") == 0
-    ]
-    if clipped:
-        claims.append(
-            Claim(
-                "(ours) Clipping alone, without any noise, does the same.",
-                every(_nearly_removed(group, plain) for group in clipped),
-                _shares(clipped, plain),
-            )
-        )
+    claims = []
+    for text, wanted in (
+        ("DP-SGD with a guarantee (ε of 8 or less) brings {} to chance", _is_strong),
+        ("Noise far too small for any guarantee still nearly removes {}", _is_weak),
+        ("(ours) Clipping alone, without any noise, nearly removes {}", _is(CLIPPING)),
+        ("(ours) That noise alone, with hardly any clipping, nearly removes {}", _is(NOISE)),
+    ):
+        chosen = {name: group for name, group in groups.items() if wanted(name)}
+        claims += [_claim(text, chosen, plain, times) for times in INSERTED if chosen]
     columns = (
-        "optimizer",
+        "model, optimizer",
+        "with",
         "ε of one row",
         "noise multiplier",
         "loss on held-out text",
-        "exposure, never inserted",
-        *(f"inserted {times} times" for times in INSERTED[1:]),
-        f"extracted, inserted {often} times",
+        *(f"exposure, in {times} row{'s' * (times > 1)}" for times in INSERTED),
+        *(f"with neither at that loss, {times}" for times in INSERTED),
     )
     caption = (
-        f"All with batches of {BATCH} (of that size on average with DP) and about "
-        f"{records[0].result['steps']} steps; extracted is what a search for the {SEARCHED} "
-        "likeliest strings brings out:"
+        f"Mean exposure in bits (chance is {CHANCE:.2f}). All trainings take the same number of "
+        "steps; the last columns are of the training with neither, after the epoch when its loss "
+        "was nearest to this one's: what is the same there is due to training less:"
     )
     return Conclusion(tuple(claims), (Table(columns, tuple(rows), caption),))
 
 
-Plain = dict[tuple[str, int], Record]  # those without DP, by optimizer and seed
-
-
-def _more(record: Record) -> float:
-    """Exposure of those inserted most often above that of the control group, in bits."""
-    exposure = record.result["exposure"]
-    return float(exposure[str(max(INSERTED))] - exposure["0"])
-
-
-def _excess(records: Iterable[Record]) -> Mean:
-    return Mean.of(map(_more, records))
-
-
-def _share(group: list[Record], plain: Plain) -> Mean:
-    """What is left of the excess without DP, with the same optimizer and the same seed."""
-    return Mean.of(
-        _more(record)
-        / (_more(plain[record.run.settings["optimizer"], record.run.seed]) or math.nan)
-        for record in group
+def _claim(text: str, groups: dict[str, list[Record]], plain: Plain, times: int) -> Claim:
+    found, verdicts = [], []
+    for group in groups.values():
+        left = _left(group, plain, times)
+        if left is not None and len(group) > 1:
+            verdicts.append(left.below(NEARLY))
+            found.append(f"{_where(group)}, ε = {_epsilon(group[0].result['epsilon'])}: ")
+            found[-1] += left.show(2)
+    secret = f"a secret in {times} row{'s' * (times > 1)}"
+    return Claim(
+        text.format(secret) + ".",
+        every(verdicts) if verdicts else None,
+        f"of the exposure above chance there is left (nearly removed: less than {NEARLY:g}) "
+        + "; ".join(found)
+        if found
+        else "too few trainings, or nothing is memorized without it",
     )
 
 
-def _leaks(group: list[Record], plain: Plain) -> bool:
-    """Whether the same trainings without DP memorize at all; else there is nothing to remove."""
-    return bool(
-        _excess(plain[record.run.settings["optimizer"], record.run.seed] for record in group).above(
-            0
-        )
-    )
+def _level(name: str) -> str:
+    return name.split("-", 2)[2]
 
 
-def _at_chance(group: list[Record], plain: Plain) -> bool | None:
-    """No excess that could be told, and none that is far from 0."""
-    if _excess(group).low > 0:
-        return False
-    return True if _leaks(group, plain) and _share(group, plain).high < NEARLY else None
+def _is(level: str) -> Any:
+    return lambda name: _level(name) == level
 
 
-def _nearly_removed(group: list[Record], plain: Plain) -> bool | None:
-    """Little of the excess is left, and nothing comes out."""
-    if not _leaks(group, plain):
-        return None
-    out = sum(record.result["extracted"] for record in group)
-    return every([_share(group, plain).below(NEARLY), out == 0])
+def _is_strong(name: str) -> bool:
+    return _level(name).startswith("epsilon")
 
 
-def _shares(groups: list[list[Record]], plain: Plain) -> str:
-    """Each group's share and extractions, in words."""
-    parts = []
-    for group in groups:
-        settings = group[0].run.settings
-        parts.append(
-            f"{_NAMES[settings['optimizer']]} with noise "
-            f"{settings['privacy']['noise_multiplier']:g}: {_share(group, plain).show(2)} of the "
-            f"exposure without DP is left (nearly removed: less than {NEARLY:g}), "
-            f"{sum(record.result['extracted'] for record in group)} of "
-            f"{sum(record.result['of'] for record in group)} come out"
-        )
-    return "; ".join(parts)
+def _is_weak(name: str) -> bool:
+    return _level(name) in (BOTH, "least")
+
+
+def _where(group: list[Record]) -> str:
+    settings = group[0].run.settings
+    return f"{_NAMES[settings['model']]}, {_NAMES[settings['optimizer']]}"
 
 
 def _epsilon(value: Any) -> str:
@@ -260,59 +244,45 @@ def _epsilon(value: Any) -> str:
     return f"{math.ceil(100 * number) / 100:.2f}" if number < 1000 else f"{number:.1e}"
 
 
-def _loss(group: list[Record]) -> str:
-    return mean(group, "test_loss").show(2)
-
-
-def _exposure(group: list[Record], times: int) -> Mean:
-    return mean(group, "exposure", str(times))
-
-
 def draw(records: list[Record], figure: Figure) -> None:
-    """Loss and exposure of every training."""
-    ax = quiet_axes(
-        figure.add_subplot(),
-        "loss on held-out text (nats per character)",
-        f"exposure of canaries inserted {max(INSERTED)} times (bits)",
-    )
-    colours = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39")
-    groups = by_name(records)
-    for place, group in enumerate(groups.values()):
-        privacy = group[0].run.settings["privacy"]
-        optimizer = _NAMES[group[0].run.settings["optimizer"]]
-        label = "no DP" if privacy is None else f"ε = {_epsilon(group[0].result['epsilon'])}"
-        colour = "#c46200" if privacy is None else colours[place % len(colours)]
-        mark = "o" if optimizer == "AdamW" else "s"
-        ax.plot(
-            [record.result["test_loss"] for record in group],
-            [record.result["exposure"][str(max(INSERTED))] for record in group],
-            mark,
-            color=colour,
-            markersize=6,
-            label=f"{optimizer}, {label}",
+    """Loss and exposure of every training, and the way there without clipping and noise."""
+    colours = group_colours(INSERTED)
+    marks = {NONE: "o", CLIPPING: "s", NOISE: "v", BOTH: "^"}
+    pairs = sorted({_key(record)[:2] for record in records})
+    for place, pair in enumerate(pairs):
+        ax = quiet_axes(
+            figure.add_subplot(1, len(pairs), place + 1), "held-out loss", "exposure (bits)"
         )
-    ax.axhline(CHANCE, color=MUTED, linewidth=0.8, linestyle=":")
-    ax.annotate(
-        "chance",
-        (0.01, CHANCE),
-        xycoords=("axes fraction", "data"),
-        color=INK,
-        va="bottom",
-        fontsize=8,
-    )
-    ax.legend(frameon=False, fontsize=8)
+        ax.set_title(", ".join(_NAMES[one] for one in pair), fontsize=9, color=INK)
+        for record in records:
+            if _key(record)[:2] != pair:
+                continue
+            level = _level(record.name)
+            for times in INSERTED:
+                colour = colours[times]
+                if level == NONE:
+                    curve = [_bits(record, times, e) for e in range(len(record.result["exposure"]))]
+                    ax.plot(record.result["test_loss"], curve, color=colour, linewidth=0.6)
+                mark = marks.get(level, "d")
+                ax.plot(_loss(record), _bits(record, times), mark, color=colour, markersize=4)
+        ax.axhline(CHANCE, color=MUTED, linewidth=0.8, linestyle=":")
 
 
 EXPERIMENT = Experiment(
     name="private",
     title="DP-SGD",
     about=(
-        "A small Llama is trained under DP-SGD with from much noise to none, and without DP. The "
-        "unit of privacy is a row of the training set; a canary stands in several rows."
+        "Small character-level models are trained with clipping, with noise, with both and with "
+        "neither. The unit of privacy is a row of the training set; secrets stand in 1, 4 and 16 "
+        "rows. A clipping norm of 0.1 binds for nearly every row, one of 10 hardly ever; noise "
+        "alone is as much as that of clipping with a noise multiplier of 0.1. In the figure, "
+        "green to violet are 1, 4 and 16 rows; lines are trainings with neither, epoch by epoch; "
+        "squares clip only, triangles down have noise only, triangles up both, diamonds other "
+        "amounts."
     ),
     runs=runs,
     run=run,
     conclude=conclude,
     draw=draw,
-    size=(8.0, 4.6),
+    size=(11.0, 4.0),
 )

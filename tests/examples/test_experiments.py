@@ -223,25 +223,27 @@ def test_what_is_lost_of_a_rise_cannot_be_told_without_a_rise() -> None:
     assert verdict((8.0, 4.0, 3.0, 2.0, 2.0)) is None  # falls where they are seen, and after
 
 
-def _private(epsilon: float, bits: list[float], optimizer: str = "adamw_torch") -> list[Record]:
-    """What three seeds of a training gave; infinite epsilon: without DP."""
-    privacy = None if math.isinf(epsilon) else {"target_epsilon": epsilon}
-    if epsilon > 1e6 and privacy:
-        privacy = {"noise_multiplier": 0.003}
-    settings = {"optimizer": optimizer, "privacy": privacy}
+def _private(level: str, bits: list[float], optimizer: str = "rmsprop") -> list[Record]:
+    """What three seeds of a training gave, with exposures of secrets in 16 rows."""
+    from paper.private import LEVELS
+
+    privacy = LEVELS[level][1]
+    settings = {"model": "llama", "optimizer": optimizer, "privacy": privacy}
+    epsilon = {"epsilon-8": 8.0, "both": 1e4}.get(level, math.inf)
+    # Without DP the loss falls from 4 to 2, while exposure rises.
+    losses = [2.0] if privacy else [4.0, 3.0, 2.0]
     return [
         Record(
-            Run(f"{optimizer}-{epsilon}", seed, settings),
+            Run(f"llama-{optimizer}-{level}", seed, settings),
             {
                 "epsilon": epsilon,
-                "together": 20 * epsilon,
-                "delta": 1e-4,
-                "noise": 1.0,
+                "noise": None if privacy is None else 1.0,
                 "steps": 400,
-                "test_loss": 2.0,
-                "extracted": 0,
-                "of": 4,
-                "exposure": {"0": 1.4, "4": 1.4 + one / 4, "16": 1.4 + one},
+                "test_loss": losses,
+                "exposure": [
+                    {"0": 1.4, "1": 1.4, "4": 1.4, "16": 1.44 + one * (place + 1) / len(losses)}
+                    for place in range(len(losses))
+                ],
             },
             1.0,
         )
@@ -253,7 +255,7 @@ def _private(epsilon: float, bits: list[float], optimizer: str = "adamw_torch") 
     ("strong", "weak", "verdicts"),
     [
         ([0.1, -0.2, 0.2], [2.0, 2.5, 1.8], (True, True)),
-        ([2.0, 2.4, 2.2], [20.0, 21.0, 19.0], (False, False)),
+        ([20.0, 24.0, 22.0], [20.0, 21.0, 19.0], (False, False)),
         ([9.0, -8.0, 1.0], [12.0, 1.0, 6.0], (None, None)),
     ],
 )
@@ -262,20 +264,25 @@ def test_what_dp_does_is_judged_by_the_same_training_without_it(
 ) -> None:
     from paper import private
 
-    plain = _private(math.inf, [26.0, 27.0, 28.0])
+    plain = _private("none", [26.0, 27.0, 28.0])
     # Another optimizer memorizes less; it is no measure for this one.
-    other = _private(math.inf, [3.0, 2.0, 4.0], "sgd")
-    records = [*_private(1.0, strong), *_private(1e7, weak), *plain, *other]
+    other = _private("none", [3.0, 2.0, 4.0], "sgd")
+    records = [*_private("epsilon-8", strong), *_private("both", weak), *plain, *other]
     found = private.conclude(records).claims
-    assert tuple(claim.held for claim in found) == verdicts
+    assert tuple(claim.held for claim in found if "16 rows" in claim.text) == verdicts
+    # Nothing is memorized of a secret in one row, so nothing can be removed.
+    assert {claim.held for claim in found if "1 row " in claim.text} == {None}
 
 
-def test_dp_is_said_to_remove_nothing_where_there_is_nothing() -> None:
+def test_dp_is_compared_with_the_training_without_it_at_the_same_loss() -> None:
     from paper import private
 
-    plain = _private(math.inf, [-2.0, 2.5, -3.0])  # at chance without DP
-    records = [*_private(1.0, [0.1, -0.2, 0.2]), *_private(1e7, [0.1, 0.0, -0.1]), *plain]
-    assert [claim.held for claim in private.conclude(records).claims] == [None, None]
+    plain = _private("none", [27.0, 27.0, 27.0])
+    weak = _private("both", [20.0, 20.0, 20.0])
+    for record in weak:
+        record.result["test_loss"] = [2.9]
+    row = next(row for row in private.conclude([*plain, *weak]).tables[0].rows if row[3] != "–")
+    assert row[-1].startswith("19.4")  # 1.44 and two thirds of 27, when the loss was 3
 
 
 @pytest.mark.parametrize(
