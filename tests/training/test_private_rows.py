@@ -213,7 +213,8 @@ def test_a_row_moves_a_step_by_at_most_the_norm(
         assert str(error).startswith("PrivateTrainer: ")
         # Opacus' gradients of Mamba are not always near enough to a loop's.
         near = name == "mamba" and setup["per_sample"] != "loop"
-        tied = setup["per_sample"] == "ghost" and "Parameter tying" in str(error)
+        # Ghost clipping is not for tied embeddings, among others.
+        tied = setup["per_sample"] == "ghost" and "Opacus does not take" in str(error)
         assert setup["collator"] == "flat" or near or tied
         return
     assert (moved[0] - moved[1]).norm() <= NORM * (1 + 1e-4)

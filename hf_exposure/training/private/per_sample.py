@@ -398,7 +398,8 @@ def _embedding_sampler(
     """
     if layer.padding_idx is not None:
         backprops = backprops.masked_fill((activations[0] == layer.padding_idx)[..., None], 0)
-    return plain(layer, activations, backprops)
+    # The sampler of norms cannot take positions that are one row, expanded.
+    return plain(layer, [one.contiguous() for one in activations], backprops.contiguous())
 
 
 def _reversed(row: dict[str, Any]) -> dict[str, Any]:
