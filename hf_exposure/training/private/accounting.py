@@ -26,6 +26,8 @@ ORDERS: tuple[float, ...] = (
     *range(11, 65),
     *(80, 96, 128, 192, 256, 384, 512, 768, 1024),
 )
+_COARSE, _FINE = 2e-2, 1e-3  # steps of privacy losses
+_NO_GUARANTEE = 20.0  # an epsilon above it need not be told to a thousandth
 _PRV_LIMIT = 50.0  # above it the numerical accountant needs gigabytes, for no guarantee at all
 _MOST_ROWS, _MOST_STEPS = 10_000, 10**7  # of a group, within seconds
 _LEAST_NOISE, _MOST_NOISE = 1e-5, 1e5  # that are looked for to hold an epsilon
@@ -187,7 +189,8 @@ def group_epsilon(spent: Spent, delta: float, rows: int) -> float:
         rows: how many, at most 10,000.
 
     Returns:
-        Infinity where a single row spends more than 50, which is no guarantee for one.
+        Infinity where a single row spends more than 50, which is no guarantee for one. Above 20
+        it is rounded up more coarsely.
 
     Raises:
         ImportError: dp-accounting or Opacus is not installed.
@@ -204,6 +207,16 @@ def group_epsilon(spent: Spent, delta: float, rows: int) -> float:
     one = spent_epsilon(spent, delta)
     if one > _PRV_LIMIT:
         return math.inf
+    several = 0.0
+    for interval in (_COARSE, _FINE):
+        several = _group_epsilon(spent, delta, rows, interval)
+        if several > _NO_GUARANTEE:
+            break
+    return max(one, several)
+
+
+def _group_epsilon(spent: Spent, delta: float, rows: int, interval: float) -> float:
+    """The same by losses that are rounded up to multiples of `interval`."""
     distributions = _extra("dp_accounting.pld.privacy_loss_distribution")
     total = None
     for noise, rate, steps in (entry for entry in spent if entry[2] > 0):
@@ -213,10 +226,10 @@ def group_epsilon(spent: Spent, delta: float, rows: int) -> float:
             min(noise, 1e4),  # more would spend no more, and takes far longer
             [float(count) for count in range(rows + 1)],
             taken.tolist(),
-            value_discretization_interval=1e-3,
+            value_discretization_interval=interval,
         ).self_compose(steps)
         total = step if total is None else total.compose(step)
-    return 0.0 if total is None else max(one, float(total.get_epsilon_for_delta(delta)))
+    return 0.0 if total is None else float(total.get_epsilon_for_delta(delta))
 
 
 def opacus(module: str) -> Any:
