@@ -135,7 +135,8 @@ def verify_canaries(
     if column not in names:
         raise ValueError(no_column("verify_canaries", f"column={column!r}", names))
     ds = ds.select_columns([column])
-    found = ds.map_batches(_Look(canaries, column, tokenizer), batch_format="pyarrow")
+    look = _Look(canaries, column, tokenizer)
+    found = ds.map_batches(look, batch_size=_ROWS, batch_format="pyarrow")
     search = _search(canaries, tokenizer)
     search.tally = Tally.total(
         Tally.from_dict(json.loads(row["tally"])) for row in found.iter_rows()
@@ -195,9 +196,11 @@ class _Look:
         self, canaries: Canaries, column: str, tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
         self.canaries, self.column, self.tokenizer = canaries, column, tokenizer
+        self.search: Search | TextSearch | None = None  # made once where batches are read
 
     def __call__(self, table: pa.Table) -> dict[str, list[str]]:
-        search = _search(self.canaries, self.tokenizer)
+        search = self.search = self.search or _search(self.canaries, self.tokenizer)
+        search.tally = Tally()
         if isinstance(search, TextSearch):
             for value in table[self.column].to_pylist():
                 if not isinstance(value, list):
