@@ -84,25 +84,33 @@ class Automaton:
 
     def occurring(self, words: Iterable[bytes]) -> list[bytes]:
         """Those words that occur within some string, in the order of their bytes."""
-        alphabet = self.alphabet
+        # Sets of states that beginnings of words lead to, and where each byte leads from there.
+        sets = [frozenset(range(len(self.steps)))]
+        number = {sets[0]: 0, frozenset[int](): -1}
+        leads: list[dict[int, int]] = [{}]
         out: list[bytes] = []
-        # The states that each beginning of the last word leads to; the next word shares some.
-        trail: list[set[int]] = [set(range(len(self.steps)))]
-        last = b""
-        for word in sorted(word for word in words if word and alphabet.issuperset(word)):
-            while not word.startswith(last):
-                last = last[:-1]
-            del trail[len(last) + 1 :]
-            last = word
-            for byte in word[len(trail) - 1 :]:
-                here = {self.steps[state].get(byte, -1) for state in trail[-1]} - {-1}
-                if not here:
-                    last = word[: len(trail) - 1]
+        for word in words:
+            here = 0
+            for byte in word:
+                there = leads[here].get(byte)
+                if there is None:
+                    after = frozenset(
+                        step[byte]
+                        for step in map(self.steps.__getitem__, sets[here])
+                        if byte in step
+                    )
+                    if after not in number:
+                        number[after] = len(sets)
+                        sets.append(after)
+                        leads.append({})
+                    there = leads[here][byte] = number[after]
+                here = there
+                if here < 0:
                     break
-                trail.append(here)
             else:
-                out.append(word)
-        return out
+                if word:
+                    out.append(word)
+        return sorted(out)
 
     def unrank(self, index: int, state: int = 0) -> bytes:
         """The string number `index` of those from `state` on, in the order of their bytes."""

@@ -171,7 +171,7 @@ class Encoder:
                 # It stands for its own text, unless it is a token of the model as well, which
                 # comes from the text that the model reads (Gemma 3's runs of spaces, "▁▁▁").
                 data.insert(0, added[number].content.encode())
-            out[number] = tuple(dict.fromkeys(data))
+            out[number] = tuple(dict.fromkeys(data)) if len(data) > 1 else tuple(data)
         return out
 
 
@@ -244,6 +244,8 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTES = _byte_alphabet()
+# For str.translate, as quick as a vocabulary of 256,000 needs; what is no such character is lost.
+_TO_LATIN = dict.fromkeys(range(256), "\uffff") | {ord(c): chr(b) for c, b in _BYTES.items()}
 _FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -253,9 +255,10 @@ def _utf8(token: str) -> bytes:
 
 
 def _byte_level(token: str) -> list[bytes]:
-    if all(char in _BYTES for char in token):
-        return [bytes(_BYTES[char] for char in token)]
-    return []
+    try:
+        return [token.translate(_TO_LATIN).encode("latin-1")]
+    except UnicodeEncodeError:
+        return []
 
 
 def _sentencepiece(token: str) -> list[bytes]:

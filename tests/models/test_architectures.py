@@ -22,6 +22,9 @@ from transformers.modeling_outputs import CausalLMOutput, CausalLMOutputWithPast
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.measure import measure_exposure
+from hf_exposure.models.causal import CausalModel
+from hf_exposure.models.continuations import token_signals
+from hf_exposure.models.undisturbed import undisturbed
 from tests.architectures import (
     ARCHITECTURES,
     FORMAT,
@@ -147,6 +150,27 @@ def test_cached_reordered_and_joined_steps_cost_what_a_full_forward_says(
 def test_exact_ranks_are_those_of_brute_force(name: str) -> None:
     told = "" if ARCHITECTURES[name].cached else type(made(name)).__name__
     check_ranks(made(name), told=told)
+
+
+@each_architecture
+def test_a_text_has_the_figure_in_company_that_it_has_alone(name: str) -> None:
+    lengths = (
+        9,
+        5,
+        23,
+        14,
+        20,
+    )  # beyond windows, chunks and convolutions, and on either side of them
+    ids = np.random.default_rng(0).integers(3, 60, size=(len(lengths), max(lengths)))
+    rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
+    with undisturbed(made(name)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scored = dict(token_signals(CausalModel(made(name)), rows, np.full(len(rows), 2)))
+    for place, row in enumerate(rows):
+        logits = logits_of(made(name)(input_ids=torch.tensor(row[None, :-1])))[0, 1:].double()
+        bits = -torch.log_softmax(logits, -1) / math.log(2)
+        own = bits.gather(1, torch.tensor(row[2:, None]))[:, 0].numpy()
+        assert np.abs(scored[place].bits - own).max() < TOLERANCE
 
 
 @each_architecture
