@@ -361,6 +361,7 @@ def near_by_tree(tree: NearTree, text: list[int], end: int | None = None) -> boo
     return bool(tree.leaf[state])
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(texts())
 def test_the_automaton_accepts_what_is_within_the_edits(case: tuple) -> None:
@@ -368,6 +369,7 @@ def test_the_automaton_accepts_what_is_within_the_edits(case: tuple) -> None:
     assert near_by_tree(NearTree(target, edits, 5), text) == (distance(text, target) <= edits)
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(texts(), st.integers(0, 6))
 def test_the_automaton_accepts_texts_that_end_early(case: tuple, length: int) -> None:

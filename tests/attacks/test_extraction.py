@@ -414,6 +414,7 @@ def test_the_model_and_all_random_states_are_left_as_they_were() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_the_order_is_the_same_whatever_the_batch_size() -> None:
     tokenizer = TOKENIZERS["digits_in_threes"]()
     model = llama(len(tokenizer), scale=0.2)

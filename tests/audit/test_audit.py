@@ -183,6 +183,7 @@ def test_the_model_is_left_as_it_was(models: tuple[LlamaForCausalLM, LlamaForCau
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_rows_come_from_datasets_streams_lists_and_dictionaries(
     models: tuple[LlamaForCausalLM, LlamaForCausalLM],
 ) -> None:
@@ -298,6 +299,7 @@ def test_an_empty_audit_prints_and_is_written(tmp_path: Path) -> None:
 # Bad input
 
 
+@pytest.mark.slow
 def test_bad_rows_are_counted_skipped_and_said_and_the_rest_goes_on(
     models: tuple[LlamaForCausalLM, LlamaForCausalLM], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -343,6 +345,7 @@ def test_an_empty_column_gives_an_empty_result(
     assert sum(one.count for one in audit.skipped) == len(rows)
 
 
+@pytest.mark.slow
 def test_bad_finds_are_counted_skipped_and_said_and_the_rest_goes_on(
     models: tuple[LlamaForCausalLM, LlamaForCausalLM],
 ) -> None:

@@ -387,6 +387,7 @@ def test_a_rank_beyond_what_was_found_never_falls_below_it() -> None:
     assert one.rank == one.upper_bound == pytest.approx(5)
 
 
+@pytest.mark.slow
 def test_the_weighted_rank_is_unbiased_and_covers() -> None:
     """Draws of a known population, much unlike uniform, against its true ranks."""
     draw = np.random.default_rng(4)
@@ -501,6 +502,7 @@ def test_an_estimate_without_draws_that_count_does_not_claim_the_highest_exposur
     assert one.rank == pytest.approx(1 + 1e8) and one.p_value == pytest.approx(2 / n, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_p_values_of_random_strings_are_uniform_whatever_the_draws() -> None:
     """P(p <= alpha) <= alpha, for uniform draws from a space of which nothing was explored."""
     draw = np.random.default_rng(0)

@@ -194,6 +194,7 @@ def test_depth_first_finds_what_cheapest_first_finds() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_density_of_every_leaf_is_how_often_it_is_drawn() -> None:
     """g(x), which the estimate divides by, against the mean number of draws over many seeds."""
     with torch.no_grad():

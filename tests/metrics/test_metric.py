@@ -260,6 +260,7 @@ def test_a_model_is_measured_as_measure_exposure_does(
     json.dumps(result, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_the_log_perplexities_of_a_measurement_give_its_exposures_again(
     metric: Any, model: Any, tokenizer: Any
 ) -> None:
@@ -297,6 +298,7 @@ def test_a_model_by_its_folder_and_a_manifest_give_the_same(
     assert by_path["exposure"] == pytest.approx(in_memory["exposure"])
 
 
+@pytest.mark.slow
 def test_secrets_with_their_format_are_a_canary_set(
     metric: Any, model: Any, tokenizer: Any
 ) -> None:

@@ -326,6 +326,7 @@ def test_weights_of_few_bits_are_measured_with_the_cache_as_brute_force_does(
     )
 
 
+@pytest.mark.slow
 def test_lora_on_weights_of_4_bits_is_measured_as_brute_force_does(stored: Path) -> None:
     from peft import LoraConfig, get_peft_model
 

@@ -168,6 +168,7 @@ class Checker(HTMLParser):
         self.open.pop()
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_asks_for_nothing_from_outside() -> None:
     checker = Checker()
     page = everything()
@@ -185,6 +186,7 @@ def test_the_same_input_gives_the_same_bytes() -> None:
     assert again == everything()
 
 
+@pytest.mark.slow
 def test_no_secret_is_on_the_page_or_in_its_pictures_unless_asked_for() -> None:
     page = everything()
     everywhere = page + "".join(pictures(page))
@@ -486,6 +488,7 @@ def test_controls_are_called_less_exposed_by_chance_as_rarely_as_stated(secret: 
     assert alarms <= 22
 
 
+@pytest.mark.slow
 def test_the_control_group_is_called_exposed_by_chance_as_rarely_as_stated() -> None:
     draw = np.random.default_rng(0)
     controls = [canary for canary in CANARIES if not canary.inserted]

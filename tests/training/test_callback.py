@@ -674,6 +674,7 @@ def test_dropout_would_show_in_the_weights(tmp_path: Path) -> None:
     assert not torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_modes_hooks_and_settings_of_the_model_are_put_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -839,6 +840,7 @@ def test_a_history_of_other_canaries_is_kept_aside(tmp_path: Path) -> None:
     assert (tmp_path / f"{HISTORY_FILE}.old").read_text() == old
 
 
+@pytest.mark.slow
 def test_a_history_is_written_in_bytes_that_grow_with_it_and_not_with_its_square(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -901,6 +903,7 @@ def test_a_canary_longer_than_the_context_is_warned_of_once_and_the_others_measu
     assert all(math.isnan(value) for value in logged(trainer, "eval_exposure_x4").values())
 
 
+@pytest.mark.slow
 def test_canaries_that_cannot_be_scored_at_all_do_not_end_the_training(tmp_path: Path) -> None:
     callback = ExposureCallback(Canaries([Canary(LONG, "5071", 4)]))
     model = llama(len(TOKENIZER), max_position_embeddings=32)
@@ -1057,6 +1060,7 @@ def test_a_report_needs_a_measurement() -> None:
         quick().report("report.html")
 
 
+@pytest.mark.slow
 def test_the_report_is_of_the_history_and_masked(tmp_path: Path) -> None:
     callback = quick()
     make_trainer(tmp_path, callback, max_steps=2).train()
@@ -1121,6 +1125,7 @@ def test_two_processes_count_their_tokens_together_and_measure_the_same(tmp_path
     assert not (tmp_path / "history-1").exists()
 
 
+@pytest.mark.slow
 def test_rows_that_fit_memory_are_found_once_in_a_training(tmp_path: Path) -> None:
     model, refused = llama(len(TOKENIZER)), []
 

@@ -234,6 +234,7 @@ def test_a_padding_token_within_a_text_is_trained_as_pytorch_does(
     assert all(torch.allclose(trained[0], other, atol=1e-6) for other in trained[1:])
 
 
+@pytest.mark.slow
 def test_no_row_adds_more_than_the_norm_it_is_clipped_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,6 +336,7 @@ def test_parts_make_up_the_same_batches_and_a_later_start_goes_on() -> None:
     assert list(PoissonBatches(30, 0.4, 6, seed=2)) != whole
 
 
+@pytest.mark.slow
 def test_the_trainer_draws_at_the_rate_that_it_counts(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, per_device_train_batch_size=3, gradient_accumulation_steps=2)
     assert trainer.sampling_rate == 6 / 24 and trainer.expected_batch_size == 6
@@ -699,6 +701,7 @@ def test_a_row_s_loss_is_its_own_mean_whatever_else_is_in_the_batch() -> None:
         assert torch.allclose(losses[i], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_logged_loss_is_the_mean_of_the_rows(tmp_path: Path) -> None:
     model, collator = make_model(), Collator()
     trainer = make_trainer(
@@ -822,6 +825,7 @@ def test_a_buffer_that_learns_is_refused(tmp_path: Path) -> None:
         make_trainer(tmp_path, model=model).train()
 
 
+@pytest.mark.slow
 def test_a_parameter_without_a_gradient_is_refused_by_name(tmp_path: Path) -> None:
     model = make_model()
     model.model.idle = nn.Linear(2, 2)
@@ -987,6 +991,7 @@ def test_weights_are_the_same_bit_for_bit_with_and_without_the_callback(tmp_path
     assert all(math.isfinite(e.bits) for e in callback.history[-1].exposures)
 
 
+@pytest.mark.slow
 def test_an_infinite_epsilon_is_logged_and_kept_too(tmp_path: Path) -> None:
     callback = ExposureCallback(CANARIES, samples=50)
     trainer = make_trainer(
@@ -1151,6 +1156,7 @@ def test_a_checkpoint_that_does_not_tell_what_it_spent_is_refused(tmp_path: Path
 # The card
 
 
+@pytest.mark.slow
 def test_a_model_card_says_what_was_spent_beside_what_was_memorized(tmp_path: Path) -> None:
     callback = ExposureCallback(CANARIES, samples=50)
     trainer = make_trainer(

@@ -109,6 +109,7 @@ def test_a_lora_model_has_the_figures_of_the_merged_one_and_of_brute_force() -> 
     assert [e.log_perplexity for e in figures] == pytest.approx(brute_force(adapted), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_disabled_adapter_gives_the_figures_of_the_base_model_and_stays_as_it_is() -> None:
     adapted = lora()
     before = exact(adapted)

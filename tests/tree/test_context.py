@@ -60,6 +60,7 @@ def test_answers_are_the_same_in_a_context_that_all_secrets_just_fit(question: s
     assert all(answer == answers[-1] for answer in answers)
 
 
+@pytest.mark.slow
 def test_sampling_draws_from_the_secrets_that_fit() -> None:
     (tokens,) = TOKENS
     exact = QUESTIONS["exact"](model(tokens))

@@ -518,6 +518,7 @@ def test_independent_draws_come_as_often_as_their_probability_says() -> None:
     assert abs(chi2 - (len(leaves) - 1)) < 5 * math.sqrt(2 * len(leaves))
 
 
+@pytest.mark.slow
 def test_the_number_of_cheap_strings_is_estimated_without_bias() -> None:
     known, n, rounds = space(scale=0.1), 6, 60
     level = float(np.quantile(known.log_perplexities, 0.2))
