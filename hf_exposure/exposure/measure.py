@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,17 @@ from hf_exposure.exposure.ranking import by_tree
 from hf_exposure.exposure.records import Exposure
 from hf_exposure.exposure.references import by_references, tie_of
 from hf_exposure.exposure.results import BudgetError, Exposures
-from hf_exposure.models.decoder import Decoder
 from hf_exposure.models.processes import Processes, is_sharded
 from hf_exposure.models.undisturbed import undisturbed
-from hf_exposure.tree.scoring import ScoredTree, Scorer, check_context
+from hf_exposure.tree.scoring import (
+    ScoredTree,
+    Scorer,
+    Served,
+    check_context,
+    decoder_of,
+    measuring,
+)
+from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.checks import check_choice, check_tokenizer
 from hf_exposure.utils.progress import progress_bar
 from hf_exposure.utils.typed import typed
@@ -41,6 +49,8 @@ from hf_exposure.utils.warn import warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_TEXTS = 256  # that a scorer is given at once, so that progress shows
 
 
 @typed
@@ -67,8 +77,10 @@ def measure_exposure(
     Args:
         model: a causal language model of transformers. Its mode and all random states are left as
             they were. Where it is spread over processes (FSDP, ZeRO-3), all of them have to call
-            this. Or a `Scorer`, such as a model behind an endpoint.
-        tokenizer: the one that it was trained with; a `Scorer` needs none, but for conversations.
+            this. Or a `Scorer`, such as a `CompletionsScorer` for a model behind an endpoint.
+        tokenizer: the one that it was trained with. A `Scorer` needs none for "sampling" and
+            "skewnorm", but for conversations; where the tree is walked at an endpoint, None looks
+            for the one that the server names.
         canaries: the canaries, inserted ones and controls.
         method: "auto" explores the most likely secrets and samples the rest; "exact" explores
             until every rank is certain; "sampling" and "skewnorm" are the paper's two estimators
@@ -113,8 +125,12 @@ def measure_exposure(
         method, samples, max_forwards, confidence, seed, batch_size, bos, score=score
     )
     _check_base(settings, base)
-    if isinstance(model, Scorer):
-        return measure_scorer(model, tokenizer, canaries, settings)
+    needed = settings.method in ("auto", "exact")
+    walked = isinstance(model, Served) and score == "log_perplexity" and model.walks(needed)
+    if isinstance(model, Scorer) and not walked:
+        return measure_scorer(model, tokenizer, canaries, settings, progress=progress)
+    if isinstance(model, Served) and tokenizer is None:
+        tokenizer = model.find_tokenizer()
     check_tokenizer("measure_exposure: tokenizer", tokenizer)
     assert tokenizer is not None
     check_choice("measure_exposure: unscorable", unscorable, ("raise", "warn"))
@@ -182,8 +198,8 @@ def measure_plan(
     with (
         processes.together(),
         secrets_masked(plan.canaries),
-        undisturbed(model),
-        undisturbed(model if base is None else base),
+        measuring(model),
+        measuring(model) if base is None else undisturbed(base),
         progress_bar(show) as tick,
     ):
         for number, group in enumerate(plan.groups):
@@ -206,10 +222,10 @@ def measure_plan(
                 formats[tree.format] = measured.details
                 continue
             try:
-                decoder = Decoder(
+                decoder = decoder_of(
                     model,
-                    tree.prompt,
-                    tree.token_ids,
+                    tree,
+                    bos=settings.bos,
                     batch_size=settings.batch_size,
                     turn=processes.forward_turn,
                 )
@@ -235,7 +251,8 @@ def measure_plan(
         forwards=spent,
         seconds=time.perf_counter() - start,
         settings=_describe(settings, plan.canaries)
-        | {"processes": processes.count, "peak_bytes": peak},
+        | {"processes": processes.count, "peak_bytes": peak}
+        | ({"scorer": repr(model)} if isinstance(model, Served) else {}),
         formats=formats,
         skipped=[(plan.canaries[place], why) for place, why in sorted(skipped.items())],
     )
@@ -256,6 +273,8 @@ def measure_scorer(
     tokenizer: PreTrainedTokenizerBase | None,
     canaries: Canaries,
     settings: Settings,
+    *,
+    progress: bool = False,
 ) -> Exposures:
     """Measure a model of which only log-perplexities are known; see `measure_exposure`."""
     if settings.score != "log_perplexity":
@@ -269,11 +288,13 @@ def measure_scorer(
             f"every next token, and {type(scorer).__name__} gives log-perplexities only; use "
             "method='sampling' or 'skewnorm'"
         )
-    start, before_all = time.perf_counter(), scorer.forwards
+    start, before_all, named = time.perf_counter(), scorer.forwards, repr(scorer)
     before = context_before(canaries, tokenizer)
     results: dict[int, Exposure] = {}
     formats: dict[SecretFormat, FormatDetails] = {}
-    with secrets_masked(canaries):
+    keeping = scorer.measuring() if isinstance(scorer, Served) else contextlib.nullcontext()
+    with secrets_masked(canaries), keeping, progress_bar(progress) as tick:
+        scorer = _Ticking(scorer, tick)
         for fmt in canaries.formats:
             places = [place for place, canary in enumerate(canaries) if canary.format == fmt]
             group = [canaries[place] for place in places]
@@ -297,9 +318,30 @@ def measure_scorer(
         [results[place] for place in sorted(results)],
         forwards=scorer.forwards - before_all,
         seconds=time.perf_counter() - start,
-        settings=_describe(settings, canaries) | {"scorer": repr(scorer)},
+        settings=_describe(settings, canaries) | {"scorer": named},
         formats=formats,
     )
+
+
+class _Ticking:
+    """A scorer that shows its progress, some texts at a time."""
+
+    def __init__(self, scorer: Scorer, tick: Callable[[int], None]) -> None:
+        self._scorer, self._tick, self._before = scorer, tick, scorer.forwards
+
+    @property
+    def forwards(self) -> int:
+        return self._scorer.forwards
+
+    def log_perplexities(
+        self, fmt: SecretFormat, secrets: Sequence[str], before: str = ""
+    ) -> Floats:
+        found = []
+        for begin in range(0, len(secrets), _TEXTS):
+            part = secrets[begin : begin + _TEXTS]
+            found.append(self._scorer.log_perplexities(fmt, part, before))
+            self._tick(self.forwards - self._before)
+        return np.concatenate(found) if found else np.zeros(0)
 
 
 def _measure_group(

@@ -60,11 +60,31 @@ class NextTokens(Protocol):
         forwards: token-forwards so far.
         batch_size: rows of a forward.
         joins: whether rows of branches that come from different places can be run together.
+        noise: the largest difference in bits that `probe` saw between the costs of paths.
+        cached, halved, peak_bytes: see `Decoder`.
     """
 
     forwards: int
     batch_size: int
     joins: bool
+    noise: float
+    cached: bool
+    halved: bool
+    peak_bytes: int
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens of a text, None without a limit."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows."""
+
+    def probe(self, paths: Sequence[Ints]) -> None:
+        """Compare the costs of paths with those found in another way, and set `noise`."""
+
+    def idle(self) -> None:
+        """The smallest forward there is, for a process that waits for others in step."""
 
     @property
     def room(self) -> float:

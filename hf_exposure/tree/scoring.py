@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.models.causal import ContextError
 from hf_exposure.models.decoder import Decoder
+from hf_exposure.models.next_tokens import NextTokens
 from hf_exposure.models.processes import Processes
+from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.tree.frontier import DepthFirst
 from hf_exposure.tree.sampler import Draws, Sampler
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walk import walk
 from hf_exposure.utils.arrays import Floats, Ints
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 
@@ -65,6 +71,54 @@ class Scorer(Protocol):
         """
 
 
+@runtime_checkable
+class Served(Scorer, Protocol):
+    """A scorer that may tell of next tokens as well, so that the tree is walked with it."""
+
+    def walks(self, needed: bool) -> bool:
+        """Whether the tree is to be walked with it.
+
+        Args:
+            needed: whether nothing else would do; otherwise only if it scores no texts.
+        """
+
+    def find_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that it works with, as far as it can be had from here."""
+
+    def decoder(self, tree: TokenTree, bos: bool | None, batch_size: int | None) -> NextTokens:
+        """What a walk over this tree asks, once the tokenizer of the tree was checked.
+
+        Args:
+            bos: what was said of the special tokens before the text.
+        """
+
+    def measuring(self) -> contextlib.AbstractContextManager[None]:
+        """Held during a measurement: what was answered is kept until it has ended well."""
+
+
+def decoder_of(
+    model: Any,
+    tree: TokenTree,
+    *,
+    bos: bool | None = None,
+    batch_size: int | None = None,
+    turn: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> NextTokens:
+    """What a walk over a tree asks of a model at hand or of a served one.
+
+    Raises:
+        ValueError: see `Decoder` and `CompletionsScorer`.
+    """
+    if isinstance(model, Served):
+        return model.decoder(tree, bos, batch_size)
+    return Decoder(model, tree.prompt, tree.token_ids, batch_size=batch_size, turn=turn)
+
+
+def measuring(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Held while a model is measured, which is left as it was."""
+    return model.measuring() if isinstance(model, Served) else undisturbed(model)
+
+
 @dataclass
 class ScoredTree:
     """One token tree under one model, with the forwards that it may spend. A `Scorer`.
@@ -77,7 +131,7 @@ class ScoredTree:
     """
 
     tree: TokenTree
-    decoder: Decoder
+    decoder: NextTokens
     max_forwards: float = math.inf
     progress: Callable[[], None] | None = None
     processes: Processes = field(default_factory=Processes)

@@ -74,6 +74,16 @@ class TokenTree(WalkableTree):
         self._find_cut(strings, encodings)
         self.longest, self.false_share = self._check(encodings)
 
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The special tokens that the prompt begins with."""
+        return self._encoder.lead
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the tokenizer has."""
+        return len(self._encoder.tokenizer)
+
     def path(self, secret: str) -> Ints:
         """(depth,) the canonical path of a secret.
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from urllib3.util import retry
 
 from hf_exposure import (
     Canaries,
@@ -50,7 +51,9 @@ def few_probes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     pauses: list[float] = []
-    monkeypatch.setattr(server, "time", SimpleNamespace(sleep=pauses.append, time=time.time))
+    clock = SimpleNamespace(sleep=pauses.append, time=time.time, monotonic=lambda: sum(pauses))
+    for one in (server, retry):
+        monkeypatch.setattr(one, "time", clock)
     return pauses
 
 
@@ -326,23 +329,37 @@ def test_probabilities_that_add_up_to_more_than_one_are_of_another_place() -> No
         scorer_of(endpoint).log_perplexities(FORMAT, ["281"])
 
 
-def test_what_cannot_be_checked_is_told_once_and_in_the_result() -> None:
-    canaries = Canaries.generate(FORMAT, [1], per_repetition=2)
-    with served(change=without_tops) as endpoint:
-        scorer = scorer_of(endpoint)
-        with pytest.warns(UserWarning, match="could not be checked") as told:
-            found = measure_exposure(scorer, None, canaries, method="sampling", samples=20)
-    assert len([one for one in told if "could not be checked" in str(one.message)]) == 1
-    assert "unchecked" in found.settings["scorer"]
-    assert scorer.unchecked == [FORMAT]
-
-
-def test_what_could_be_checked_is_not_told() -> None:
-    with served() as endpoint, warnings.catch_warnings():
+@pytest.mark.parametrize("template", ["the random number is {secret}.", "日 is {secret}."])
+def test_places_are_checked_by_written_tokens_where_no_likeliest_is_named(template: str) -> None:
+    fmt = SecretFormat(template, secret="[0-9]{3}")
+    with served(change=without_tops) as endpoint, warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
+        costs = scorer_of(endpoint).log_perplexities(fmt, ["281"])
+        truth = math.fsum(true_bits(endpoint, fmt.render("281"))[-4:])
+    assert costs == pytest.approx([truth], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", NO_BOS)
+@pytest.mark.parametrize("template", ["the random number is {secret}.", "日 is {secret}."])
+def test_another_place_is_refused_where_no_likeliest_is_named(name: str, template: str) -> None:
+    fmt = SecretFormat(template, secret="[0-9]{3}")
+    with served(name, "llama-cpp", change=without_tops) as endpoint:
         scorer = scorer_of(endpoint)
-        scorer.log_perplexities(FORMAT, ["281"])
-    assert not scorer.unchecked
+        said = wrong(ValueError, lambda: scorer.log_perplexities(fmt, ["281"]))
+    assert "of another place" in said or "cannot be checked" in said
+
+
+def test_what_cannot_be_checked_is_refused() -> None:
+    def silent(answer: dict[str, Any]) -> dict[str, Any]:
+        for choice in without_tops(answer)["choices"]:
+            choice["text"] = ""  # nor what it has written
+        return answer
+
+    with served(change=silent) as endpoint:
+        scorer = scorer_of(endpoint)
+        assert "cannot be checked" in wrong(
+            ValueError, lambda: scorer.log_perplexities(FORMAT, ["281"])
+        )
 
 
 # Requests
@@ -486,8 +503,9 @@ def test_passing_faults_are_tried_again_with_growing_pauses(
         plain = scorer.log_perplexities(FORMAT, ["281"])
         endpoint.faults = [Refusal(status, "busy")] * 3
         assert scorer.log_perplexities(FORMAT, ["281"]) == pytest.approx(plain)
-        assert no_pauses == [0.5, 1.0, 2.0]
-        endpoint.faults = [Refusal(status, f"busy with {SECRET}")] * 4
+        assert no_pauses == [1.0, 2.0]
+        scorer = scorer_of(endpoint, api_key=SECRET, patience=0)
+        endpoint.faults = [Refusal(status, f"busy with {SECRET}")] * 99
         said = wrong(ConnectionError, lambda: scorer.log_perplexities(FORMAT, ["281"]))
         assert str(status) in said and "4 times" in said
 
@@ -509,7 +527,7 @@ def test_the_pause_that_the_server_asks_for_is_kept(no_pauses: list[float]) -> N
         assert no_pauses == [7.0, 1.0]
         endpoint.faults = [Refusal(429, "tomorrow", {"Retry-After": "86400"})]
         said = wrong(ConnectionError, lambda: scorer.log_perplexities(FORMAT, ["281"]))
-        assert "wait for 86400 s" in said
+        assert "wait too long (86400)" in said
         assert len(no_pauses) == 2
 
 
@@ -749,8 +767,8 @@ def test_the_command_line_measures_at_an_endpoint(
         ),
         (["--endpoint", "a", "--endpoint-model", "b"], "base_url is no address"),
         (
-            ["--endpoint", "http://a/v1", "--endpoint-model", "b"],
-            "use method='sampling' or 'skewnorm'",
+            ["--endpoint", "http://127.0.0.1:9/v1", "--endpoint-model", "b"],
+            "is the server running?",
         ),
         (
             [
