@@ -21,7 +21,8 @@ from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.vocabulary import common_length
-from hf_exposure.endpoints.dialects import Dialect, dialect_of
+from hf_exposure.endpoints.answers import Dialect
+from hf_exposure.endpoints.dialects import dialect_of
 from hf_exposure.endpoints.echo import Echo, NotOfferedError, read_echo, read_prompt_logprobs
 from hf_exposure.endpoints.journal import Journal
 from hf_exposure.endpoints.server import RefusedError, Server

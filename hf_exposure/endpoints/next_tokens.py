@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hf_exposure.endpoints.dialects import Columns, Dialect
+from hf_exposure.endpoints.answers import Columns, Dialect
 from hf_exposure.endpoints.journal import Journal
 from hf_exposure.endpoints.server import Address, RefusedError
 from hf_exposure.models.next_tokens import Branches

@@ -21,7 +21,7 @@ from hf_exposure import (
     measure_exposure,
 )
 from hf_exposure.endpoints import server
-from hf_exposure.endpoints.dialects import LlamaCpp
+from hf_exposure.endpoints.llama_cpp import LlamaCpp
 from tests.cli.test_cli import succeed
 from tests.llama_server import end, llama_server, start, write_gguf
 from tests.peers import FOLDER
@@ -122,6 +122,20 @@ def test_tokens_that_the_server_leaves_out_are_asked_for_again(
     scorer = CompletionsScorer(url, "tiny", extra_body={"n_probs": 4})
     for one, other in zip(figures(model), figures(scorer), strict=True):
         assert other == pytest.approx(one, abs=1e-3)
+
+
+@pytest.mark.parametrize("secret", ["[日語☃☂]{2}", "[é日]x[☃0]"])
+def test_parts_of_characters_cost_what_they_cost_at_hand(
+    secret: str, model: LlamaForCausalLM, url: str
+) -> None:
+    # Of such a token llama.cpp tells nothing when it has written it.
+    shape = SecretFormat("Key:{secret}.", secret=secret)
+    canaries = Canaries.generate(shape, repetitions=[0, 1], per_repetition=2, seed=3)
+    here = measure_exposure(model, TOKENIZER, canaries, method="exact")
+    there = measure_exposure(CompletionsScorer(url, "tiny"), TOKENIZER, canaries, method="exact")
+    for one, other in zip(here, there, strict=True):
+        assert other.rank == one.rank
+        assert other.log_perplexity == pytest.approx(one.log_perplexity, abs=2e-3)
 
 
 def test_several_addresses_share_the_work(weights: Path, url: str) -> None:
