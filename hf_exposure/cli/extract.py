@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from hf_exposure.cli.inputs import add_to_card, check_card, check_file, format_of
+from hf_exposure.cli.inputs import (
+    add_to_card,
+    at_endpoint,
+    check_card,
+    check_file,
+    check_where,
+    format_of,
+)
 from hf_exposure.cli.options import (
+    ApiKeyEnv,
     AsJson,
     BatchSize,
     CanariesRevision,
@@ -18,8 +26,11 @@ from hf_exposure.cli.options import (
     CreatePr,
     Device,
     Dtype,
+    Endpoint,
+    EndpointModel,
+    Journal,
     MaxForwards,
-    Model,
+    MaybeModel,
     Overwrite,
     PushToCard,
     Reveal,
@@ -34,7 +45,11 @@ from hf_exposure.utils.files import write_text
 
 
 def extract(
-    model: Model,
+    model: MaybeModel = None,
+    endpoint: Endpoint = None,
+    endpoint_model: EndpointModel = None,
+    api_key_env: ApiKeyEnv = None,
+    journal: Journal = None,
     canaries: Annotated[
         str | None,
         typer.Option(
@@ -81,6 +96,7 @@ def extract(
 
     check_file(output, overwrite=overwrite)
     check_file(card, "--card", apart=[output])
+    check_where(model, endpoint, endpoint_model, api_key_env, journal)
     check_card(model, push_to_card, create_pr)
     canary_set = load_canaries(canaries, canaries_revision) if canaries is not None else None
     if canary_set is not None and template is None and secret is None:
@@ -91,11 +107,24 @@ def extract(
         formats = [format_of(template, secret, check)]
     if generate and canary_set is None:
         raise typer.BadParameter("--generate counts inserted canaries: give --canaries")
+    if generate and model is None:
+        raise typer.BadParameter("--generate needs the model at hand: give --model")
     found, written = [], None
     with quiet():
-        loaded, tok = load_model(
-            model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
-        )
+        loaded: Any
+        if model is not None:
+            loaded, tok = load_model(
+                model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
+            )
+        else:
+            loaded, tok = at_endpoint(
+                endpoint,
+                endpoint_model,
+                api_key_env,
+                tokenizer,
+                batch_size=batch_size or 16,
+                journal=journal,
+            )
         for fmt in formats:
             found.append(
                 extract_secrets(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from hf_exposure.canaries.formats import SecretFormat
     from hf_exposure.canaries.limits import Limits
+    from hf_exposure.endpoints.completions import CompletionsScorer
     from hf_exposure.exposure.results import Exposures
 
 
@@ -33,6 +35,46 @@ def format_of(template: str | None, secret: str | None, check: str | None) -> Se
     from hf_exposure.canaries.formats import SecretFormat
 
     return SecretFormat(template, secret, check)
+
+
+def check_where(
+    model: str | None,
+    endpoint: str | None,
+    endpoint_model: str | None,
+    api_key_env: str | None,
+    journal: Path | None,
+) -> None:
+    """Refuse other options than those of one model, at hand or behind an endpoint."""
+    if (model is None) == (endpoint is None):
+        raise typer.BadParameter("give either --model, or --endpoint with --endpoint-model")
+    named = {
+        "--endpoint-model": endpoint_model,
+        "--api-key-env": api_key_env,
+        "--journal": journal,
+    }
+    for option, value in named.items():
+        if value is not None and model is not None:
+            raise typer.BadParameter(f"{option} goes with --endpoint, not with --model")
+
+
+def at_endpoint(
+    address: str | None,
+    model: str | None,
+    variable: str | None,
+    tokenizer: str | None,
+    **options: Any,
+) -> tuple[CompletionsScorer, Any]:
+    """The model at an endpoint, and a tokenizer if one was named."""
+    from hf_exposure.endpoints.completions import CompletionsScorer
+    from hf_exposure.models.loading import load_tokenizer
+
+    if address is None or model is None:
+        raise typer.BadParameter("--endpoint needs the model's name there: give --endpoint-model")
+    key = None if variable is None else os.environ.get(variable, "").strip()
+    if key == "":
+        raise typer.BadParameter(f"--api-key-env: the environment has no {variable!r}, or no text")
+    scorer = CompletionsScorer(address, model, api_key=key, **options)
+    return scorer, None if tokenizer is None else load_tokenizer(tokenizer)
 
 
 def numbers(name: str, text: str, kind: Callable[[str], Number], example: str) -> list[Number]:

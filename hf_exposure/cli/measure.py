@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from hf_exposure.cli.inputs import add_to_card, check_card, check_file
+from hf_exposure.cli.inputs import add_to_card, at_endpoint, check_card, check_file, check_where
 from hf_exposure.cli.options import (
+    ApiKeyEnv,
     AsJson,
     Base,
     BatchSize,
@@ -21,6 +21,9 @@ from hf_exposure.cli.options import (
     CreatePr,
     Device,
     Dtype,
+    Endpoint,
+    EndpointModel,
+    Journal,
     MaxForwards,
     MaybeModel,
     Overwrite,
@@ -34,27 +37,14 @@ from hf_exposure.cli.terminal import out, print_json, progress, shows_progress
 from hf_exposure.models.loading import quiet
 from hf_exposure.utils.files import write_text
 
-if TYPE_CHECKING:
-    from hf_exposure.endpoints.completions import CompletionsScorer
-
 
 def measure(
     canaries: CanarySet,
     model: MaybeModel = None,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            "--endpoint",
-            help="Or the address of a completions endpoint, e.g. http://localhost:8000/v1.",
-        ),
-    ] = None,
-    endpoint_model: Annotated[
-        str | None, typer.Option("--endpoint-model", help="The model's name at the endpoint.")
-    ] = None,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option("--api-key-env", help="Environment variable with the endpoint's key."),
-    ] = None,
+    endpoint: Endpoint = None,
+    endpoint_model: EndpointModel = None,
+    api_key_env: ApiKeyEnv = None,
+    journal: Journal = None,
     whole_text: Annotated[
         bool,
         typer.Option("--whole-text", help="At an endpoint, also count the text before the secret."),
@@ -95,12 +85,7 @@ def measure(
     check_file(card, "--card", apart=[output])
     canary_set = load_canaries(canaries, canaries_revision)
     Settings(method, samples, max_forwards, confidence, seed, batch_size)  # before the model loads
-    if (model is None) == (endpoint is None):
-        raise typer.BadParameter("give either --model, or --endpoint with --endpoint-model")
-    of_endpoints = {"--endpoint-model": endpoint_model, "--api-key-env": api_key_env}
-    for option, value in of_endpoints.items():
-        if value is not None and model is not None:
-            raise typer.BadParameter(f"{option} goes with --endpoint, not with --model")
+    check_where(model, endpoint, endpoint_model, api_key_env, journal)
     if base is not None and model is None:
         raise typer.BadParameter("--base is measured beside --model: leave out --endpoint")
     if base is not None:
@@ -120,8 +105,14 @@ def measure(
                 model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
             )
         else:
-            loaded, tok = _at_endpoint(
-                endpoint, endpoint_model, api_key_env, batch_size, whole_text, tokenizer
+            loaded, tok = at_endpoint(
+                endpoint,
+                endpoint_model,
+                api_key_env,
+                tokenizer,
+                batch_size=batch_size or 16,
+                whole_text=whole_text,
+                journal=journal,
             )
         options: dict[str, Any] = {
             "method": method,
@@ -155,26 +146,3 @@ def measure(
         write_text(output, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if card is not None or push_to_card:
         add_to_card(card, model if push_to_card else None, revision, create_pr, exposures)
-
-
-def _at_endpoint(
-    address: str | None,
-    model: str | None,
-    variable: str | None,
-    batch_size: int | None,
-    whole_text: bool,
-    tokenizer: str | None,
-) -> tuple[CompletionsScorer, Any]:
-    """The model at an endpoint, and a tokenizer if one was named, for its chat template."""
-    from hf_exposure.endpoints.completions import CompletionsScorer
-    from hf_exposure.models.loading import load_tokenizer
-
-    if address is None or model is None:
-        raise typer.BadParameter("--endpoint needs the model's name there: give --endpoint-model")
-    key = None if variable is None else os.environ.get(variable, "").strip()
-    if key == "":
-        raise typer.BadParameter(f"--api-key-env: the environment has no {variable!r}, or no text")
-    scorer = CompletionsScorer(
-        address, model, api_key=key, batch_size=batch_size or 16, whole_text=whole_text
-    )
-    return scorer, None if tokenizer is None else load_tokenizer(tokenizer)

