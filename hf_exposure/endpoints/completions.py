@@ -12,7 +12,6 @@ import json
 import math
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +22,9 @@ from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.vocabulary import common_length
 from hf_exposure.endpoints.answers import Dialect
 from hf_exposure.endpoints.dialects import dialect_of
-from hf_exposure.endpoints.echo import Echo, NotOfferedError, read_echo, read_prompt_logprobs
+from hf_exposure.endpoints.echo import Echo
 from hf_exposure.endpoints.journal import Journal
+from hf_exposure.endpoints.prompts import SHIFTED, PromptTexts
 from hf_exposure.endpoints.server import RefusedError, Server
 from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.checks import check_count, check_number
@@ -42,7 +42,6 @@ _LONGEST = 86_400.0  # seconds to wait: a day
 _COMPARED = 8  # texts whose tokens are compared with the server's
 _PLAIN = "The number is "
 _WRITTEN = 16  # texts after which the server writes a token, to compare its cost
-_SHIFTED = 0.5  # bits; the noise of scoring in bfloat16 is a tenth of it
 
 
 @typed
@@ -130,12 +129,9 @@ class CompletionsScorer:
         self.retries = retries
         self.whole_text = whole_text
         self.extra_body = dict(extra_body or {})
-        self._forwards = 0
+        self._texts = PromptTexts(self._server, self._journal, batch_size, workers, self.extra_body)
+        self._stepped = 0  # tokens of prompts of walks
         self._checked = False  # whether tokens have their own log-probabilities
-        self._same = False  # whether an answer that was kept has been compared with the server's
-        self._way = ""  # "echo" or "prompt_logprobs", once it is known
-        # How many texts a request may have; None until it is known whether several are accepted.
-        self._batch = 1 if batch_size == 1 else None
         self._cores: dict[tuple[SecretFormat, str], tuple[Hashable, ...]] = {}
 
     def __repr__(self) -> str:
@@ -144,7 +140,7 @@ class CompletionsScorer:
     @property
     def forwards(self) -> int:
         """Tokens of prompts so far, by the server's own count where it gives one."""
-        return self._forwards
+        return self._texts.tokens + self._stepped
 
     @property
     def requests(self) -> int:
@@ -170,7 +166,7 @@ class CompletionsScorer:
         asked = [*probes, *secrets]
         with secrets_masked([Canary(fmt, secret) for secret in asked]):
             texts = [before + fmt.render(secret) for secret in asked]
-            echoes = self._ask(texts)
+            echoes = self._texts.ask(texts)
             if core is None:
                 core = self._core(fmt, len(before + fmt.prefix), texts, echoes)
                 self._cores[fmt, before] = core
@@ -187,7 +183,7 @@ class CompletionsScorer:
         Raises:
             ValueError: it is needed, and this server does not tell of chosen next tokens.
         """
-        if self._dialect is None and (needed or not self._way):
+        if self._dialect is None and (needed or not self._texts.way):
             try:
                 self._dialect = dialect_of(self._server, self.extra_body)
             except RefusedError as error:
@@ -254,7 +250,7 @@ class CompletionsScorer:
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
         """Keeps what was answered until the measurement has ended well."""
-        self._same = False
+        self._texts.same = False
         with self._journal.measurement():
             yield
 
@@ -283,7 +279,7 @@ class CompletionsScorer:
                 )
 
     def _count(self, tokens: int) -> None:
-        self._forwards += tokens
+        self._stepped += tokens
 
     # What is summed
 
@@ -310,7 +306,7 @@ class CompletionsScorer:
         if not self._checked and not self._refuse_shifted(echoes, last, start):
             # Whole characters tell more; how places are paired does not hang on the text.
             plain = [f"{_PLAIN}{digit}." for digit in range(10)]
-            told = self._ask(plain)
+            told = self._texts.ask(plain)
             common = common_length(echo.keys for echo in told)
             if not self._refuse_shifted(told, common, len(_PLAIN)):
                 self._compare_with_written([*plain, *texts], [*told, *echoes])
@@ -358,7 +354,7 @@ class CompletionsScorer:
         of_token = {echo.keys[place]: echo.bits[place] for echo in echoes}
         named = [bits for key, bits in of_token.items() if not _unclear(key)]
         total = float(np.sum(np.exp2(-np.array([bits for bits in named if bits >= 0]))))
-        if (tops and max(tops) - min(tops) > _SHIFTED) or total > 2**_SHIFTED:
+        if (tops and max(tops) - min(tops) > SHIFTED) or total > 2**SHIFTED:
             raise self._shifted("since they change with the token that stands there")
         return len(tops) > 1 and len(of_token) > 1
 
@@ -386,7 +382,7 @@ class CompletionsScorer:
                 if _unclear(written):
                     continue
                 # Some servers leave out the space before what they write.
-                again = self._ask([text + written, f"{text} {written}"])
+                again = self._texts.ask([text + written, f"{text} {written}"])
             except (RefusedError, ValueError, TypeError, LookupError):
                 continue
             apart = [
@@ -395,7 +391,7 @@ class CompletionsScorer:
                 if one.keys[:-1] == echo.keys and not _unclear(one.keys[-1])
             ]
             if apart:
-                agree.append(min(apart) <= _SHIFTED)
+                agree.append(min(apart) <= SHIFTED)
         # One may be split otherwise in a prompt than it was written.
         if sum(agree) < len(agree) / 2:
             raise self._shifted("since tokens that it writes cost otherwise in a prompt")
@@ -405,156 +401,6 @@ class CompletionsScorer:
                 "cannot be checked, for it tells neither the likeliest token of each place "
                 "(top_logprobs) nor what the tokens that it writes cost; use another server"
             )
-
-    # Requests
-
-    def _ask(self, texts: list[str]) -> list[Echo]:
-        """The echo of each text, in their order, from what is kept or from the server."""
-        keys = [self._journal.key(self.model, text) for text in texts]
-        found = [self._journal.get(key) for key in keys]
-        kept = [None if one is None else Echo.from_bytes(one) for one in found]
-        some = next(((n, one) for n, one in enumerate(kept) if one is not None), None)
-        if some is not None and not self._same:
-            self._same = True
-            now = self._of_server([texts[some[0]]], [b""])[0]
-            apart = np.nan_to_num(now.bits).sum() - np.nan_to_num(some[1].bits).sum()
-            if not abs(apart) <= _SHIFTED * len(now.bits):
-                raise ValueError(
-                    f"CompletionsScorer: what was kept of {self.url} are the answers of another "
-                    "model; give another file as journal, or make a new scorer"
-                )
-        missing = [place for place, one in enumerate(kept) if one is None]
-        asked = self._of_server(
-            [texts[place] for place in missing], [keys[place] for place in missing]
-        )
-        for place, echo in zip(missing, asked, strict=True):
-            kept[place] = echo
-        return [one for one in kept if one is not None]
-
-    def _of_server(self, texts: list[str], keys: list[bytes]) -> list[Echo]:
-        """The echo of each text from the server; each is kept as soon as it is there."""
-        if not texts:
-            return []
-
-        def kept(begin: int, answer: tuple[list[Echo], int]) -> list[Echo]:
-            echoes = self._take(answer)
-            self._journal.put(
-                {key: one.to_bytes() for key, one in zip(keys[begin:], echoes, strict=False) if key}
-            )
-            return echoes
-
-        done: list[Echo] = []
-        if not self._way:
-            done += kept(0, self._first(texts[0]))
-        if self._batch is None and len(done) + 1 < len(texts):
-            try:
-                batch = texts[len(done) : len(done) + self.batch_size]
-                done += kept(len(done), self._exchange(self._way, batch, patient=False))
-                self._batch = self.batch_size
-            except (RefusedError, NotOfferedError):
-                self._batch = 1
-        size = self._batch or 1
-        begins = range(len(done), len(texts), size)
-        pool = ThreadPoolExecutor(self.workers)
-        try:
-            for echoes in pool.map(
-                lambda at: kept(at, self._surely(texts[at : at + size])), begins
-            ):
-                done += echoes
-        finally:
-            pool.shutdown(cancel_futures=True)
-        return done
-
-    def _first(self, text: str) -> tuple[list[Echo], int]:
-        """Find out which of the two ways the server knows; the one with token ids comes first."""
-        refused: Exception | None = None
-        for way, patient in (
-            ("prompt_logprobs", False),
-            ("prompt_logprobs", True),
-            ("echo", False),
-            ("echo", True),
-        ):
-            # A fault may have been a passing one.
-            if patient and not (isinstance(refused, RefusedError) and refused.status == 500):
-                continue
-            try:
-                answer = self._exchange(way, [text], patient)
-            except (RefusedError, NotOfferedError) as error:
-                refused = error
-            except ConnectionError:
-                if not patient or way == "echo":
-                    raise
-            else:
-                self._way = way
-                return answer
-        raise ValueError(
-            f"CompletionsScorer: {self.url} gives no log-probabilities of its prompt: {refused}; "
-            "a server is needed that accepts echo with logprobs, or vLLM's prompt_logprobs"
-        )
-
-    def _surely(self, texts: list[str], way: str = "") -> tuple[list[Echo], int]:
-        """`_exchange`, with an error for the user if it is refused."""
-        try:
-            return self._exchange(way or self._way, texts)
-        except (RefusedError, NotOfferedError) as error:
-            raise ValueError(f"CompletionsScorer: {self.url}: {error}") from None
-
-    def _take(self, answer: tuple[list[Echo], int]) -> list[Echo]:
-        echoes, tokens = answer
-        self._count(tokens)
-        return echoes
-
-    def _exchange(self, way: str, texts: list[str], patient: bool = True) -> tuple[list[Echo], int]:
-        """One request: the texts' echoes, and how many tokens they took."""
-        body: dict[str, Any] = {
-            "model": self.model,
-            "prompt": texts if len(texts) > 1 else texts[0],
-            # Some servers refuse 0, and for llama-cpp-python it means as many as there is room for.
-            "max_tokens": 1,
-            "temperature": 0,
-        }
-        if way == "echo":
-            body |= {"echo": True, "logprobs": 1}
-        else:
-            body |= {"prompt_logprobs": 1, "return_token_ids": True}
-        answer = self._server.post("completions", body | self.extra_body, patient)
-        choices = answer.get("choices") if isinstance(answer, dict) else None
-        if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
-            raise ValueError(
-                f"CompletionsScorer: {self.url} answers without choices; is it a completions "
-                "endpoint?"
-            )
-        if len(choices) != len(texts):
-            raise NotOfferedError(f"it answers {len(texts)} prompts with {len(choices)} choices")
-        numbers = [one.get("index") for one in choices]
-        if set(numbers) == set(range(len(choices))):
-            choices = sorted(choices, key=lambda one: int(one["index"]))
-        usage = answer.get("usage")
-        usage = usage if isinstance(usage, dict) else {}
-        generated = usage.get("completion_tokens")
-        each = None
-        if isinstance(generated, int) and generated in (0, len(choices)):
-            each = generated // len(choices)
-        try:
-            if way == "echo":
-                echoes = [
-                    read_echo(one, text, each) for one, text in zip(choices, texts, strict=True)
-                ]
-            else:
-                echoes = [
-                    read_prompt_logprobs(one, text)
-                    for one, text in zip(choices, texts, strict=True)
-                ]
-        except NotOfferedError:
-            raise
-        except ValueError as error:
-            raise ValueError(
-                f"CompletionsScorer: the answer of {self.url} cannot be used: {error}"
-            ) from None
-        counted = usage.get("prompt_tokens")
-        if not isinstance(counted, int):
-            counted = sum(len(echo.keys) for echo in echoes)
-        return echoes, counted
 
 
 def _unclear(key: Hashable) -> bool:
