@@ -174,6 +174,7 @@ class CompletionsScorer:
 
     # Walks over the tree
 
+    @typed
     def walks(self, needed: bool) -> bool:
         """Whether the tree is walked with it, and not texts scored.
 
@@ -223,6 +224,7 @@ class CompletionsScorer:
             "tokenizer (on the command line --tokenizer)"
         ) from None
 
+    @typed
     def decoder(self, tree: TokenTree, bos: bool | None, batch_size: int | None) -> NextTokens:
         """What a walk over this tree asks; its tokenizer is compared with the server's first.
 
