@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -46,7 +45,9 @@ try:
     from hf_exposure.cli.small import paragraphs, small_llama, train_tokenizer
     from hf_exposure.exposure.measure import measure_plan
     from hf_exposure.exposure.planning import Settings, plan_measurement
+    from hf_exposure.exposure.records import by_repetitions, mean_bits
     from hf_exposure.models.decoder import Decoder
+    from hf_exposure.models.digest import weights_digest
     from hf_exposure.tree.explorer import Explorer
     from hf_exposure.tree.frontier import CheapestFirst, DepthFirst, Frontier
     from hf_exposure.tree.tokens import TokenTree
@@ -242,17 +243,11 @@ def demo(size: Size, device: str) -> list[Row]:
         seconds = time.perf_counter() - begun
         figures.append(np.array([one.log_perplexity for one in found]))
         row = {"device": where, "seconds": round(seconds, 2), "token-forwards": found.forwards}
-        row |= {f"x{times}": round(bits, 2) for times, bits in _means(found).items()}
+        means = {times: mean_bits(group) for times, group in by_repetitions(found).items()}
+        row |= {f"x{times}": round(bits, 2) for times, bits in means.items()}
         row["log-perplexities apart by, bits"] = float(np.abs(figures[-1] - figures[0]).max())
         rows.append(row)
     return rows
-
-
-def _means(found: Any) -> dict[int, float]:
-    groups: dict[int, list[float]] = {}
-    for one in found:
-        groups.setdefault(one.canary.repetitions, []).append(one.bits)
-    return {times: float(np.mean(bits)) for times, bits in groups.items()}
 
 
 def speed(name: str, model: Any, size: Size, device: str) -> Row:
@@ -359,7 +354,7 @@ def worker(way: str, size: Size, device: str) -> None:
     where = f"cuda:{number}" if device == "cuda" else "cpu"
     shape = list(size.models.values())[min(1, len(size.models) - 1)]
     model: Any = random_llama(shape, where, size.vocabulary)
-    alone = _digest(model)
+    alone = weights_digest(model)
     if way == "ddp":
         model = torch.nn.parallel.DistributedDataParallel(model)
     else:
@@ -379,23 +374,13 @@ def worker(way: str, size: Size, device: str) -> None:
     seconds = time.perf_counter() - begun
     row = {"way": way, "processes": count}
     row["token-forwards a second"] = round(found.forwards / seconds)
-    row["checkpoint unchanged"] = _digest(model) == alone
+    row["checkpoint unchanged"] = weights_digest(getattr(model, "module", model)) == alone
     if device == "cuda":
         row["peak GiB of a process"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     if number == 0:
         print(json.dumps(row), flush=True)
     dist.barrier()
     dist.destroy_process_group()
-
-
-def _digest(model: Any) -> str:
-    """Of the weights that a checkpoint would hold, gathered from all processes."""
-    out = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-        out.update(name.removeprefix("module.").encode())
-        out.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return out.hexdigest()
 
 
 PARTS: dict[str, Callable[[Size, str], list[Row]]] = {

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from hf_exposure.attacks.pairs import count_reasons
 from hf_exposure.attacks.samples import log2_extractable, log2_queries
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Result, Tabular
+from hf_exposure.exposure.estimators import clopper_pearson
 from hf_exposure.utils.arrays import Bools, Floats
 from hf_exposure.utils.checks import check_number, check_numbers, check_share
 from hf_exposure.utils.typed import typed
@@ -214,11 +214,9 @@ of at least 0.5; 200 token-forwards in 0.5 s
             raise ValueError("Discoverable: no example was measured")
         check_share("Discoverable: confidence", confidence)
         count, total = int(holds.sum()), len(self)
-        low, high = (
-            stats.binomtest(number, total).proportion_ci(confidence, method="exact")
-            for number in (count, count + undecided)
-        )
-        return Rate(count / total, float(low.low), float(high.high), count, total)
+        low, _ = clopper_pearson(count, total, confidence)
+        _, high = clopper_pearson(count + undecided, total, confidence)
+        return Rate(count / total, low, high, count, total)
 
     @typed
     def to_pandas(self, reveal: bool = False) -> pd.DataFrame:

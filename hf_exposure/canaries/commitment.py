@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hmac
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from hf_exposure.canaries.sets import Canaries
@@ -55,10 +54,3 @@ def manifest_commitment(canaries: Canaries) -> str:
 def same(one: str, other: str) -> bool:
     """Whether two commitments are equal, in a time that does not tell where they differ."""
     return hmac.compare_digest(one.encode(), other.encode())
-
-
-def chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """The bytes of a file, a mebibyte at a time."""
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            yield part

@@ -18,7 +18,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.places import Copies, splice
-from hf_exposure.canaries.search import Search, TextSearch
+from hf_exposure.canaries.search import Search, TextSearch, search_of
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.shards import check_same_shards, share_of, with_copies
 from hf_exposure.canaries.survival import InjectionReport
@@ -296,8 +296,7 @@ class VerifyCanaries(PipelineStep):  # type: ignore[misc]
     def _search(self) -> Search | TextSearch:
         known = self.manifest.value
         canaries = known if isinstance(known, Canaries) else Canaries.load(known)
-        tokenizer = self.tokenizer.value
-        return TextSearch(canaries) if tokenizer is None else Search(canaries, tokenizer)
+        return search_of(canaries, self.tokenizer.value)
 
     def run(
         self, data: Documents | None = None, rank: int = 0, world_size: int = 1

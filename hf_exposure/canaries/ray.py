@@ -20,7 +20,7 @@ from hf_exposure.canaries.injector import CanaryInjector, no_column
 from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.row_types import check_type_of_rows
-from hf_exposure.canaries.search import Search, TextSearch
+from hf_exposure.canaries.search import Search, TextSearch, search_of
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.shards import Share, miscounted, share_of
 from hf_exposure.canaries.survival import InjectionReport
@@ -137,7 +137,7 @@ def verify_canaries(
     ds = ds.select_columns([column])
     look = _Look(canaries, column, tokenizer)
     found = ds.map_batches(look, batch_size=_ROWS, batch_format="pyarrow")
-    search = _search(canaries, tokenizer)
+    search = search_of(canaries, tokenizer)
     search.tally = Tally.total(
         Tally.from_dict(json.loads(row["tally"])) for row in found.iter_rows()
     )
@@ -199,7 +199,7 @@ class _Look:
         self.search: Search | TextSearch | None = None  # made once where batches are read
 
     def __call__(self, table: pa.Table) -> dict[str, list[str]]:
-        search = self.search = self.search or _search(self.canaries, self.tokenizer)
+        search = self.search = self.search or search_of(self.canaries, self.tokenizer)
         search.tally = Tally()
         if isinstance(search, TextSearch):
             for value in table[self.column].to_pylist():
@@ -211,10 +211,6 @@ class _Look:
             rows = ({self.column: ids} for ids in table[self.column].to_pylist())
             search.scan(chunks(rows, self.column, "", ()))
         return {"tally": [json.dumps(search.tally.to_dict())]}
-
-
-def _search(canaries: Canaries, tokenizer: PreTrainedTokenizerBase | None) -> Search | TextSearch:
-    return TextSearch(canaries) if tokenizer is None else Search(canaries, tokenizer)
 
 
 def _each_file(paths: list[str], function: Callable[[int, str], Iterator[Any]]) -> ray.data.Dataset:

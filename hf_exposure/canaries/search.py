@@ -316,6 +316,11 @@ class TextSearch:
         return InjectionReport(tuple(survivals), self.tally.rows, 0)
 
 
+def search_of(canaries: Canaries, tokenizer: PreTrainedTokenizerBase | None) -> Search | TextSearch:
+    """A search through token ids, or through texts if there is no tokenizer."""
+    return TextSearch(canaries) if tokenizer is None else Search(canaries, tokenizer)
+
+
 def _readings(encoder: Encoder, canaries: Canaries) -> Readings:
     """The bytes of tokens, by the way of reading them that gives random secrets back."""
     secrets = [(fmt, secret) for fmt in canaries.formats for secret in fmt.sample(16, seed=1)]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from hf_exposure.cli.inputs import (
     add_to_card,
-    at_endpoint,
     check_card,
     check_file,
     check_where,
     format_of,
+    model_of,
 )
 from hf_exposure.cli.options import (
     ApiKeyEnv,
@@ -92,7 +92,6 @@ def extract(
     from hf_exposure.attacks.extraction import extract_secrets
     from hf_exposure.attacks.generation import generate_secrets
     from hf_exposure.canaries.loading import load_canaries
-    from hf_exposure.models.loading import load_model
 
     check_file(output, overwrite=overwrite)
     check_file(card, "--card", apart=[output])
@@ -111,20 +110,15 @@ def extract(
         raise typer.BadParameter("--generate needs the model at hand: give --model")
     found, written = [], None
     with quiet():
-        loaded: Any
-        if model is not None:
-            loaded, tok = load_model(
-                model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
-            )
-        else:
-            loaded, tok = at_endpoint(
-                endpoint,
-                endpoint_model,
-                api_key_env,
-                tokenizer,
-                batch_size=batch_size or 16,
-                journal=journal,
-            )
+        loaded, tok = model_of(
+            model,
+            endpoint,
+            endpoint_model,
+            api_key_env,
+            tokenizer,
+            here={"revision": revision, "device": device, "dtype": dtype},
+            there={"batch_size": batch_size or 16, "journal": journal},
+        )
         for fmt in formats:
             found.append(
                 extract_secrets(

@@ -57,14 +57,34 @@ def check_where(
             raise typer.BadParameter(f"{option} goes with --endpoint, not with --model")
 
 
-def at_endpoint(
+def model_of(
+    model: str | None,
+    endpoint: str | None,
+    endpoint_model: str | None,
+    api_key_env: str | None,
+    tokenizer: str | None,
+    here: dict[str, Any],
+    there: dict[str, Any],
+) -> tuple[Any, Any]:
+    """A model at hand or behind an endpoint, and its tokenizer, of the latter if one was named.
+
+    Args:
+        here, there: what else `load_model` and `CompletionsScorer` are given.
+    """
+    from hf_exposure.models.loading import load_model
+
+    if model is not None:
+        return load_model(model, tokenizer=tokenizer, **here)
+    return _at_endpoint(endpoint, endpoint_model, api_key_env, tokenizer, there)
+
+
+def _at_endpoint(
     address: str | None,
     model: str | None,
     variable: str | None,
     tokenizer: str | None,
-    **options: Any,
+    options: dict[str, Any],
 ) -> tuple[CompletionsScorer, Any]:
-    """The model at an endpoint, and a tokenizer if one was named."""
     from hf_exposure.endpoints.completions import CompletionsScorer
     from hf_exposure.models.loading import load_tokenizer
 

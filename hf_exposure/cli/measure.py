@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_exposure.cli.inputs import add_to_card, at_endpoint, check_card, check_file, check_where
+from hf_exposure.cli.inputs import add_to_card, check_card, check_file, check_where, model_of
 from hf_exposure.cli.options import (
     ApiKeyEnv,
     AsJson,
@@ -99,21 +99,15 @@ def measure(
         )
     beside = None
     with quiet():
-        loaded: Any
-        if model is not None:
-            loaded, tok = load_model(
-                model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
-            )
-        else:
-            loaded, tok = at_endpoint(
-                endpoint,
-                endpoint_model,
-                api_key_env,
-                tokenizer,
-                batch_size=batch_size or 16,
-                whole_text=whole_text,
-                journal=journal,
-            )
+        loaded, tok = model_of(
+            model,
+            endpoint,
+            endpoint_model,
+            api_key_env,
+            tokenizer,
+            here={"revision": revision, "device": device, "dtype": dtype},
+            there={"batch_size": batch_size or 16, "journal": journal, "whole_text": whole_text},
+        )
         options: dict[str, Any] = {
             "method": method,
             "samples": samples,

@@ -25,19 +25,35 @@ from hf_exposure.endpoints.server import Address, Server
 
 
 @dataclass
-class VLLM:
-    """vLLM: `logprob_token_ids` names the tokens."""
+class _OpenAI:
+    """What vLLM and SGLang have in common."""
 
     server: Server
     extra: Mapping[str, Any]
     model: Mapping[str, Any]
-    name = "vLLM"
-    most = 128
     prompts = True
 
     @property
     def context(self) -> int | None:
         return self.model.get("max_model_len")
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        return tokens_of(
+            self.server.post(
+                "/tokenize",
+                {"model": self.server.model, "prompt": text, "add_special_tokens": special},
+            )
+        )
+
+    def tokenizer(self) -> str | tuple[str, str] | None:
+        return self.model.get("root") or None
+
+
+class VLLM(_OpenAI):
+    """vLLM: `logprob_token_ids` names the tokens."""
+
+    name = "vLLM"
+    most = 128
 
     def columns(
         self, prompts: Sequence[Sequence[int]], ids: Sequence[int], to: Address | None = None
@@ -75,32 +91,12 @@ class VLLM:
         ]
         return Columns(np.array([values]), used_by(answer))
 
-    def tokenize(self, text: str, special: bool) -> list[int]:
-        return tokens_of(
-            self.server.post(
-                "/tokenize",
-                {"model": self.server.model, "prompt": text, "add_special_tokens": special},
-            )
-        )
 
-    def tokenizer(self) -> str | tuple[str, str] | None:
-        return self.model.get("root") or None
-
-
-@dataclass
-class SGLang:
+class SGLang(_OpenAI):
     """SGLang: its own `/generate` with `token_ids_logprob`."""
 
-    server: Server
-    extra: Mapping[str, Any]
-    model: Mapping[str, Any]
     name = "SGLang"
     most = 1024
-    prompts = True
-
-    @property
-    def context(self) -> int | None:
-        return self.model.get("max_model_len")
 
     def _ask(
         self, prompts: Sequence[Sequence[int]], to: Address | None = None, **more: Any
@@ -137,17 +133,6 @@ class SGLang:
         if [one[1] for one in given] != list(path):
             raise ValueError("its input_token_logprobs are those of other tokens")
         return Columns(np.array([[bits_of(one[0]) for one in given]]), used)
-
-    def tokenize(self, text: str, special: bool) -> list[int]:
-        return tokens_of(
-            self.server.post(
-                "/tokenize",
-                {"model": self.server.model, "prompt": text, "add_special_tokens": special},
-            )
-        )
-
-    def tokenizer(self) -> str | tuple[str, str] | None:
-        return self.model.get("root") or None
 
 
 _KINDS: dict[str, Callable[[Server, Mapping[str, Any], Mapping[str, Any]], Dialect]] = {

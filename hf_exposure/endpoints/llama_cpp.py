@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,8 @@ class LlamaCpp:
     name = "llama.cpp"
     most = 1 << 20
     prompts = False
+    _silent: set[tuple[int, ...]] = field(default_factory=set)  # ids that need a witness
+    _letters: list[int] = field(default_factory=list)  # ids of possible witnesses
 
     @property
     def context(self) -> int | None:
@@ -77,10 +79,13 @@ class LlamaCpp:
     def columns(
         self, prompts: Sequence[Sequence[int]], ids: Sequence[int], to: Address | None = None
     ) -> Columns:
-        nats = np.full((len(prompts), len(ids)), np.nan)
-        try:
-            used = self._fill(nats, prompts, np.arange(len(prompts)), list(ids), to)
-        except _WithheldError:
+        nats, used = np.full((len(prompts), len(ids)), np.nan), 0
+        if tuple(ids) not in self._silent:
+            try:
+                used = self._fill(nats, prompts, np.arange(len(prompts)), list(ids), to)
+            except _WithheldError:
+                self._silent.add(tuple(ids))
+        if tuple(ids) in self._silent:
             nats, used = self._by_witness(prompts, list(ids), to)
         return Columns(np.maximum(0.0, -nats) / math.log(2), used)
 
@@ -121,10 +126,12 @@ class LlamaCpp:
 
     def _witness(self, ids: Sequence[int]) -> int:
         """A token of whole characters that is none of these."""
-        for text in _WITNESSES:
-            found = self.tokenize(text, False)
-            if len(found) == 1 and found[0] not in ids:
-                return found[0]
+        if not self._letters:
+            found = [self.tokenize(text, False) for text in _WITNESSES]
+            self._letters = [one[0] for one in found if len(one) == 1]
+        for letter in self._letters:
+            if letter not in ids:
+                return letter
         raise _WithheldError("it tells nothing of a token that is the beginning of a character")
 
     def _fill(

@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 
+from hf_exposure.utils.files import chunks
+
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
 def weights_digest(model: Any) -> dict[str, Any]:
     """SHA-256 of a model's weights: of each file of a folder, or of a model at hand.
+
+    Where a model is spread over processes (FSDP), all of them have to call this.
 
     Raises:
         TypeError: it is something else.
@@ -35,9 +39,8 @@ def weights_digest(model: Any) -> dict[str, Any]:
 
 def _of_file(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
+    for part in chunks(path):
+        digest.update(part)
     return digest.hexdigest()
 
 
@@ -50,6 +53,7 @@ def _of_tensors(model: Any) -> str:
         if one.device.type == "meta":
             raise ValueError("weights: not all are in memory; give the folder of the model")
         digest.update(f"{name} {one.dtype} {tuple(one.shape)}\n".encode())
-        flat = one.detach().cpu().contiguous().reshape(-1)
+        whole = one.full_tensor() if hasattr(one, "full_tensor") else one  # spread by FSDP2
+        flat = whole.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes() if len(flat) else b"")
     return digest.hexdigest()

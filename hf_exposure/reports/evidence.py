@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from hf_exposure.attacks.extraction import Extractions
 from hf_exposure.attacks.generations import Generations
 from hf_exposure.canaries.commitment import (
-    chunks,
     commitment,
     keyed_digest,
     manifest_commitment,
@@ -32,6 +31,7 @@ from hf_exposure.exposure.results import Exposures
 from hf_exposure.models.digest import weights_digest
 from hf_exposure.reports.tested import what_was_tested
 from hf_exposure.utils.checks import check_path
+from hf_exposure.utils.files import chunks
 from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:

@@ -197,6 +197,13 @@ def _like(made: Path, old: os.stat_result | None, mode: int | None) -> bool:
     return True
 
 
+def chunks(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """The bytes of a file, a mebibyte at a time."""
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            yield part
+
+
 def load_json(
     path: str | os.PathLike[str], read: Callable[[Any], T], where: str, wanted: str = "another one"
 ) -> T:
