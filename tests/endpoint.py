@@ -1,7 +1,16 @@
 """A completions endpoint on this machine that serves a tiny model, in the dialects of real ones.
 
-What each dialect does was read in the sources of the servers: vLLM's `completion/serving.py` and
-llama-cpp-python's `llama.py` and `server/app.py`.
+What each dialect does was read in the sources of the servers (vLLM's `completion/serving.py`,
+llama-cpp-python's `llama.py` and `server/app.py`, SGLang's tests of `/generate`), and the form of
+vLLM's answers was copied from vLLM 0.32. In `tests/next_token_answers.py` it tells of chosen next
+tokens.
+
+- "openai": OpenAI's legacy API.
+- "vllm": `prompt_logprobs` and `echo`, chosen next tokens, and 20 log-probabilities at most.
+- "vllm-echo": `echo` alone, as of old.
+- "sglang": as "openai", and chosen next tokens.
+- "llama-cpp": llama-cpp-python.
+- "content": a list of what was written, as llama.cpp's server; nothing of the prompt.
 """
 
 from __future__ import annotations
@@ -19,9 +28,17 @@ import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from tests import next_token_answers
+
 BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
-DIALECTS = ("openai", "vllm", "vllm-prompt-logprobs", "llama-cpp")
+DIALECTS = ("openai", "vllm-echo", "vllm", "llama-cpp")
+OWNERS = {"vllm": "vllm", "sglang": "sglang"}  # what these servers say of their models
+Prompt = str | tuple[int, ...]
 Answer = tuple[int, dict[str, str], bytes]
+
+
+def as_json(answer: Any) -> Answer:
+    return 200, {"Content-Type": "application/json"}, json.dumps(answer).encode()
 
 
 class Refusal(Exception):
@@ -43,6 +60,7 @@ class Scored:
         next_value, next_rank: (n - 1,) log-probability and rank of token i + 1 in row i.
         own_value: (n,) log-probability of token i in row i, of another place than its own.
         top, top_value: (n,) the likeliest token of row i.
+        last: (V,) log-probabilities after the last token.
     """
 
     ids: list[int]
@@ -52,6 +70,7 @@ class Scored:
     own_value: list[float]
     top: list[int]
     top_value: list[float]
+    last: torch.Tensor
 
 
 class Endpoint:
@@ -77,7 +96,7 @@ class Endpoint:
         change: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         byte_offsets: bool = False,
         context: int = 128,
-        memory: dict[str, Scored] | None = None,
+        memory: dict[Prompt, Scored] | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -100,7 +119,7 @@ class Endpoint:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                models = {"object": "list", "data": [{"id": endpoint.name, "object": "model"}]}
+                models = {"object": "list", "data": [endpoint.card()]}
                 if self.path == "/v1/models":
                     self.answer(200, {}, json.dumps(models).encode())
                 else:
@@ -153,11 +172,17 @@ class Endpoint:
                 raise fault
             if self.key and headers.get("Authorization") != f"Bearer {self.key}":
                 raise Refusal(401, f"Incorrect API key provided: {headers.get('Authorization')}")
+            if path == "/tokenize" and self.dialect in OWNERS:
+                return as_json(next_token_answers.tokenized(self, body))
+            if path == "/generate" and self.dialect == "sglang":
+                with self._lock:
+                    answers = next_token_answers.generated(self, body)
+                return as_json(self.change(answers) if self.change else answers)
             if path != "/v1/completions":
                 return 404, {}, b"<html>not here</html>"
             if body["model"] != self.name:
                 raise Refusal(404, f"The model `{body['model']}` does not exist.")
-            prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+            prompts = self.prompts(body["prompt"])
             if self.dialect == "llama-cpp" and len(prompts) > 1:
                 raise Refusal(500, "")  # `assert len(body.prompt) <= 1`
             with self._lock:
@@ -170,17 +195,37 @@ class Endpoint:
                     "completion_tokens": len(choices) * min(1, body["max_tokens"]),
                 },
             }
-            answer = self.change(answer) if self.change else answer
-            return 200, {"Content-Type": "application/json"}, json.dumps(answer).encode()
+            return as_json(self.change(answer) if self.change else answer)
         except Refusal as refusal:
             return refusal.answer
 
+    def card(self) -> dict[str, Any]:
+        """What it says of its model."""
+        card: dict[str, Any] = {"id": self.name, "object": "model"}
+        if self.dialect in OWNERS:
+            card |= {"owned_by": OWNERS[self.dialect], "max_model_len": self.context}
+        return card
+
+    def prompts(self, given: Any) -> list[Prompt]:
+        """One text or several; vLLM also takes one list of token ids or several."""
+        if isinstance(given, str):
+            return [given]
+        if not isinstance(given[0], int):
+            given = [one if isinstance(one, str) else tuple(one) for one in given]
+        else:
+            given = [tuple(given)]
+        if self.dialect != "vllm" and not all(isinstance(one, str) for one in given):
+            raise Refusal(400, "token ids are not supported")
+        return list(given)
+
     # The model
 
-    def score(self, text: str, generate: bool) -> Scored:
+    def score(self, text: Prompt, generate: bool) -> Scored:
         if text not in self.memory:
-            encoded = self.tokenizer(text, return_special_tokens_mask=True)
-            ids = list(encoded["input_ids"])
+            ids, special = list(text), [0] * len(text)
+            if isinstance(text, str):
+                encoded = self.tokenizer(text, return_special_tokens_mask=True)
+                ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
             with torch.no_grad():
                 logits = self.model(input_ids=torch.tensor([ids])).logits[0]
             after = torch.log_softmax(logits.float(), -1)
@@ -188,12 +233,13 @@ class Endpoint:
             best = after.max(-1)
             self.memory[text] = Scored(
                 ids,
-                list(encoded["special_tokens_mask"]),
+                special,
                 following.tolist(),
                 ((after[:-1] > following[:, None]).sum(-1) + 1).tolist(),
                 after[range(len(ids)), ids].tolist(),
                 best.indices.tolist(),
                 best.values.tolist(),
+                after[-1].clone(),
             )
         scored = self.memory[text]
         if len(scored.ids) + generate > self.context:
@@ -213,7 +259,11 @@ class Endpoint:
             return name.replace("▁", " ").encode()
         return bytes(BYTES[char] for char in name)
 
-    def choice(self, index: int, text: str, body: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    def choice(self, index: int, text: Prompt, body: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        if self.dialect == "vllm":
+            scored = self.score(text, generate=True)
+            return next_token_answers.choice(self, index, text, scored, body), len(scored.ids)
+        assert isinstance(text, str)
         generate = body["max_tokens"] > 0
         scored = self.score(text, generate)
         ids, bos, count = scored.ids, scored.special[0], len(scored.ids)
@@ -225,25 +275,26 @@ class Endpoint:
         rows = [None, *range(len(every) - 1)]  # where the distribution of each token stands
         out: dict[str, Any] = {"index": index, "finish_reason": "length", "logprobs": None}
         out["text"] = (text if body.get("echo") else "") + "".join(map(self.decode, written))
-        if self.dialect == "vllm-prompt-logprobs":
-            if body.get("echo"):
-                raise Refusal(400, "echo is not supported")
-            if body.get("prompt_logprobs") == 1:
-                out["prompt_logprobs"] = [None, *map(self.options(scored), range(count - 1))]
-            return out, count
-        if body.get("prompt_logprobs") is not None and self.dialect != "vllm":
+        if body.get("prompt_logprobs") is not None and self.dialect != "vllm-echo":
             raise Refusal(400, "Unrecognized request argument supplied: prompt_logprobs")
         if body.get("logprobs") is None:
+            return out, count
+        if self.dialect == "content":
+            token, value = scored.top[-1], scored.top_value[-1]
+            one = {"id": token, "token": self.decode(token), "logprob": value}
+            one["bytes"] = list(self.piece(token))
+            out["text"] = self.decode(token)
+            out["logprobs"] = {"content": [{**one, "top_logprobs": [one]}]}
             return out, count
         first = 0
         if not body.get("echo"):
             first = count
             names = [self.decode(token) for token in every]
             offsets = [len(text)] * len(every)
-        elif self.dialect == "vllm":
-            names = [self.decode(token) for token in every]
+        elif self.dialect == "vllm-echo":
+            names = next_token_answers.names(self, every)
             offsets = [sum(map(len, names[:place])) for place in range(len(every))]
-        elif self.dialect == "openai":
+        elif self.dialect in ("openai", "sglang"):
             first = bos
             names, offsets = self.openai_names(text, every[bos:], len(written))
             names, offsets = [""] * bos + names, [0] * bos + offsets
@@ -276,25 +327,6 @@ class Endpoint:
             "top_logprobs": tops,
         }
         return out, count
-
-    def options(self, scored: Scored) -> Callable[[int], dict[str, Any]]:
-        """What vLLM tells of each place. The order of the two has changed: here the likeliest one
-        comes first, whatever the prompt's token is."""
-
-        def at(row: int) -> dict[str, Any]:
-            token, top = scored.ids[row + 1], scored.top[row]
-            found = {top: (scored.top_value[row], 1)}
-            found |= {token: (scored.next_value[row], scored.next_rank[row])}
-            return {
-                str(one): {
-                    "logprob": max(value, -9999.0),
-                    "rank": rank,
-                    "decoded_token": self.decode(one),
-                }
-                for one, (value, rank) in found.items()
-            }
-
-        return at
 
     def openai_names(
         self, text: str, every: list[int], written: int

@@ -29,8 +29,15 @@ _NAMES = {
 }
 
 
-def write_gguf(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path) -> Path:
-    """A Llama with a byte-level BPE tokenizer as one file."""
+def write_gguf(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path, split: str = "qwen2"
+) -> Path:
+    """A Llama with a byte-level BPE tokenizer as one file.
+
+    Args:
+        split: how the tokenizer splits texts before it merges, in llama.cpp's words; "qwen2" takes
+            digits one by one.
+    """
     import gguf
 
     config, backend = model.config, tokenizer.backend_tokenizer
@@ -48,7 +55,7 @@ def write_gguf(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path
     special = set(tokenizer.all_special_ids)
     kind = gguf.TokenType
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")  # digits one by one
+    writer.add_tokenizer_pre(split)
     writer.add_token_list(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
     writer.add_token_types(
         [kind.CONTROL if i in special else kind.NORMAL for i in range(len(tokenizer))]

@@ -347,9 +347,8 @@ class CompletionsScorer:
         if any(len(echo.keys) <= place for echo in echoes):
             return False
         # Texts that look equal may stand for unequal tokens, but not where the text is the same.
-        same = next(
-            (n for n in range(place, 0, -1) if all(0 <= e.ends[n - 1] <= start for e in echoes)), 0
-        )
+        clear = (n for n in range(place, 0, -1) if not _unclear(echoes[0].keys[n - 1]))
+        same = next((n for n in clear if all(0 <= e.ends[n - 1] <= start for e in echoes)), 0)
         if any(_unclear(key) for key in echoes[0].keys[same:place]):
             return False
         tops = [echo.tops[place] for echo in echoes if math.isfinite(echo.tops[place])]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from hf_exposure.utils.arrays import Floats
 _LEADING = 3  # special tokens that may come before the text
 _NOTHING = -9999.0  # what servers write for a probability of 0, which JSON has no number for
 _PART = "\ufffd"
+_HIGH = re.compile(r"\\x[89a-f][0-9a-f]")  # a byte as OpenAI writes it, not of a plain letter
 
 
 class NotOfferedError(ValueError):
@@ -187,7 +189,7 @@ def _steps(text: str, at: int, token: str | None, number: int) -> set[int]:
         return set(range(at, len(text) + 1)) if number == 0 else set()
     out = set()
     if _in_parts(token):
-        parts_only = bool(token) and not token.strip(_PART)
+        parts_only = bool(token) and not _HIGH.sub("", token.removeprefix("bytes:")).strip(_PART)
         most = len(token) if _PART in token else max(1, token.count("\\x"))
         out.add(at)
         for to in range(at + 1, min(at + most, len(text)) + 1):

@@ -118,7 +118,7 @@ def test_exposures_equal_those_of_the_model_at_hand(name: str, dialect: str) -> 
     assert there.settings["scorer"].startswith("CompletionsScorer(")
 
 
-@pytest.mark.parametrize("dialect", ["openai", "vllm", "vllm-prompt-logprobs"])
+@pytest.mark.parametrize("dialect", ["openai", "vllm-echo", "vllm"])
 def test_skewnorm_equals_that_of_the_model_at_hand(dialect: str) -> None:
     canaries = Canaries.generate(FORMAT, [0, 2], 2, seed=1)
     with served("digits_in_threes", dialect) as endpoint:
@@ -141,7 +141,7 @@ def test_a_memorized_canary_has_a_certificate_that_holds() -> None:
         optimizer.step()
         optimizer.zero_grad()
     exact = measure_exposure(model.eval(), tokenizer, canaries, method="exact")
-    with Endpoint(model, tokenizer, "vllm") as endpoint:
+    with Endpoint(model, tokenizer, "vllm-echo") as endpoint:
         found, loose = (
             measure_exposure(
                 scorer_of(endpoint, whole_text=whole), None, canaries, "sampling", samples=150
@@ -176,7 +176,7 @@ def test_merges_across_the_secrets_start_move_no_cost_between_texts(
 ) -> None:
     fmt = SecretFormat(template, secret)
     secrets = list(dict.fromkeys(fmt.sample(25, seed=5)))
-    with served(name, "vllm") as endpoint:
+    with served(name, "vllm-echo") as endpoint:
         scorer = scorer_of(endpoint)
         costs = scorer.log_perplexities(fmt, secrets)
         later = scorer.log_perplexities(fmt, secrets[::-1])[::-1]
@@ -200,9 +200,7 @@ def test_what_is_left_out_does_not_depend_on_which_secrets_came_first(name: str)
     assert apart == pytest.approx(together.tolist(), abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    "dialect", rest_slow(["openai", "vllm", "vllm-prompt-logprobs", "llama-cpp"], 2)
-)
+@pytest.mark.parametrize("dialect", rest_slow(["openai", "vllm-echo", "vllm", "llama-cpp"], 2))
 @pytest.mark.parametrize(
     ("template", "secret"),
     [
@@ -250,7 +248,7 @@ def test_text_before_the_template_is_sent_and_not_counted() -> None:
     assert costs[0] == pytest.approx(math.fsum(truth[-4:]), abs=1e-4)
 
 
-@pytest.mark.parametrize("dialect", ["openai", "vllm-prompt-logprobs"])
+@pytest.mark.parametrize("dialect", ["openai", "vllm"])
 def test_a_secret_at_the_very_start_is_refused(dialect: str) -> None:
     fmt = SecretFormat("{secret} is my code.", secret="[0-9]{3}")
     with served("characters", dialect) as endpoint:
@@ -262,7 +260,7 @@ def test_a_secret_at_the_very_start_is_refused(dialect: str) -> None:
 
 def test_a_secret_behind_a_begin_of_text_token_has_all_its_cost() -> None:
     fmt = SecretFormat("{secret} is my code.", secret="[0-9]{3}")
-    with served(dialect="vllm") as endpoint:
+    with served(dialect="vllm-echo") as endpoint:
         costs = scorer_of(endpoint).log_perplexities(fmt, ["281"])
         assert costs[0] == pytest.approx(total(endpoint, "281 is my code."), abs=1e-4)
 
@@ -425,7 +423,7 @@ def test_forwards_are_counted_here_where_the_server_does_not() -> None:
     def silent(answer: dict[str, Any]) -> dict[str, Any]:
         return {"choices": answer["choices"]}
 
-    with served(dialect="vllm", change=silent) as endpoint:
+    with served(dialect="vllm-echo", change=silent) as endpoint:
         scorer = scorer_of(endpoint)
         scorer.log_perplexities(FORMAT, ["281"])
         length = len(endpoint.tokenizer("the random number is 281.")["input_ids"])

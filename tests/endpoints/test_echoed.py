@@ -35,6 +35,11 @@ def echo_of(
         ("key ü is", ["key", " ", "�", "�", " is", "s"], (3, 4, -1, 5, 8)),
         ("key ü is", ["key", " ", "bytes:\\xc3", "bytes:\\xbc", " is", "s"], (3, 4, -1, 5, 8)),
         ("key €€.", ["key", " �", "��", "�", "��", ".", "s"], (3, -1, -1, -1, 6, 7)),
+        (
+            "a:☂☂.",
+            ["a", ":", *(f"bytes:\\x{byte}" for byte in ("e2", "98", "82") * 2), ".", "s"],
+            (1, 2, -1, -1, -1, -1, -1, 4, 5),
+        ),
         # what closes the text, and then what was generated
         ("the key", ["the", " key", "</s>", "s"], (3, 7)),
         ("the key", ["the", " key", "", "s"], (3, 7)),
