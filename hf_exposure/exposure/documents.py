@@ -5,6 +5,7 @@ Secrets are masked in all that is printed or written, unless `reveal=True`.
 
 from __future__ import annotations
 
+import functools
 import html
 import importlib.metadata
 import json
@@ -269,7 +270,12 @@ def _instead(data: Any) -> str:
 
 def versions(*names: str) -> dict[str, str]:
     """The installed versions of libraries that a result rests on."""
-    return {name: importlib.metadata.version(name) for name in names}
+    return {name: _version(name) for name in names}
+
+
+@functools.cache  # reading it takes longer than a few forwards
+def _version(name: str) -> str:
+    return importlib.metadata.version(name)
 
 
 # JSON has neither infinity nor NaN: they are written as these texts. A text that reads like one, or

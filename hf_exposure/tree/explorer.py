@@ -38,10 +38,12 @@ class Explorer:
 
     def select(self, parents: Ints, nodes: Nodes) -> Nodes:
         inside = nodes.log_perplexities <= self.bound
-        kept = nodes[inside]
+        every = bool(inside.all())
+        kept = nodes if every else nodes[inside]
         self._kept += len(kept)
         if self.propose:
-            step = powers_of(nodes, inside)[inside]
+            step = powers_of(nodes, inside)
+            step = step if every else step[inside]
             kept.tags = self._log2_powers.add(self.powers(parents[kept.rows]) + step)
         return kept
 

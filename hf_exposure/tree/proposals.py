@@ -18,6 +18,8 @@ def powers_of(nodes: Nodes, inside: Bools) -> Floats:
     A child outside, or of probability 0, has none. Children are row by row.
     """
     inside = inside & np.isfinite(nodes.log_perplexities)
+    if inside.all():
+        return _shares(-nodes.log_perplexities[:, None] * POWERS, nodes.rows)
     scores = np.full((len(nodes), len(POWERS)), -np.inf)
     scores[inside] = -nodes.log_perplexities[inside, None] * POWERS
     return normalized(scores, nodes.rows, inside)
@@ -26,17 +28,24 @@ def powers_of(nodes: Nodes, inside: Bools) -> Floats:
 def normalized(scores: Floats, rows: Ints, inside: Bools) -> Floats:
     """(n, k) log2 of probabilities in proportion to 2^score among the children of each row; none
     for a child outside. Scores inside are finite."""
+    if inside.all():
+        return _shares(scores.copy(), rows)
     out = np.full(scores.shape, -np.inf)
-    if not inside.any():
-        return out
-    row = rows[inside]
-    begin = np.flatnonzero(np.diff(row, prepend=-1))
-    sizes = np.diff(begin, append=len(row))
-    scaled = scores[inside]
-    scaled = scaled - np.repeat(np.maximum.reduceat(scaled, begin, axis=0), sizes, axis=0)
-    total = np.add.reduceat(np.exp2(scaled), begin, axis=0)
-    out[inside] = scaled - np.repeat(np.log2(total), sizes, axis=0)
+    if inside.any():
+        out[inside] = _shares(scores[inside], rows[inside])
     return out
+
+
+def _shares(scores: Floats, rows: Ints) -> Floats:
+    """The same for children that are all inside. The scores are written over."""
+    if not len(rows):
+        return scores
+    begin = np.flatnonzero(np.diff(rows, prepend=-1))
+    sizes = np.diff(begin, append=len(rows))
+    scores -= np.repeat(np.maximum.reduceat(scores, begin, axis=0), sizes, axis=0)
+    total = np.add.reduceat(np.exp2(scores), begin, axis=0)
+    scores -= np.repeat(np.log2(total), sizes, axis=0)
+    return scores
 
 
 class Rows:

@@ -168,7 +168,8 @@ def _visit(
     following = np.concatenate([children[place][1] for place in kind])
     # What does not fit the context is no canonical path, for those were found to fit.
     fits = tree.ends_within(following, decoder.room - depth - 1)
-    row, token, following = row[fits], token[fits], following[fits]
+    if not fits.all():
+        row, token, following = row[fits], token[fits], following[fits]
     total = log_perplexities[row] + decoder.next_bits(branches, row, token)
     nodes = visitor.select(tags, Nodes(branches, row, token, following, total, np.zeros_like(row)))
     frontier.push(nodes.sorted())
