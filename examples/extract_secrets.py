@@ -78,7 +78,8 @@ def train(rows: list[str], canaries: Canaries, args: Arguments) -> tuple[object,
     tokenizer = train_tokenizer(inserted["text"])
     data = tokenize(inserted, tokenizer)
     verify_injection(data, tokenizer, canaries).raise_if_lost()
-    model = small_llama(len(tokenizer), args.seed)
+    small = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3}
+    model = small_llama(len(tokenizer), args.seed, **(small if args.smoke else {}))
     trainer = Trainer(
         model,
         TrainingArguments(
@@ -96,7 +97,7 @@ def train(rows: list[str], canaries: Canaries, args: Arguments) -> tuple[object,
         train_dataset=data,
         processing_class=tokenizer,
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
-        callbacks=[ExposureCallback(canaries, every_n_steps=max(1, len(data) // 16))],
+        callbacks=[ExposureCallback(canaries, every_n_steps=max(1, len(data) // 8))],
     )
     trainer.train()
     return model, tokenizer
@@ -167,8 +168,8 @@ def main() -> None:
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     say = Console().print
     if args.smoke:
-        args.max_rows, args.num_train_epochs, args.repetitions = 400, 6, [0, 4, 32]
-        args.per_repetition, args.max_forwards = 1, 5_000
+        args.max_rows, args.num_train_epochs, args.repetitions = 300, 6, [0, 4, 32]
+        args.per_repetition, args.max_forwards, args.learning_rate = 1, 5_000, 3e-3
     start = time.perf_counter()
     if args.dataset_name is not None:
         rows = [text for text in load_rows(args.dataset_name)[args.column] if text]

@@ -163,6 +163,7 @@ def test_the_table_has_every_public_name() -> None:
     assert set(hf_exposure.__all__) - without - made <= named
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "expression",
     [

@@ -182,6 +182,7 @@ def test_a_string_that_the_model_never_writes_does_not_come_out() -> None:
 # Budget
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["digits_one_by_one", "unigram", "sentencepiece_bpe"])
 def test_no_more_than_the_budget_is_spent(kind: str) -> None:
     tokenizer = TOKENIZERS[kind]()

@@ -82,6 +82,7 @@ def assert_rates(counts: dict[str, int], n: int, chances: dict[str, float]) -> N
 # Rates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", rest_slow(TOKENIZERS, SOME_TOKENIZERS))
 @pytest.mark.parametrize("fmt", [PAIR, UNEQUAL], ids=["digits", "unequal"])
 def test_a_constrained_sequence_is_a_secret_drawn_by_its_renormalised_probability(
@@ -112,6 +113,7 @@ def test_a_free_sequence_is_a_canary_with_the_probability_of_its_log_perplexity(
     assert_rates(came(written), 3000, chances)
 
 
+@pytest.mark.slow
 def test_a_trained_canary_is_written_freely_as_often_as_its_log_perplexity_says() -> None:
     model, tokenizer, canary = trained()
     prompt = tokenizer("The code is ")["input_ids"]

@@ -83,6 +83,7 @@ def test_a_text_holds_the_finds_of_the_table_and_no_others(row: list[str]) -> No
     assert [f"{find.kind}={find.text}" for find in finds] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [

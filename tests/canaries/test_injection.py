@@ -397,6 +397,7 @@ def fingerprint(ds: Dataset, **arguments: Any) -> str:
     return str(out._fingerprint)
 
 
+@pytest.mark.slow
 def test_different_arguments_have_different_fingerprints(tmp_path: Path) -> None:
     dataset().save_to_disk(tmp_path / "data")
     ds = load_from_disk(tmp_path / "data")

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from hf_exposure import cli
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.results import Exposures
+from tests.processes import python
 from tests.tiny import TOKENIZERS, corpus, llama
 
 TEMPLATE = ["--template", "the random number is {secret}.", "--secret", "[0-9]{4}"]
@@ -539,9 +540,8 @@ def test_a_warning_is_one_line_on_standard_error(
     code = "from hf_exposure.cli import main; main()"
     words = ["extract", "--model", str(model_folder), "--canaries", str(manifest), "--json"]
     words += ["--template", "my code is {secret}.", "--secret", "[0-9]{2}"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
-    )
+    done = python(["-c", code, *words])
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["extractions"]
     (line,) = (line for line in done.stderr.splitlines() if "none of the canaries" in line)
     assert line.startswith("Warning: extract_secrets: ")

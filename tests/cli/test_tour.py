@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 NINE = SecretFormat("the random number is {secret}.", secret="[0-9]{9}")
 REPETITIONS, EACH = [0, 1, 4, 12, 40], 3
-SEEDS = 2**16
+SEEDS = 2**14
 LIKELY = 2000  # strings that the attacker takes from the top of the list
 FEW = 5  # candidates of which an attacker simply tries all
 OURS = re.compile(
@@ -203,10 +203,14 @@ def test_nobody_finds_a_secret_in_a_tour_but_one_that_the_model_tells_anyway(
     assert mask_secrets(told[0], canaries) == told[0]
     numbers = {int(word) for word in re.findall(r"(?<![\d.])\d{1,39}(?![\d.])", everything)}
     secrets = {canary.secret for canary in canaries}
-    for seed in {*range(SEEDS), *numbers}:
+    # The first secret of a seed is the same however many are drawn.
+    again = Canaries.generate(NINE, REPETITIONS, EACH, seed=5)
+    assert [one.secret for one in Canaries.generate(NINE, [0], 1, seed=5)] == [again[0].secret]
+    for seed in range(SEEDS):
+        assert Canaries.generate(NINE, [0], 1, seed)[0].secret != canaries[0].secret, seed
+    for seed in numbers:
         again = Canaries.generate(NINE, REPETITIONS, EACH, seed)
         assert secrets.isdisjoint(one.secret for one in again), seed
-    for seed in numbers:
         assert secrets.isdisjoint(NINE.sample(len(canaries), seed)), seed
 
     # By figures: what is likely is listed, and of the rest a sample tells how many look alike.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
-import os
 import re
 import sys
 from collections import Counter
@@ -17,7 +16,7 @@ import pytest
 import hf_exposure
 from tests.hub_server import Client
 from tests.pages import blocks, commands, parse, run_page
-from tests.processes import finished
+from tests.processes import finished, python
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -119,9 +118,7 @@ def test_blocks_of_how_to_are_short_and_compile(page: Path) -> None:
 
 @pytest.mark.slow
 def test_the_figures_are_made_by_their_script(tmp_path: Path) -> None:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(DOCS / "make_figures.py"), "--smoke", "--output-dir", "figures"]
-    done = finished(command, cwd=tmp_path, env=env)
+    done = python([DOCS / "make_figures.py", "--smoke", "--output-dir", "figures"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     made = {path.name for path in (tmp_path / "figures").glob("*.png")}
     assert made and made <= {path.name for path in DOCS.glob("*.png")}

@@ -129,6 +129,7 @@ def test_skewnorm_equals_that_of_the_model_at_hand(dialect: str) -> None:
     assert [e.bits for e in there] == pytest.approx([e.bits for e in here], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_memorized_canary_has_a_certificate_that_holds() -> None:
     tokenizer = TOKENIZERS["digits_one_by_one"]()
     model = llama(len(tokenizer))

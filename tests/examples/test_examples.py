@@ -14,7 +14,6 @@ import os
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import hf_exposure
 from hf_exposure import Canaries, Exposures, History, measure_exposure
 from tests.hub_server import Hub, environment
-from tests.processes import LIMIT
+from tests.processes import finished, python
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -68,35 +67,30 @@ class Ran:
     err: str
 
 
-def run(
-    name: str, *arguments: str, folder: Path, launcher: tuple[str, ...] = (sys.executable,)
-) -> str:
+def run(name: str, *arguments: str, folder: Path, launcher: tuple[str, ...] = ()) -> str:
     """What an example prints, in a process of its own."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
+    env = {"MPLBACKEND": "Agg"}
     env["PYTHONPATH"] = os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [*launcher, str(EXAMPLES / name), *arguments],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
+    done = python([*launcher, EXAMPLES / name, *arguments], folder, env)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-def together(folder: Path, jobs: list[list[str]], env: dict[str, str]) -> list[Ran]:
-    """What scripts give that are called in one process, one after another."""
+def together(folder: Path, jobs: list[list[str]], env: dict[str, str] | None = None) -> list[Ran]:
+    """What scripts give that are called in one process, one after another.
+
+    Args:
+        folder: where they run.
+        jobs: names and arguments.
+        env: for a process that reads the Hub's variables when it loads the libraries.
+    """
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.examples.test_examples", str(folder / "jobs.json")],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", **env},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
+    command = ["-m", "tests.examples.test_examples", folder / "jobs.json"]
+    if env is None:
+        done = python(command, env={"MPLBACKEND": "Agg"})
+    else:
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", **env}
+        done = finished([sys.executable, *command], cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     return [Ran(**one) for one in json.loads((folder / "ran.json").read_text())]
 
@@ -393,7 +387,7 @@ def test_a_loop_of_its_own_logs_to_a_tracker_what_the_callback_would(
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_processes_train_one_model_and_share_its_measurement(tmp_path: Path) -> None:
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+    torchrun = ("-m", "torch.distributed.run", "--standalone")
     shown = run(
         "accelerate_no_trainer.py",
         "--smoke",
@@ -440,8 +434,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
     helps = {f"{name} --help": [name, "--help"] for name in SCRIPTS}
     wrong = {f"{name} {flags}": [name, *flags.split()] for name, flags, _ in WRONG}
     jobs = {**helps, "prepare": [PREPARE], **wrong}
-    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "home")}
-    return dict(zip(jobs, together(place, list(jobs.values()), env), strict=True))
+    return dict(zip(jobs, together(place, list(jobs.values())), strict=True))
 
 
 CLM, SFT, OWN = "run_clm_with_exposure.py", "sft_with_exposure.py", "accelerate_no_trainer.py"

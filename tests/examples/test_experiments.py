@@ -39,7 +39,7 @@ from paper.training import Training, train
 from scipy import stats
 from typer.testing import CliRunner
 
-from tests.processes import LIMIT
+from tests.processes import LIMIT, python
 
 RUN = Path(__file__).parents[2] / "examples" / "paper" / "run.py"
 PLACES = [Run(f"place-{number}", 0, {"number": number}) for number in range(4)]
@@ -485,6 +485,7 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(workers) >= 2 and not alive
     kept = {file.name: file.stat().st_mtime_ns for file in runs.glob("*.json")}
     assert 0 < len(kept) < 4
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    again = python([*command[1:-1], tmp_path, "--workers", "1"])
+    assert again.returncode == 0, again.stderr
     files = {file.name: file.stat().st_mtime_ns for file in runs.glob("*.json")}
     assert len(files) == 4 and kept.items() <= files.items()

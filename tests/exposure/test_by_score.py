@@ -77,6 +77,7 @@ def test_untrained_canaries_are_detected_at_the_stated_rate_by_every_score(
         assert number >= low or len(set(table.costs.values())) < LARGE.size / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", OTHERS)
 def test_a_small_space_is_ranked_whole_by_the_score_of_each_text(score: str) -> None:
     """The truth is from `score_texts`, given the template as context."""
@@ -104,6 +105,7 @@ def test_a_small_space_is_ranked_whole_by_the_score_of_each_text(score: str) -> 
     assert found.settings["score"] == score and f"by {score}" in found.summary()
 
 
+@pytest.mark.slow
 def test_the_ratio_is_the_difference_of_log_perplexities() -> None:
     canaries = Canaries.generate(LARGE, [0, 1], per_repetition=3)
     given = {"method": "sampling", "samples": 50}

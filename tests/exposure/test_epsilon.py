@@ -247,6 +247,7 @@ def coin_scores(
     return scores[coins], scores[~coins]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(("method", "rule"), rest_slow(CHOICES, 2))
 def test_without_a_leak_false_positives_are_as_rare_as_stated(

@@ -145,6 +145,7 @@ def alarm(check: Check) -> bool:
     return check.outcome is Outcome.FAILED
 
 
+@pytest.mark.slow
 def test_fifty_looks_at_a_null_training_seldom_raise_an_alarm() -> None:
     """400 trainings of 50 evaluations, each with ranks of its own: the most that looking can do."""
     draw = np.random.default_rng(0)

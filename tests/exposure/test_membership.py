@@ -54,6 +54,7 @@ def detections(sets: Sequence[Exposures]) -> np.ndarray:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fmt", [SMALL, LARGE])
 def test_exact_ranks_of_untrained_canaries_are_detected_at_the_stated_rate(
     fmt: SecretFormat,

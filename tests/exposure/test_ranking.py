@@ -89,6 +89,7 @@ def mean_ranks(
     return table.mean(axis=0), table.std(axis=0, ddof=1) / math.sqrt(seeds), np.mean(held, axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fmt", [FORMAT, BARE], ids=["text_after", "no_text_after"])
 @pytest.mark.parametrize("kind", rest_slow(TOKENIZERS, SOME_TOKENIZERS))
 def test_sampled_ranks_are_unbiased_under_every_tokenizer(kind: str, fmt: SecretFormat) -> None:

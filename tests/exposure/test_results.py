@@ -5,8 +5,6 @@ import io
 import json
 import math
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.records import Exposure, interval, short_label, show_rank
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.utils.tables import plain_table
+from tests.processes import python
 
 NUMBER = SecretFormat("The random number is {secret}.", secret=r"[0-9]{9}")
 NAME = SecretFormat("Call {secret} now & <then>!", secret=r"[a-z]{7}")
@@ -329,10 +328,7 @@ loaded.save(sys.argv[1], overwrite=True)
 def test_killed_while_writing_it_leaves_the_old_file_whole(tmp_path: Path, moment: str) -> None:
     path = make().save(tmp_path / "exposures.json")
     before = path.read_bytes()
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(path), moment], cwd=root, capture_output=True, text=True
-    )
+    done = python(["-c", KILLED, path, moment])
     assert done.returncode == 9, done.stderr
     assert path.read_bytes() == before
     assert Exposures.load(path).forwards == 1200

@@ -297,6 +297,7 @@ def quantized(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> An
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["single", "bfloat16"])
 @pytest.mark.parametrize("kind", rest_slow(QUANTIZED, 1))
 def test_weights_of_few_bits_are_measured_with_the_cache_as_brute_force_does(

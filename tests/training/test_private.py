@@ -515,6 +515,7 @@ def test_epochs_and_steps_are_those_of_a_plain_trainer(tmp_path: Path) -> None:
 # What is spent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("noise", "rate", "steps", "delta"),
     [
@@ -554,6 +555,7 @@ def test_epsilon_is_that_of_dp_accounting(
     assert spent_epsilon([(noise, rate, steps)], delta) == pytest.approx(theirs, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "rate"), [(0.5, 0.02), (1.0, 0.1), (3.0, 0.3)])
 def test_divergences_are_those_of_the_integral(noise: float, rate: float) -> None:
     from hf_exposure.training.private.accounting import _renyi
@@ -765,6 +767,7 @@ def test_a_step_of_each_kind_of_model_is_that_of_a_loop(tmp_path: Path, name: st
     assert not torch.equal(weights(model), weights(before))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method", "parameter"),
     [

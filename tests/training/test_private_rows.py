@@ -232,6 +232,7 @@ SETUP = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", rest_slow(["longrope", "gpt2", "llama", "dynamic"], 1))
 def test_a_long_row_moves_short_ones_by_nothing(name: str, side: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import LIMIT
+from tests.processes import python
 from tests.training.test_callback import KEYS, board
 
 ROOT = Path(__file__).parents[2]
@@ -44,22 +44,8 @@ def logged(folder: Path, tracker: str, **environ: str) -> dict[str, dict[int, fl
     Returns:
         What the Trainer's own log has, by the names that trackers show, at each step.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    own = {
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(folder / "home"),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(TRAINING), str(folder), tracker],
-        cwd=folder,
-        env={**kept, **own, **environ},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
+    environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = python(["-c", textwrap.dedent(TRAINING), folder, tracker], folder, environ)
     assert done.returncode == 0, done.stderr
     (line,) = [one for one in done.stdout.splitlines() if one.startswith("LOG ")]
     rows = [row for row in json.loads(line.removeprefix("LOG ")) if "eval_exposure" in row]

@@ -124,6 +124,7 @@ def tokenizer(request: Any, tmp_path_factory: Any) -> Iterator[Any]:
     return MADE[request.param](tmp_path_factory.mktemp("tokenizer"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_the_leaves_are_the_encodings_of_all_strings(tokenizer: Any, name: str) -> None:
     fmt = FORMATS[name]

@@ -105,6 +105,7 @@ def shown(text: str) -> str:
     return " ".join(printable(" ".join(text.split())).split())
 
 
+@pytest.mark.slow
 @quick
 @given(texts)
 def test_markdown_shows_a_text_and_reads_none_of_it(text: str) -> None:
@@ -202,6 +203,7 @@ def tags_of_a_plain_report() -> list[str]:
     return Tags(render_report(exposures=measured("x"), title="x", notes=["x"])).tags
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=8)
 @given(text=texts.filter(usable))
 def test_a_report_shows_text_and_obeys_none(text: str) -> None:
