@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -504,6 +505,10 @@ SETUPS: dict[str, Setup] = {
 
 # Processes
 
+# Those of one training are forked from one that has loaded the libraries.
+_APART = multiprocessing.get_context("forkserver")
+_APART.set_forkserver_preload(["torch", "transformers.trainer", "datasets", "accelerate"])
+
 
 def run_here(task: Task, file: Path) -> None:
     """In a process of a training: do it, and write what it gave."""
@@ -522,17 +527,22 @@ def run_apart(task: Task, small: bool) -> Trained | None:
     """
     setup = SETUPS[task.name]
     file = task.folder / f"{'with' if task.measured else 'without'}.json"
-    command = [sys.executable]
-    if setup.processes > 1:
+    if setup.processes == 1:
+        process = _APART.Process(target=run_here, args=(task, file))
+        process.start()
+        process.join()
+        code, said = process.exitcode, "see above"
+    else:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-        command += [*launcher, str(setup.processes)]
-    command += [__file__, "--task", task.name, str(task.folder), str(file)]
-    command += ["--small"] * small + ["--without"] * (not task.measured) + ["--kill"] * task.kill
-    done = subprocess.run(command, capture_output=True, text=True)
-    if task.kill and done.returncode == -signal.SIGKILL:
+        command = [sys.executable, *launcher, str(setup.processes)]
+        command += [__file__, "--task", task.name, str(task.folder), str(file)]
+        command += ["--small"] * small + ["--without"] * (not task.measured)
+        done = subprocess.run(command, capture_output=True, text=True)
+        code, said = done.returncode, done.stderr[-4000:]
+    if task.kill and code == -signal.SIGKILL:
         return None
-    if done.returncode or task.kill:
-        raise RuntimeError(f"{task.name} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    if code or task.kill:
+        raise RuntimeError(f"{task.name} ended with {code}:\n{said}")
     stored = json.loads(file.read_text(encoding="utf-8"))
     return Trained(**stored)
 

@@ -5,7 +5,6 @@ import functools
 import inspect
 import json
 import math
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -47,6 +46,7 @@ from hf_exposure.training.private.batches import PoissonBatches
 from hf_exposure.training.private.per_sample import PerSampleGradients, row_losses
 from hf_exposure.training.private.trainer import PRIVACY_FILE, PrivateTrainer
 from tests.architectures import ARCHITECTURES, make
+from tests.processes import python
 from tests.selection import rest_slow
 from tests.tiny import TOKENIZERS, corpus, llama
 
@@ -1214,8 +1214,7 @@ def test_opacus_is_not_imported_before_it_is_needed() -> None:
         "hf_exposure.PrivateTrainer; hf_exposure.PrivacyArguments(noise_multiplier=1.0)"
     )
     code += "; print('opacus' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "False"
+    assert python(["-c", code]).stdout.strip() == "False"
 
 
 def test_the_parts_of_the_trainer_that_are_replaced_still_exist() -> None:
