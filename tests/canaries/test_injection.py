@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
 import sys
 import warnings
 from collections import Counter
@@ -43,6 +42,7 @@ from hf_exposure.canaries.injection import inject_canaries
 from hf_exposure.canaries.injector import CanaryInjector
 from hf_exposure.canaries.insertion import MODES, REQUEST, Insertion
 from hf_exposure.canaries.sets import Canaries
+from tests.processes import finished, python
 
 ROOT = Path(__file__).parents[2]
 FMT = SecretFormat("The random number is {secret}.", secret=r"[0-9]{9}")
@@ -370,17 +370,17 @@ def test_equal_arguments_are_read_from_the_cache_in_a_fresh_process(tmp_path: Pa
     folder = tmp_path / "data"
     dataset().add_column("label", [1] * N).save_to_disk(folder)
     manifest = canary_set().save(tmp_path / "canaries.json")
-    answers = []
-    for hash_seed in ("1", "2"):
-        env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
-        run = subprocess.run(
-            [sys.executable, "-c", FRESH, str(folder), str(manifest)],
-            env=env,
-            capture_output=True,
-            text=True,
-        )
-        assert run.returncode == 0, run.stderr
-        answers.append(json.loads(run.stdout.splitlines()[-1]))
+    script = ["-c", FRESH, folder, manifest]
+    # Strings hash differently in each of the two.
+    runs = [
+        python(script, env={"PYTHONHASHSEED": "1"}),
+        finished(
+            [sys.executable, *script],
+            env={**os.environ, "PYTHONHASHSEED": "2", "PYTHONPATH": str(ROOT)},
+        ),
+    ]
+    assert [run.returncode for run in runs] == [0, 0], [run.stderr for run in runs]
+    answers = [json.loads(run.stdout.splitlines()[-1]) for run in runs]
     assert answers[0][0] == 2
     assert answers[1][0] == 0
     assert answers[0][1:] == answers[1][1:]
