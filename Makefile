@@ -53,7 +53,8 @@ test-vllm: $(VENV)/.installed-dev .venv-vllm/.installed ## serve a model with vL
 	@test -f "$(MODEL)/config.json" || { \
 	  echo 'Name the folder of a model like Llama: make test-vllm MODEL=folder'; exit 1; } >&2
 	@VLLM=.venv-vllm/bin/vllm MODEL="$(MODEL)" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
-	    $(BIN)/python -m pytest -s tests/endpoints/test_public_model.py $(ARGS)
+	    $(BIN)/python -m pytest -s -o faulthandler_timeout=0 \
+	    tests/endpoints/test_public_model.py $(ARGS)
 
 # With PyTorch for CPUs. vLLM finds its device by the metadata of a package called vllm, and does not
 # start beside another build of the torch libraries.

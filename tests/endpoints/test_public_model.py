@@ -189,16 +189,23 @@ def test_the_digits_of_pi_are_proved(
         assert (found[0].secret, found[0].proved) == (PI, True)
 
 
-def test_unicode_strings_cost_what_they_cost_at_hand(
-    served: tuple[str, Running], model: Any, tokenizer: Any
-) -> None:
-    name, running = served
+@pytest.fixture(scope="module")
+def strings(model: Any, tokenizer: Any) -> tuple[list[str], list[list[int]], np.ndarray[Any, Any]]:
+    """Random texts, their tokens, and what they cost at hand, in bits."""
     draw = random.Random(0)
     texts = [
         f"Key: {''.join(chr(draw.randrange(*draw.choice(RANGES))) for _ in range(size))}."
         for size in (draw.randrange(2, 8) for _ in range(STRINGS))
     ]
     split = [tokenizer(text)["input_ids"] for text in texts]
+    return texts, split, np.array([bits(model, ids) for ids in split])
+
+
+def test_unicode_strings_cost_what_they_cost_at_hand(
+    served: tuple[str, Running], strings: tuple[list[str], list[list[int]], Any]
+) -> None:
+    name, running = served
+    texts, split, truth = strings
     scorer, start = scorer_of(running), time.perf_counter()
     if scorer.walks(False):  # no log-probabilities of a prompt: token by token
         dialect = scorer._dialect
@@ -209,7 +216,6 @@ def test_unicode_strings_cost_what_they_cost_at_hand(
     else:
         there = [float(np.nansum(echo.bits)) for echo in scorer._texts.ask(texts)]
     seconds = time.perf_counter() - start
-    truth = np.array([bits(model, ids) for ids in split])
     worst = float(np.abs(np.array(there) - truth).max())
     title = f"{STRINGS} random Unicode strings (mean {truth.mean():.0f} bits)"
     TABLE.setdefault(f"{title}: largest difference, bits", {})[name] = f"{worst:.2g}"
