@@ -23,6 +23,7 @@ from hf_exposure import (
 from hf_exposure.tree.tokens import TokenTree
 from tests.endpoint import Endpoint
 from tests.next_token_answers import MOST_CHOSEN, MOST_SHOWN
+from tests.selection import rest_slow
 from tests.tiny import TOKENIZERS, llama
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*less likely to the model than random tokens")
@@ -47,7 +48,7 @@ def figures(model: Any, endpoint: Endpoint, canaries: Canaries, method: str) -> 
     return [(one.rank, one.log_perplexity, one.bits) for one in found]
 
 
-@pytest.mark.parametrize("method", ["exact", "auto", "sampling"])
+@pytest.mark.parametrize("method", rest_slow(["exact", "sampling", "auto"], 2))
 @pytest.mark.parametrize("dialect", WALKED)
 def test_figures_equal_those_of_the_model_at_hand(dialect: str, method: str) -> None:
     with served(dialect) as endpoint:
