@@ -243,7 +243,7 @@ def main() -> None:
             seed=args.seed,
             accelerator=accelerator,
         )
-        figures = {"eval_loss": loss, **exposures.metrics()}
+        figures = {"eval_loss": loss, **exposures.coarse().metrics()}
         say(f"epoch {epoch}: " + ", ".join(f"{name} {x:.4g}" for name, x in figures.items()))
         if args.with_tracking:
             accelerator.log(figures, step=step)

@@ -213,11 +213,11 @@ class Exposures(Result[Exposure]):
 
     @typed
     def metrics(self, prefix: str = "eval_", fpr: float | None = None) -> dict[str, float]:
-        """The figures to log: what `ExposureCallback` logs, for loops without a Trainer.
+        """Group figures, as measured.
 
-        Group figures, as measured. `{prefix}exposure_max`, and the mean of a group of one, are the
-        figure of one canary: with the model they may tell a secret of a low rank, so keep such
-        logs as private as the model (docs/limits.md).
+        `{prefix}exposure_max`, and the mean of a group of one, are the figure of one canary: with
+        the model they may tell a secret of a low rank. For logs that are shared use
+        `exposures.coarse().metrics()`, as `ExposureCallback` does (docs/limits.md).
 
         Args:
             prefix: of all names.

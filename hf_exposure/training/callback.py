@@ -20,7 +20,7 @@ from hf_exposure.training.events import ExposureEvents
 from hf_exposure.training.keeping import HistoryKeeper
 from hf_exposure.training.measuring import Meter
 from hf_exposure.training.trainer import find_tokenizer
-from hf_exposure.utils.checks import check_choice, check_count, check_type
+from hf_exposure.utils.checks import check_choice, check_count, check_flag, check_type
 from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
@@ -98,6 +98,9 @@ class ExposureCallback(ExposureEvents):
             nothing is stopped with a probability of at most 1 - `confidence`. A checkpoint of that
             step is saved, unless `save_strategy="no"`, and the number of judgements is that of the
             history, so that it goes on in a training that is resumed.
+        per_canary: what the Trainer uploads to the Hub has a row for each canary too, masked and
+            coarse: the history, the states of checkpoints, and the model card. Otherwise the card
+            has figures of groups, and the rest stays here.
 
     Attributes:
         history: a `History` of all measurements, each canary's own figures included.
@@ -125,6 +128,7 @@ class ExposureCallback(ExposureEvents):
         trainer: Trainer | None = None,
         errors: str = "warn",
         limits: Limits | None = None,
+        per_canary: bool = False,
     ) -> None:
         if limits is not None:
             check_type("ExposureCallback: limits", limits, Limits, "Limits")
@@ -147,6 +151,7 @@ class ExposureCallback(ExposureEvents):
             trainer=trainer,
             errors=errors,
             limits=limits,
+            per_canary=check_flag("ExposureCallback: per_canary", per_canary),
         )
 
     @typed

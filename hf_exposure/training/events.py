@@ -22,6 +22,7 @@ from hf_exposure.exposure.history import HISTORY_FILE, History, Measurement
 from hf_exposure.exposure.limits import Outcome, Verdict
 from hf_exposure.exposure.planning import Settings
 from hf_exposure.training.advice import advise
+from hf_exposure.training.aside import Aside, restore
 from hf_exposure.training.keeping import HistoryKeeper
 from hf_exposure.training.measuring import Meter, TokenCounter
 from hf_exposure.training.trainer import (
@@ -46,7 +47,8 @@ class ExposureEvents(TrainerCallback):
     Args:
         meter: measures.
         keeper: keeps the history.
-        every_n_steps, output_dir, output_file, trainer, errors, limits: see `ExposureCallback`.
+        every_n_steps, output_dir, output_file, trainer, errors, limits, per_canary: see
+            `ExposureCallback`.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class ExposureEvents(TrainerCallback):
         trainer: Trainer | None,
         errors: str,
         limits: Limits | None,
+        per_canary: bool,
     ) -> None:
         self.canaries = meter.canaries
         self.every_n_steps = every_n_steps
@@ -67,6 +70,8 @@ class ExposureEvents(TrainerCallback):
         self.output_file = output_file
         self.errors = errors
         self.limits = limits
+        self.per_canary = per_canary
+        self._aside = Aside()
         self.verdict: Verdict | None = None
         self._meter = meter
         self._keeper = keeper
@@ -95,9 +100,13 @@ class ExposureEvents(TrainerCallback):
 
     # Events of the Trainer
 
-    def on_init_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Take the place from which every tracker sees the figures."""
         self._join()
+        if state.is_world_process_zero:
+            restore(args.output_dir or ".")
 
     def on_train_begin(
         self,
@@ -204,9 +213,12 @@ class ExposureEvents(TrainerCallback):
     ) -> None:
         """A card is about to be made, and the Trainer's folder uploaded."""
         self._join()
-        if state.is_world_process_zero:
-            remove_left(args.output_dir or ".")
-        manifests = manifests_in(args.output_dir or ".") if state.is_world_process_zero else []
+        if not state.is_world_process_zero:
+            return
+        remove_left(args.output_dir or ".")
+        if not self.per_canary:
+            self._aside.put(args.output_dir or ".", self.file(args), state.global_step)
+        manifests = manifests_in(args.output_dir or ".")
         if manifests:
             warn(
                 f"ExposureCallback: {str(manifests[0])!r} holds the canaries' secrets and is "
@@ -231,17 +243,25 @@ class ExposureEvents(TrainerCallback):
         if trainer is None:
             return False
         stand_first(self, trainer)
-        follow(trainer, "train", self, lambda returned: self._end())
+        follow(trainer, "train", self, lambda returned, out: self._end())
         follow(
             trainer,
             "create_model_card",
             self,
-            lambda returned: self._add_to_card_of(trainer) if returned else None,
+            lambda returned, out: self._add_to_card_of(trainer) if returned else None,
         )
+        for push in ("push_to_hub", "_push_from_checkpoint"):
+            follow(trainer, push, self, lambda returned, out: self._pushed(trainer, out))
         return True
+
+    def _pushed(self, trainer: Any, out: Any) -> None:
+        """An upload has ended, or goes on as a `Future`."""
+        jobs = getattr(getattr(trainer, "push_in_progress", None), "jobs", ())
+        self._aside.until([*jobs, out])
 
     def _end(self) -> None:
         """A training is over, perhaps by an error."""
+        self._aside.until()
         self._counter.detach()
         self._forget()
 
@@ -346,7 +366,8 @@ class ExposureEvents(TrainerCallback):
         if not (self.history and state.is_world_process_zero):
             return
         try:
-            self._keeper.write(self.file(args))
+            with self._aside.lock:
+                self._keeper.write(self._aside.place(self.file(args)))
         except OSError as error:
             if self.errors == "raise":
                 raise
@@ -371,7 +392,9 @@ class ExposureEvents(TrainerCallback):
         from hf_exposure.reports.cards import add_exposure_to_card
 
         chosen = next((entry for entry in self.history if entry.step == step), self.history[-1])
-        add_exposure_to_card(path, chosen.exposures, history=self.history)
+        add_exposure_to_card(
+            path, chosen.exposures, history=self.history, per_canary=self.per_canary
+        )
         return Path(path)
 
     def _check_measured(self, what: str) -> None:

@@ -77,7 +77,8 @@ class HistoryKeeper:
         if STATE not in states:
             logger.info(
                 "ExposureCallback: the checkpoint holds no history of exposures, as it was saved "
-                "without this callback; the history begins after step %d",
+                "without this callback, or uploaded without per_canary=True; the history begins "
+                "after step %d",
                 state.global_step,
             )
         (lines,) = broadcast_object_list([states.get(STATE, {"history": []})["history"]])

@@ -151,7 +151,8 @@ class Meter:
         if self.canaries.inserted:
             whole = dict.fromkeys(("eval_exposure", "eval_exposure_max", "eval_tpr"), math.nan)
             figures = whole | figures
-        return figures | exposures.metrics(fpr=_FPR)
+        # Logs are shared: only how many are detected is of the figures as measured.
+        return figures | exposures.metrics(fpr=_FPR) | exposures.coarse().metrics()
 
     def _within_budget(self, model: Any, plan: Plan, new_tokens: int) -> Exposures:
         processes = Processes.of(model, split=True)

@@ -45,14 +45,15 @@ def stand_first(callback: TrainerCallback, trainer: Any) -> None:
 
 
 def follow(
-    trainer: Any, method: str, callback: TrainerCallback, then: Callable[[bool], None]
+    trainer: Any, method: str, callback: TrainerCallback, then: Callable[[bool, Any], None]
 ) -> None:
     """Call `then` after a method of that one Trainer, once however often this is called.
 
-    No event tells of a model card, nor of a training that ends with an error.
+    No event tells of a model card, nor of a training that ends with an error, nor of the end of an
+    upload.
 
     Args:
-        then: gets whether the method has returned; otherwise an error is passing through.
+        then: gets whether the method has returned, and what; otherwise an error is passing through.
     """
     plain = getattr(trainer, method)
     followers = getattr(plain, "followers", ())
@@ -61,12 +62,12 @@ def follow(
 
     @functools.wraps(plain)
     def followed(*args: Any, **kwargs: Any) -> Any:
-        returned = False
+        returned, out = False, None
         try:
             out = plain(*args, **kwargs)
             returned = True
         finally:
-            then(returned)
+            then(returned, out)
         return out
 
     followed.followers = (*followers, callback)  # type: ignore[attr-defined]

@@ -373,7 +373,7 @@ def test_a_loop_of_its_own_logs_to_a_tracker_what_the_callback_would(
         seed=settings["seed"],
     )
     assert [e.bits for e in history[-1].exposures] == [e.bits for e in again.coarse()]
-    for name, figure in again.metrics().items():
+    for name, figure in again.coarse().metrics().items():
         logged = {event.step: event.value for event in events.Scalars(name)}
         assert list(logged) == [one.step for one in history]
         if name == "eval_exposure_runtime":

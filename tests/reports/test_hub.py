@@ -11,6 +11,7 @@ import json
 import re
 import resource
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -324,8 +325,9 @@ def test_cards_that_are_not_valid_are_left_as_they_were(tmp_path: Path) -> None:
 def trained(folder: Path, *callbacks: Any, **options: Any) -> Any:
     from tests.training.test_callback import make_trainer
 
+    resume = options.pop("resume", None)
     trainer = make_trainer(folder, *callbacks, hub_model_id="me/trained", **options)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
@@ -341,17 +343,14 @@ def test_push_to_hub_takes_the_exposures_along(tmp_path: Path) -> None:
     trainer = trained(tmp_path / "out", callback)
     trainer.push_to_hub()
     files = hub().files("models", "me/trained")
-    assert {"README.md", "model.safetensors", "exposure_history.json"} <= set(files)
+    assert {"README.md", "model.safetensors"} <= set(files)
     latest = callback.history[-1].exposures
     card = ModelCard.load("me/trained")
     mean = latest.coarse().metrics()["eval_exposure"]
     assert ours(card)["Exposure (mean)"].metric_value == pytest.approx(mean, abs=1e-4)
     assert "at step 6 of the training" in card.text and "Training results" in card.text
-    for name in ("README.md", "exposure_history.json"):
-        assert not secrets_in(files[name].decode(), callback.canaries)
-    # What the Hub has is what the Trainer's folder has, history included.
-    loaded = History.from_dict(json.loads(files["exposure_history.json"]))
-    assert [one.step for one in loaded] == [2, 4, 6]
+    assert not secrets_in(files["README.md"].decode(), callback.canaries)
+    assert not rows_in("me/trained") and "exposure_history.json" in names(tmp_path / "out")
     added: list[Path] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ExposureCallback, "add_to_card", lambda _, path, step: added.append(path))
@@ -361,6 +360,61 @@ def test_push_to_hub_takes_the_exposures_along(tmp_path: Path) -> None:
     trainer.create_model_card()
     text = (tmp_path / "out" / "README.md").read_text()
     assert text.count("## Memorization") == 1 and not card_errors(text, "model")
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def rows_in(name: str) -> list[str]:
+    """Files of a repository in which there is a row for each canary."""
+    files = hub().files("models", name)
+    return [path for path, content in files.items() if b"log_perplexity" in content]
+
+
+@in_the_client
+def test_a_trainer_uploads_a_row_for_each_canary_only_on_request(tmp_path: Path) -> None:
+    options = {"save_strategy": "steps", "save_steps": 2, "push_to_hub": True}
+    options |= {"hub_strategy": "all_checkpoints", "hub_always_push": True}
+    states = [f"checkpoint-{step}/trainer_state.json" for step in (2, 4, 6)]
+    every = {"exposure_history.json", "exposure_history.json.old", "trainer_state.json", *states}
+    for per_canary in (True, False):
+        hub().repos.clear()
+        out = tmp_path / str(per_canary)
+        out.mkdir()
+        (out / "exposure_history.json").write_text('{"log_perplexity": 3}')  # another training's
+        trainer = trained(out, quick(per_canary=per_canary), **options)
+        trainer.save_state()
+        before = {path: (out / path).read_bytes() for path in every}
+        trainer.push_to_hub(blocking=False).result()
+        assert set(rows_in("me/trained")) == (every if per_canary else set())
+        there = hub().files("models", "me/trained")
+        assert {*states, "trainer_state.json"} <= set(there)
+        assert b"eval_exposure" in there["trainer_state.json"]
+        table = "| # | canary | inserted |"
+        assert (table in there["README.md"].decode()) == per_canary
+        # Here nothing is missing.
+        while (out / "_not_uploaded").exists():
+            time.sleep(0.01)  # until whoever ends the upload has put all back
+        assert {path: (out / path).read_bytes() for path in every} == before
+        assert [one.step for one in History.load(out / "exposure_history.json")] == [2, 4, 6]
+    again = quick()
+    trained(out, again, **options, max_steps=8, resume=str(out / "checkpoint-4"))
+    assert [one.step for one in again.history] == [2, 4, 6, 8]
+
+
+@in_the_client
+def test_what_a_killed_upload_has_left_aside_comes_back(tmp_path: Path) -> None:
+    from tests.training.test_callback import make_trainer
+
+    out, callback = tmp_path / "out", quick()
+    trainer = trained(out, callback, save_strategy="steps", save_steps=3)
+    before = {path: (out / path).read_bytes() for path in names(out)}
+    callback.on_push_begin(trainer.args, trainer.state, trainer.control)  # and there it ends
+    assert not (out / "exposure_history.json").exists()
+    assert b"log_perplexity" not in (out / "checkpoint-6" / "trainer_state.json").read_bytes()
+    make_trainer(out, quick())
+    assert {path: (out / path).read_bytes() for path in names(out)} == before
 
 
 @in_the_client
@@ -390,7 +444,9 @@ def test_the_card_is_of_the_weights_that_are_pushed(tmp_path: Path) -> None:
         greater_is_better=False,
         learning_rate=0.03,
     )
-    by_step = {one.step: one.exposures.metrics()["eval_exposure"] for one in callback.history}
+    by_step = {
+        one.step: one.exposures.coarse().metrics()["eval_exposure"] for one in callback.history
+    }
     best = min(by_step, key=by_step.__getitem__)
     assert trainer.state.best_global_step == best
     trainer.create_model_card()
