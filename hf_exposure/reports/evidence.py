@@ -27,6 +27,7 @@ from hf_exposure.canaries.commitment import (
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Document, from_jsonable, to_jsonable
 from hf_exposure.exposure.limits import Verdict
+from hf_exposure.exposure.membership import MembershipRow
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.models.digest import weights_digest
 from hf_exposure.reports.tested import what_was_tested
@@ -104,7 +105,7 @@ class Evidence(Document):
         }
         content: dict[str, Any] = {
             "tested": asdict(what_was_tested(exposures, searches, generations)),
-            "membership": [asdict(row) for row in exposures.membership(_FPR)],
+            "membership": [_shown(row) for row in exposures.membership(_FPR)],
             "settings": {name: settings.get(name) for name in _SETTINGS},
             "limits": None if canaries.limits is None else canaries.limits.to_dict(),
             "verdict": None if verdict is None else verdict.to_dict(),
@@ -157,6 +158,14 @@ class Evidence(Document):
 
 
 _HEADER = ("schema_version", "kind")
+
+
+def _shown(row: MembershipRow) -> dict[str, Any]:
+    """A row with its AUC as tables have it: to the last digit it would be a small group's ranks."""
+    return {
+        name: round(value, 2) if name.startswith("auc") else value
+        for name, value in asdict(row).items()
+    }
 
 
 def _seal(canaries: Canaries, content: dict[str, Any]) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
-from dataclasses import fields
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,12 +21,22 @@ from hf_exposure.attacks.generations import Generated, Generations
 from hf_exposure.audit.results import Audit, AuditEntry, masked_canary
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.canaries.limits import Limits
+from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.coarse import coarse_exposure
 from hf_exposure.exposure.details import FormatDetails
+from hf_exposure.exposure.history import History, Measurement
+from hf_exposure.exposure.planning import Settings
 from hf_exposure.exposure.records import Exposure
 from hf_exposure.exposure.results import Exposures
+from hf_exposure.reports.cards import add_exposure_to_card
+from hf_exposure.reports.evidence import Evidence
+from hf_exposure.reports.gate import to_junit, to_markdown
+from hf_exposure.reports.page import render_report
+from hf_exposure.training.measuring import Meter
 
 FOUR = SecretFormat("My code is {secret}.", secret="[0-9]{4}")
+NINE = SecretFormat("My code is {secret}.", secret="[0-9]{9}")
 
 
 def ranked(fmt: SecretFormat, rank: float, spread: float = 0.0, **given: Any) -> Exposure:
@@ -178,3 +192,55 @@ def test_an_audit_is_written_and_shown_with_the_same_steps(measured: bool) -> No
         assert kept.log_perplexity == 13 and kept.at_least <= entry.at_least
     assert "12.34" not in str(audit) + str(audit.to_dict()) + audit.to_pandas().to_csv()
     assert "51362" not in str(audit.to_dict())
+
+
+def test_whatever_is_shown_or_shared_depends_on_no_more_than_the_coarse_figures(
+    tmp_path: Path,
+) -> None:
+    canaries = Canaries.generate(NINE, [0, 1, 8], 2, seed=3)
+    canaries.save(tmp_path / "canaries.json")  # which gives it a salt
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"some")
+    base, one, other = (
+        Exposures(
+            [
+                replace(ranked(NINE, rank, log_perplexity=cost), canary=canary)
+                for canary, rank, cost in zip(canaries, ranks, costs, strict=True)
+            ],
+            forwards=forwards,
+            seconds=1.0,
+            settings={"method": "exact"},
+        )
+        for forwards, ranks, costs in (
+            (5_000, [5e8] * 6, [41.0] * 6),
+            (51_362, [5e8, 3.01e8, 5, 300, 2, 1e4], [41.0, 40.2, 7.3, 11.1, 5.3, 20.2]),
+            (51_480, [5.005e8, 3.02e8, 9, 330, 14, 1.003e4], [41.3, 40.1, 7.9, 11.5, 5.9, 20.4]),
+        )
+    )
+    for first, second in zip(
+        *(shown(found, base, canaries, weights) for found in (one, other)), strict=True
+    ):
+        assert first == second
+
+
+def shown(found: Exposures, base: Exposures, canaries: Canaries, weights: Path) -> Iterator[str]:
+    """All that is printed, logged or written of exposures, without `reveal`."""
+    yield f"{found}{found!r}{found._repr_html_()}{json.dumps(found.to_dict())}"
+    yield str(found.to_pandas().to_csv())
+    members, beside = found.membership(), found.beside(base)
+    yield f"{members}{members!r}{members._repr_html_()}"
+    yield f"{beside}{beside!r}{beside._repr_html_()}"
+    history = History(
+        Measurement(step, exposures, metrics={"eval_loss": 3.0 - step})
+        for step, exposures in enumerate((base, found))
+    )
+    yield f"{history!r}{json.dumps(history.to_dict())}{history.to_pandas().to_csv()}"
+    for per_canary in (False, True):
+        card = ModelCard("---\n{}\n---\n")
+        yield str(add_exposure_to_card(card, found, history=history, per_canary=per_canary))
+    verdict = found.check(Limits(max_exposure=10, max_tpr=0.05, fpr=0.01))
+    yield f"{verdict}{verdict!r}{to_junit(verdict)}{to_markdown(verdict)}"
+    evidence = Evidence.of(found, canaries, weights=weights, verdict=verdict).to_dict()
+    yield json.dumps({name: value for name, value in evidence.items() if name != "seal"})
+    yield render_report(exposures=found, history=history, compare=[base])
+    yield str(Meter(canaries, None, Settings(), "raise").figures(found))
