@@ -23,6 +23,8 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     DataCollatorForLanguageModeling,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
     HfArgumentParser,
     LlamaForCausalLM,
     Trainer,
@@ -875,6 +877,16 @@ class OwnLoss(PrivateTrainer):
         return super().compute_loss(*args, **kwargs)
 
 
+class OwnSampler(PrivateTrainer):
+    def _get_train_sampler(self, *args: Any) -> Any:
+        return torch.utils.data.SequentialSampler(ROWS)
+
+
+class OwnLoader(PrivateTrainer):
+    def get_train_dataloader(self) -> Any:
+        return Trainer.get_train_dataloader(self)
+
+
 def forever() -> Iterator[dict[str, list[int]]]:
     yield from ROWS
 
@@ -900,6 +912,8 @@ def forever() -> Iterator[dict[str, list[int]]]:
         ({"per_device_train_batch_size": 25}, r"a batch of 25 rows.*of the 24"),
         ({"rows": forever()}, "train_dataset has no length"),
         ({"rows": []}, "train_dataset has no rows"),
+        ({"model": lambda: nn.DataParallel(make_model())}, "DataParallel.*give model.module"),
+        ({"kind": OwnSampler}, "OwnSampler has a _get_train_sampler of its own"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_name(
@@ -908,6 +922,79 @@ def test_what_cannot_be_trained_is_refused_by_name(
     made = {key: value() if key == "model" else value for key, value in options.items()}
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, **made)
+
+
+class Thaw(TrainerCallback):
+    """Asks for a gradient of one more parameter, or of one less, after the first step."""
+
+    def __init__(self, name: str, asks: bool) -> None:
+        self.name, self.asks = name, asks
+
+    def on_step_end(self, *args: Any, model: Any, **kwargs: Any) -> None:
+        dict(model.named_parameters())[self.name].requires_grad_(self.asks)
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_parameters_that_are_thawed_in_training_never_get_a_bare_gradient(
+    tmp_path: Path, asks: bool
+) -> None:
+    model = make_model()
+    name = "model.layers.0.mlp.up_proj.weight"
+    weight = dict(model.named_parameters())[name].requires_grad_(not asks)
+    was, optimizer = weight.detach().clone(), torch.optim.SGD(model.parameters(), lr=1.0)
+    options = {"optimizers": (optimizer, None)}
+    trainer = make_trainer(tmp_path, Thaw(name, asks), model=model, trainer_options=options)
+    with pytest.raises(ValueError, match=f"'{name}' asks.* since training began"):
+        trainer.train()
+    assert trainer.private_steps == 1
+    if asks:
+        assert torch.equal(weight, was)
+
+
+def test_what_changes_after_the_trainer_was_made_is_looked_at_again(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, kind=OwnLoader)
+    with pytest.raises(ValueError, match="get_train_dataloader of OwnLoader"):
+        trainer.train()
+    trainer = make_trainer(tmp_path)
+    trainer.train_dataset = ROWS[:10]
+    with pytest.raises(ValueError, match="train_dataset has 10 rows, and had 24"):
+        trainer.train()
+    trainer = make_trainer(tmp_path, model=make_model())
+    trainer.compute_loss = print  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="compute_loss was set"):
+        trainer.train()
+    model = make_model()
+    trainer = make_trainer(tmp_path, model=model)
+    (
+        getattr(model, "activation_checkpointing_enable", None)
+        or model.gradient_checkpointing_enable
+    )()
+    with pytest.raises(ValueError, match="gradient checkpointing"):
+        trainer.train()
+
+
+def test_a_training_that_is_made_longer_spends_no_more_than_its_target(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, privacy={"target_epsilon": 2.0})
+    trainer.args.max_steps = 12
+    trainer.train()
+    assert trainer.private_steps == 12 and 1.9 < trainer.epsilon <= 2.0
+    trainer = make_trainer(tmp_path, privacy={"target_epsilon": 2.0}, max_steps=3)
+    trainer.train()
+    with pytest.raises(ValueError, match=r"a step after the 3 .* target_epsilon=2.0"):
+        trainer._check_budget()
+
+
+def test_a_model_that_is_not_causal_is_refused(tmp_path: Path) -> None:
+    from transformers import LlamaForTokenClassification
+
+    model = LlamaForTokenClassification(make_model().config)
+    rows = [{**row, "labels": [i % 2 for i in range(len(row["input_ids"]))]} for row in ROWS]
+    collator = DataCollatorForTokenClassification(TOKENIZER)
+    with pytest.raises(ValueError, match=r"LlamaForTokenClassification is .* only causal"):
+        make_trainer(tmp_path, model=model, rows=rows, collator=collator).train()
+    collator = DataCollatorWithPadding(TOKENIZER)
+    with pytest.raises(ValueError, match=r"'labels' of shape .*one for each token"):
+        make_trainer(tmp_path, rows=[{**r, "labels": 1} for r in ROWS], collator=collator).train()
 
 
 def test_fp16_and_several_devices_in_one_process_are_refused(tmp_path: Path) -> None:
@@ -957,7 +1044,7 @@ def test_arguments_are_parsed_beside_those_of_training(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flattening", [True, False])
 def test_a_collator_that_loses_rows_or_labels_is_refused(tmp_path: Path, flattening: bool) -> None:
-    from transformers import DataCollatorWithFlattening, DataCollatorWithPadding
+    from transformers import DataCollatorWithFlattening
 
     collator: Any = (
         DataCollatorWithFlattening() if flattening else DataCollatorWithPadding(TOKENIZER)

@@ -109,6 +109,13 @@ class Collate:
                 "PrivateTrainer: the data collator made no 'labels'; use "
                 "DataCollatorForLanguageModeling(tokenizer, mlm=False)"
             )
+        labels = batch["labels"]
+        if isinstance(labels, torch.Tensor) and labels.dim() != 2:
+            raise ValueError(
+                f"PrivateTrainer: the data collator made 'labels' of shape {tuple(labels.shape)}, "
+                "and a causal language model has one for each token; use "
+                "DataCollatorForLanguageModeling(tokenizer, mlm=False)"
+            )
         return dict(batch)
 
 

@@ -92,7 +92,12 @@ class PerSampleGradients:
             p.grad = None
 
     def add(self, batch: dict[str, Any]) -> float:
-        """Add the clipped gradients of rows of one shape; returns their summed loss in nats."""
+        """Add the clipped gradients of rows of one shape; returns their summed loss in nats.
+
+        Raises:
+            ValueError: other parameters are trained than when training began.
+        """
+        self._check_trained()
         size = len(batch["labels"])
         step = 1 if self.method == "loop" else size
         total = 0.0
@@ -156,7 +161,12 @@ class PerSampleGradients:
             p.grad = p.grad_sample = None
 
     def finish(self, noise_multiplier: float, expected: float, step: int) -> None:
-        """Leave (sum over all processes + noise) / expected batch size in each `grad`."""
+        """Leave (sum over all processes + noise) / expected batch size in each `grad`.
+
+        Raises:
+            ValueError: other parameters are trained than when training began.
+        """
+        self._check_trained()
         # Two steps never share their noise: PyTorch's generator for the CPU reads 32 bits of a
         # seed, so seeds count up from one drawn number instead of being drawn.
         bits = 32 if self.private.generator.device.type == "cpu" else 63
@@ -170,6 +180,21 @@ class PerSampleGradients:
         for p in self.names:
             p.grad /= expected
             p.summed_grad = torch.zeros_like(p)
+
+    def _check_trained(self) -> None:
+        """A parameter that is thawed in training has a gradient of rows, unclipped and bare."""
+        for name, p in self.bare.named_parameters():
+            if p.requires_grad != (p in self.names):
+                now = "asks" if p.requires_grad else "asks no more"
+                raise ValueError(
+                    f"PrivateTrainer: {name!r} {now} for a gradient since training began, which "
+                    "would be neither clipped nor noised as the others are; freeze and thaw "
+                    "parameters before train()"
+                )
+        for group in self.private.param_groups:
+            for p in group["params"]:
+                if p not in self.names:
+                    p.grad = None  # of a backward pass before training
 
     def _backward(self, batch: dict[str, Any]) -> float:
         if self.hooks is not None:
@@ -196,7 +221,11 @@ class PerSampleGradients:
                 row's whole gradient; they are added.
         """
         # A neighbour of the same length for each, as layers that mix rows need.
-        rows = [*rows, *(_reversed(row) for row in rows)]
+        self._choose([*rows, *(_reversed(row) for row in rows)], tolerance)
+        with self._without_chance():
+            self._check_loss(rows[-1], tolerance[0])
+
+    def _choose(self, rows: Sequence[dict[str, Any]], tolerance: tuple[float, float]) -> None:
         with self._without_chance():
             truth = self._looped(rows)
             without = [self.names[p] for p in self.names if p not in truth]
@@ -223,6 +252,23 @@ class PerSampleGradients:
             + (f" ({type(error).__name__}: {error})" if error else "")
             + '; use PrivacyArguments(per_sample="loop"), which is slower, or freeze that parameter'
         ) from error
+
+    def _check_loss(self, row: dict[str, Any], tolerance: float) -> None:
+        """Other models than causal ones, such as masked ones, would learn something else."""
+        if "shift_labels" in row:
+            return
+        with torch.no_grad(), nothing_left(self.bare):
+            ours = float(row_losses(self.bare, row)[0])
+            found = self.bare(**row)
+        own, extra = getattr(found, "loss", None), getattr(found, "aux_loss", None)
+        if own is None or extra is not None or not bool(own.isfinite().all()):
+            return
+        if abs(float(own) - ours) > tolerance * max(1.0, abs(ours)):
+            raise ValueError(
+                f"PrivateTrainer: the loss of {type(self.bare).__name__} is {float(own):.4g} for a "
+                f"row whose next tokens have a loss of {ours:.4g}; only causal language models are "
+                "trained, by their next tokens"
+            )
 
     def detach(self) -> None:
         """Leave the model as it was."""
@@ -365,9 +411,16 @@ def row_losses(network: Any, batch: dict[str, Any], positions: bool = False) -> 
         rows, length = batch["labels"].shape
         places = torch.arange(length, device=batch["labels"].device)
         inputs["position_ids"] = places.expand(rows, length)
-    if "use_cache" not in inputs:
-        inputs["use_cache"] = False
+    taken = inspect.signature(network.forward).parameters.values()
+    if any(one.name == "use_cache" or one.kind is one.VAR_KEYWORD for one in taken):
+        inputs.setdefault("use_cache", False)
     logits = network(**inputs).logits
+    if logits.dim() != 3 or logits.shape[:2] != batch["labels"].shape:
+        raise ValueError(
+            f"PrivateTrainer: {type(network).__name__} gives logits of shape "
+            f"{tuple(logits.shape)} for labels of shape {tuple(batch['labels'].shape)}; give a "
+            "causal language model, which has logits of each token"
+        )
     if "shift_labels" in batch:
         targets = batch["shift_labels"]
     else:

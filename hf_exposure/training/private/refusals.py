@@ -35,6 +35,11 @@ def refuse(
     )
     for reason in reasons:
         raise ValueError(f"PrivateTrainer: {reason}")
+    refuse_model(model, args, per_sample)
+
+
+def refuse_model(model: Any, args: Any, per_sample: str) -> None:
+    """The part of `refuse` that looks at the model, which may have changed since."""
     for reason in _reasons_of_model(model, args, per_sample):
         raise ValueError(f"PrivateTrainer: {reason}")
 
@@ -55,7 +60,7 @@ def _reasons_of_kind(
                 f"{name} is not supported, as a row's loss must not depend on other rows, and what "
                 "is spent belongs to one model; leave it out"
             )
-    for name in ("compute_loss", "training_step"):
+    for name in ("compute_loss", "training_step", "_get_train_sampler"):
         if getattr(kind, name) is not getattr(base, name):
             yield f"{kind.__name__} has a {name} of its own, which DP-SGD would not use; leave it"
     optimizer = (kwargs.get("optimizers") or (None, None))[0]
@@ -99,6 +104,11 @@ def _reasons_of_args(args: TrainingArguments) -> Iterator[str]:
 
 def _reasons_of_model(model: Any, args: Any, per_sample: str) -> Iterator[str]:
     kind = type(model).__name__
+    for inner in ("module", "_orig_mod"):
+        if kind in ("DataParallel", "DistributedDataParallel", "OptimizedModule") and hasattr(
+            model, inner
+        ):
+            yield f"model is wrapped in {kind}, under which rows are not alone; give model.{inner}"
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not trained:
         yield f"all parameters of {kind} are frozen; set requires_grad_(True) on some"

@@ -53,7 +53,7 @@ from hf_exposure.training.private.per_sample import (
     TOLERANCE_BF16,
     PerSampleGradients,
 )
-from hf_exposure.training.private.refusals import refuse
+from hf_exposure.training.private.refusals import refuse, refuse_model
 from hf_exposure.training.trainer import evaluation_in
 from hf_exposure.utils.checks import check_type, kind_of
 from hf_exposure.utils.files import write_text
@@ -161,7 +161,7 @@ class PrivateTrainer(Trainer):
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
         # Of one process for all: they share batches and noise.
         (self._seeds,) = broadcast_object_list([seeds_of(privacy.noise_seed)])
-        self.noise_multiplier = self._planned_noise()
+        self._plan()
 
     # What is spent
 
@@ -179,6 +179,12 @@ class PrivateTrainer(Trainer):
     def private_steps(self) -> int:
         """Steps taken so far, earlier parts of the training included."""
         return sum(steps for _, _, steps in self.spent)
+
+    def _plan(self, taken: int = 0) -> None:
+        """Settle the noise, and how many steps it is for."""
+        steps = planned_steps(self.args, self.rows) - taken
+        self._planned = self.private_steps + max(0, steps)
+        self.noise_multiplier = self._planned_noise(taken)
 
     def _planned_noise(self, taken: int = 0) -> float:
         """The noise for the whole training, or for the rest of it."""
@@ -221,6 +227,14 @@ class PrivateTrainer(Trainer):
                     "noise_multiplier= to go on, or max_steps= for a longer training"
                 )
             self._to_skip = 0
+            # Arguments may have changed since the noise was planned.
+            if planned_steps(self.args, self.rows) != self._planned or self.spent:
+                self._plan()
+        for name in ("compute_loss", "compute_loss_func"):
+            if vars(self).get(name) is not None:
+                raise ValueError(
+                    f"PrivateTrainer.train: {name} was set, which DP-SGD would not use; leave it"
+                )
         self._losses = torch.zeros(2)
         try:
             with warnings.catch_warnings():
@@ -238,6 +252,11 @@ class PrivateTrainer(Trainer):
         """Poisson batches of the training rows, in as many parts as steps are accumulated."""
         plain = super().get_train_dataloader()
         rows = self.rows
+        if len(plain.dataset) != rows:  # type: ignore[arg-type]
+            raise ValueError(
+                f"PrivateTrainer: train_dataset has {len(plain.dataset)} rows, and "  # type: ignore[arg-type]
+                f"had {rows} when sampling rate and delta were settled; make a new PrivateTrainer"
+            )
         parts = self.args.gradient_accumulation_steps
         batches = PoissonBatches(
             rows,
@@ -275,6 +294,7 @@ class PrivateTrainer(Trainer):
         to_training = getattr(self.optimizer, "train", None)  # of schedule-free optimizers
         if callable(to_training):
             to_training()
+        self._check_budget()
         gradients = self._prepared()
         rows = self._prepare_inputs(inputs)["rows"]
         most = self.privacy.max_physical_batch_size or self.args.per_device_train_batch_size
@@ -347,11 +367,27 @@ class PrivateTrainer(Trainer):
         self._to_skip = 0
         return first
 
+    def _check_budget(self) -> None:
+        """A callback can make a training longer than the one that the noise is for."""
+        target = self.privacy.target_epsilon
+        if target is None or self.private_steps < self._planned:
+            return
+        ahead = [*self.spent, (self.noise_multiplier, self.sampling_rate, 1)]
+        if spent_epsilon(ahead, self.delta, self.privacy.accountant) > target:
+            raise ValueError(
+                f"PrivateTrainer: a step after the {self._planned} that were planned would spend "
+                f"more than target_epsilon={target}; set max_steps or num_train_epochs before "
+                "train()"
+            )
+
     def _prepared(self) -> PerSampleGradients:
         """The gradients, made at the first step of a training, when all is in its place."""
         if self._gradients is None:
+            bare = self.accelerator.unwrap_model(self.model)
+            refuse_model(bare, self.args, self.privacy.per_sample)
+            self._check_loader()
             gradients = PerSampleGradients(
-                self.accelerator.unwrap_model(self.model),
+                bare,
                 self.optimizer,
                 self.privacy.per_sample_max_grad_norm,
                 self.privacy.per_sample,
@@ -361,6 +397,15 @@ class PrivateTrainer(Trainer):
             tolerance = TOLERANCE_BF16 if self.args.bf16 else TOLERANCE
             gradients.attach(self._to_compare(), tolerance)
         return self._gradients
+
+    def _check_loader(self) -> None:
+        loader: Any = self.callback_handler.train_dataloader
+        drawn = isinstance(getattr(loader, "batch_sampler", None), PoissonBatches)
+        if not drawn or not isinstance(getattr(loader, "collate_fn", None), Collate):
+            raise ValueError(
+                f"PrivateTrainer: get_train_dataloader of {type(self).__name__} gives batches of "
+                "its own, and epsilon counts on Poisson batches; leave it"
+            )
 
     def _to_compare(self) -> list[dict[str, Any]]:
         """A short, a middling and a long row, with something to predict if any has."""
@@ -401,5 +446,5 @@ class PrivateTrainer(Trainer):
         state = json.loads((Path(str(folder)) / "trainer_state.json").read_text(encoding="utf-8"))
         taken, per_epoch = state["global_step"], steps_per_epoch(self.args, stored["rows"])
         self._to_skip = 0 if self.args.ignore_data_skip else taken % per_epoch
-        self.noise_multiplier = self._planned_noise(taken)
+        self._plan(taken)
         return str(folder)
