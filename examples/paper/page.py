@@ -81,6 +81,8 @@ def section(name: str, result: dict[str, Any], figure: str) -> str:
         f"{', '.join(map(str, result['seeds']))}; text: {result['text']}.",
         "",
     ]
+    if result.get("notes"):
+        lines += [result["notes"], ""]
     for claim in result["claims"]:
         lines += [f"- {claim['text']} — {_HELD[claim['held']]}: {claim['found']}."]
     lines.append("")

@@ -125,6 +125,7 @@ class Experiment:
         run: makes one run's figures; called in a process of its own.
         conclude: claims and tables from all records.
         draw: the figure.
+        notes: what the runs on the page show beyond the claims, and what is left to do; Markdown.
         more: further runs that depend on the records so far; none by default.
         size: of the figure, in inches.
     """
@@ -138,6 +139,7 @@ class Experiment:
     draw: Callable[[list[Record], Figure], None]
     more: Callable[[list[Record], Scale], list[Run]] = field(default=lambda records, scale: [])
     size: tuple[float, float] = (9.0, 4.0)
+    notes: str = ""
 
 
 class StudyError(RuntimeError):
@@ -222,6 +224,7 @@ class Study:
             "experiment": self.experiment.name,
             "title": self.experiment.title,
             "about": self.experiment.about,
+            "notes": self.experiment.notes,
             "scale": self.scale,
             "text": texts.title(self.text),
             "seeds": list(self.seeds),

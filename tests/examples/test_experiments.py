@@ -507,3 +507,19 @@ def test_shakespeare_is_read_from_the_package_of_the_plays_or_missed_by_name(
         "When shall we three meet again",
         "In thunder, lightning, or",
     ]
+
+
+def test_a_page_of_some_experiments_keeps_the_sections_of_the_others() -> None:
+    from paper.make_page import merged
+
+    row = "| [{0}](#{1}) | {2} | 3 | {3} |"
+    summary = "# Page\n\nof all runs, {0} in all; \n\n| experiment |\n| --- |\n{1}"
+    old = summary.format(
+        5, row.format("One", "one", "?", 2.0) + "\n" + row.format("Two", "two", "✗", 3.0)
+    )
+    old += "\n\n## One\n\nfirst\n\n## Two\n\nsecond\n"
+    new = summary.format(9, row.format("Two", "two", "✓", 9.0)) + "\n\n## Two\n\nanew\n"
+    page = merged(old, new)
+    assert "first" in page and "anew" in page and "second" not in page
+    assert "| ✓ |" in page and "| ? |" in page and "| ✗ |" not in page
+    assert "all runs, 11 in all" in page
