@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from hf_exposure.attacks.pairs import count_reasons
 from hf_exposure.attacks.samples import log2_extractable, log2_queries
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.documents import Result, Tabular
+from hf_exposure.exposure.documents import Result, Tabular, tenths
 from hf_exposure.exposure.estimators import clopper_pearson
 from hf_exposure.utils.arrays import Bools, Floats
 from hf_exposure.utils.checks import check_number, check_numbers, check_share
@@ -292,7 +292,8 @@ of at least 0.5; 200 token-forwards in 0.5 s
         left_out = set() if reveal else _SECRET
         if item.log2_near is None:
             left_out = left_out | {"log2_near", "near_exact"}
-        return {name: value for name, value in asdict(item).items() if name not in left_out}
+        shown = asdict(item if reveal else tenths(item))
+        return {name: value for name, value in shown.items() if name not in left_out}
 
     def _content(self, reveal: bool) -> dict[str, Any]:
         skipped = {str(row): why for row, why in self.skipped.items()}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_exposure.canaries.canary import MASK
-from hf_exposure.exposure.documents import Result, versions
+from hf_exposure.exposure.documents import Result, tenths, versions
 from hf_exposure.exposure.scores import LEAST, error_zone, min_k, min_k_plus_plus, zlib_bits
 from hf_exposure.models.causal import ContextError
 from hf_exposure.models.continuations import TextModel, TokenSignals
@@ -127,7 +127,7 @@ class TextScores(Result[TextScore]):
         headings = ["#", "text", "tokens", "log-perplexity", "per token", "over base"]
         headings += ["to zlib", "Min-K%", "Min-K%++", "error zone"]
         rows = []
-        for place, one in enumerate(self[:_SHOWN]):
+        for place, one in enumerate((self if reveal else self.coarse())[:_SHOWN]):
             figures = (
                 one.log_perplexity,
                 one.per_token,
@@ -154,13 +154,19 @@ class TextScores(Result[TextScore]):
 
         rows = [
             self._entry(one, reveal) | {"per_token": one.per_token, "ratio": one.ratio}
-            for one in self
+            for one in (self if reveal else self.coarse())
         ]
         frame: pd.DataFrame = pd.DataFrame(rows)
         return frame
 
+    def coarse(self) -> TextScores:
+        """The same to one decimal: with the model, more would tell what stands in a text."""
+        return TextScores(
+            map(tenths, self), forwards=self.forwards, seconds=self.seconds, settings=self.settings
+        )
+
     def _entry(self, item: TextScore, reveal: bool) -> dict[str, Any]:
-        return asdict(item if reveal else replace(item, text=MASK * len(item.text)))
+        return asdict(item if reveal else replace(tenths(item), text=MASK * len(item.text)))
 
     @classmethod
     def _from_content(cls, data: dict[str, Any], canaries: Any) -> TextScores:

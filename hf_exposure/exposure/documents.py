@@ -14,6 +14,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
 
@@ -266,6 +267,13 @@ def _instead(data: Any) -> str:
     if {"extractions", "generations"} <= set(data):
         return "; it is what `hf-exposure extract --output` writes, for `report --extractions`"
     return ""
+
+
+def tenths(item: T) -> T:
+    """A row with all its figures to one decimal, as masked files have log-perplexities."""
+    figures = {one.name: getattr(item, one.name) for one in fields(item)}  # type: ignore[arg-type]
+    coarse = {name: round(x, 1) for name, x in figures.items() if isinstance(x, float)}
+    return replace(item, **coarse)  # type: ignore[type-var]
 
 
 def versions(*names: str) -> dict[str, str]:

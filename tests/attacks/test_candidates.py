@@ -107,7 +107,8 @@ def test_no_text_is_shown_or_saved_unless_revealed(tmp_path: Path) -> None:
     assert TEXTS[0] in json.dumps(ranked.to_dict(reveal=True))
     ranked.save(tmp_path / "candidates.json")
     again = Candidates.load(tmp_path / "candidates.json")
-    assert [one.log_perplexity for one in again] == [one.log_perplexity for one in ranked]
+    found = [one.log_perplexity for one in ranked]
+    assert [one.log_perplexity for one in again] == [round(bits, 1) for bits in found]
 
 
 def test_bad_rankings_are_refused() -> None:
