@@ -224,8 +224,9 @@ of at least 0.5; 200 token-forwards in 0.5 s
         import pandas as pd
 
         names = [one.name for one in fields(Example) if reveal or one.name not in _SECRET]
+        shown = self if reveal else [tenths(one) for one in self]
         frame: pd.DataFrame = pd.DataFrame(
-            {name: [getattr(one, name) for one in self] for name in names}, columns=names
+            {name: [getattr(one, name) for one in shown] for name in names}, columns=names
         )
         return frame
 
