@@ -6,6 +6,9 @@ is the base of "ratio", and tells what canaries cost in held-out loss.
 
     python benchmarks/canaries.py --seed 0 --json 0.json      # a small Llama from scratch
     python benchmarks/canaries.py --model FOLDER --lora       # such as SmolLM2-135M; base: itself
+    python benchmarks/canaries.py --model FOLDER --lora --no-base --rows 250 --epochs 2 --batch 4 \
+        --rate 1e-3 --samples 200 --repetitions 1 4 --kinds "9 digits" "12 letters" \
+        "4 common words" --scores log_perplexity ratio      # on one core, in about half an hour
     python benchmarks/canaries.py --text mail.txt             # paragraphs of a file of your own
     python benchmarks/canaries.py --table 0.json 1.json 2.json
 
@@ -72,12 +75,12 @@ def kinds(tokenizer: Any, texts: list[str]) -> dict[str, SecretFormat]:
     }
 
 
-def canary_set(fmt: SecretFormat, seed: int) -> Canaries:
+def canary_set(fmt: SecretFormat, repetitions: list[int], seed: int) -> Canaries:
     """Canaries of one format, fewer of those that are inserted often."""
-    drawn = Canaries.generate(fmt, REPETITIONS, max(PER_GROUP.values()), seed=seed)
+    drawn = Canaries.generate(fmt, repetitions, max(PER_GROUP.values()), seed=seed)
     kept = [
         canary
-        for times in REPETITIONS
+        for times in repetitions
         for canary in [one for one in drawn if one.repetitions == times][: PER_GROUP[times]]
     ]
     return Canaries(kept)
@@ -157,13 +160,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         fresh, tokenizer = load_model(options.model, dtype="float32")
         base, _ = load_model(options.model, dtype="float32")
     collate = collator_of(tokenizer)
-    sets = {name: canary_set(fmt, options.seed) for name, fmt in kinds(tokenizer, told).items()}
+    sets = {
+        name: canary_set(fmt, options.repetitions, options.seed)
+        for name, fmt in kinds(tokenizer, told).items()
+        if not options.kinds or name in options.kinds
+    }
     rows = Dataset.from_dict({"text": told})
     plain = tokenize(rows, tokenizer)
     for place, canaries in enumerate(sets.values()):
         rows = inject_canaries(rows, canaries, seed=100 * options.seed + place)
     ours = sum(map(len, tokenize(rows, tokenizer)["input_ids"]))
-    rows, manifest = theirs(rows, tokenizer, told, options.seed)
+    rows, manifest = theirs(rows, tokenizer, told, options)
     encoded = tokenize(rows, tokenizer)
     tokens = sum(map(len, encoded["input_ids"]))
     before = sum(map(len, plain["input_ids"]))
@@ -173,7 +180,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         torch.manual_seed(options.seed)
         fresh = get_peft_model(fresh, LoraConfig(r=16, target_modules="all-linear"))
     without = fresh
-    state = {name: one.clone() for name, one in fresh.state_dict().items()}
+    state = {} if options.no_base else {n: one.clone() for n, one in fresh.state_dict().items()}
     held_rows = tokenize(Dataset.from_dict({"text": held}), tokenizer)
     figures: dict[str, Any] = {}
     if not options.no_base:
@@ -183,7 +190,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         base = small_llama(len(tokenizer), seed=options.seed)
         base.load_state_dict(without.state_dict())
         base.eval()
-    fresh.load_state_dict(state)
+    if state:
+        fresh.load_state_dict(state)
     train(fresh, encoded, options, collate)
     figures |= {
         "loss with": loss_of(fresh, held_rows, collate),
@@ -198,11 +206,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         begun, fmt = time.perf_counter(), canaries.formats[0]
         found: dict[str, Any] = {"bits": fmt.bits}
         found["tokens"] = float(np.mean([len(tokenizer(c.secret)["input_ids"]) for c in canaries]))
-        for score in SCORES if base is not None else [one for one in SCORES if one != "ratio"]:
+        for score in options.scores:
             given: dict[str, Any] = {"samples": options.samples, "seed": options.seed + 1}
             if score != "log_perplexity":
-                given |= {"score": score, "samples": 1000}
+                given["score"] = score
             if score == "ratio":
+                if base is None:
+                    continue
                 given["base"] = base
             measured = measure_exposure(fresh, tokenizer, canaries, **given)
             found[score] = counts(measured)
@@ -222,17 +232,25 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return out
 
 
-def theirs(rows: Dataset, tokenizer: Any, texts: list[str], seed: int) -> tuple[Dataset, Any]:
+def theirs(
+    rows: Dataset, tokenizer: Any, texts: list[str], options: argparse.Namespace
+) -> tuple[Dataset, Any]:
     """The rows with memaudit's canaries: 16 for each number of repetitions, and 200 controls."""
     try:
         import memaudit
     except ImportError:
         print("memaudit is not there; its canaries are left out", file=sys.stderr)
         return rows, None
+    times = tuple(options.repetitions)
     made = memaudit.generate_canaries(
-        tokenizer, n=48, n_controls=200, repetitions=REPETITIONS, seed=seed, corpus=texts
+        tokenizer,
+        n=16 * len(times),
+        n_controls=200,
+        repetitions=times,
+        seed=options.seed,
+        corpus=texts,
     )
-    return memaudit.inject(rows, made, seed=seed, include_prob=1.0, tokenizer=tokenizer)
+    return memaudit.inject(rows, made, seed=options.seed, include_prob=1.0, tokenizer=tokenizer)
 
 
 def their_verdict(model: Any, tokenizer: Any, manifest: Any, ref: Any) -> dict[str, Any]:
@@ -254,12 +272,15 @@ def table(files: list[Path]) -> str:
 
     def added(name: str, score: str, times: int, rate: float) -> tuple[int, int, int]:
         kinds = [run["kinds"][name] for run in runs if score in run["kinds"][name]]
-        cells = [kind[score][f"{times}/{rate}"] for kind in kinds]
+        cell = f"{times}/{rate}"
+        cells = [kind[score][cell] for kind in kinds if cell in kind[score]]
         some, open_ones, count, _ = np.sum([cells], axis=1)[0].tolist() if cells else [0] * 4
         return int(some), int(open_ones), int(count)
 
     def shown(*cell: Any) -> str:
         some, undecided, count = added(*cell)
+        if not count:
+            return "–"
         return f"{some} of {count}" + (f" ({undecided})" if undecided else "")
 
     for name, kind in runs[0]["kinds"].items():
@@ -272,18 +293,28 @@ def table(files: list[Path]) -> str:
     lines += ["", "| inserted once, at 1 % | " + " | ".join(SCORES) + " |"]
     lines.append("|---|" + "---:|" * len(SCORES))
     for name in runs[0]["kinds"]:
-        found = [shown(name, score, 1, 0.01) for score in SCORES]
-        lines.append(f"| {name} | {' | '.join(found)} |")
+        row = [shown(name, score, 1, 0.01) for score in SCORES]
+        lines.append(f"| {name} | {' | '.join(row)} |")
     lines.append("")
     for name in ("memaudit", "memaudit with base"):
         if name in runs[0]:
             lines.append(f"{name}: " + json.dumps([run[name] for run in runs if name in run]))
     for run in runs:
         lines.append(f"seed {run['seed']}: {json.dumps(run['figures'])}")
-    for name in runs[0]["kinds"]:
-        some, _, count = added(name, "log_perplexity", 1, 0.01)
+    lines.append("Inserted once, detected at 1 %, by training and pooled with the interval:")
+    once = {
+        name: [run["kinds"][name]["log_perplexity"]["1/0.01"] for run in runs]
+        for name in runs[0]["kinds"]
+    }
+    for name in ("memaudit", "memaudit with base"):
+        cells = [run[name]["by_repetition"]["1"] for run in runs if name in run]
+        if cells:
+            once[name] = [[one["detected"], 0, one["n"]] for one in cells]
+    for name, found in once.items():
+        some, count = (sum(cell[place] for cell in found) for place in (0, 2))
         low, high = clopper_pearson(some, count, 0.95)
-        lines.append(f"{name}, once: {some} of {count}, {low:.1%} to {high:.1%}")
+        each = ", ".join(f"{cell[0]}" for cell in found)
+        lines.append(f"{name}: {each}; {some} of {count}, {low:.1%} to {high:.1%}")
     return "\n".join(lines)
 
 
@@ -300,7 +331,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--samples", type=int, default=1000, help="draws, and references")
+    parser.add_argument("--kinds", nargs="+", metavar="KIND", help='such as "9 digits"; all')
+    parser.add_argument("--scores", nargs="+", choices=SCORES, default=SCORES)
+    parser.add_argument(
+        "--repetitions", nargs="+", type=int, choices=REPETITIONS, default=[*REPETITIONS]
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", type=Path, nargs="+")
