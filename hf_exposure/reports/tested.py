@@ -160,7 +160,8 @@ def _opinion(
     extractions: Sequence[Extractions],
     generations: Generations | None,
 ) -> tuple[tuple[str, str, str], ...]:
-    """Rows for the questions of EDPB Opinion 28/2024 (17 December 2024) on a model's anonymity."""
+    """Rows for the questions of EDPB Opinion 28/2024 (17 December 2024) on a model's anonymity,
+    in our reading. Paragraphs are named only where a source that quotes them was seen."""
     no, yours = "Not tested.", "Not part of a measurement; for the controller to state."
     row = next((one for one in exposures.membership(_FPR) if one.repetitions is None), None)
     member = no
@@ -195,11 +196,15 @@ def _opinion(
         ),
         ("46", "Who will have access to the model, and how?", yours),
         (
-            "49–53",
+            "section 3.2",
             "Design: sources, preparation and minimisation of data, training, outputs",
             yours,
         ),
-        ("54", "Analysis: do the measures that were planned work as planned?", yours),
+        (
+            "section 3.2",
+            "Analysis: do the measures that were planned work as planned?",
+            yours,
+        ),
         ("55", "Scope, frequency, quantity and quality of tests", scope),
         ("55 (i)", "Membership inference", member),
         ("55 (i)", "Attribute inference", no),
