@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 
 from outlines_core import Index, Vocabulary
 
+from hf_exposure.canaries.joining import steps_by_tokens, with_texts
 from hf_exposure.canaries.size import check_size
 
 # Control characters, which secrets hardly hold; the newline last, for `.` matches all others.
 _SENTINELS = [*range(9), *range(11, 32), 127, 10]
+_WALKED = 300_000  # bytes to look at for a vocabulary; the compiler is quicker with more
 _REFUSED = {
     "b": "a word boundary",
     "B": "a word boundary",
@@ -162,8 +164,14 @@ def compile_automaton(
             The message is a half-sentence to be put after the name of the argument.
     """
     check_size(expression)
+    plain = _around(_compile_bytes(expression, "", "", check), before, after)
+    if plain is None:
+        plain = _compile_bytes(expression, before, after, check)
     if not vocabulary:
-        return _compile_bytes(expression, before, after, check)
+        return plain
+    token_steps = steps_by_tokens(plain.steps, vocabulary, _WALKED)
+    if token_steps is not None:
+        return replace(plain, token_steps=token_steps)
     offset = 1 + max(max(ids) for ids in vocabulary.values())
     pattern = escape(before) + f"(?:{_ascii_classes(expression)})" + escape(after)
     sentinel = _sentinel(expression, pattern)[0]
@@ -173,6 +181,19 @@ def compile_automaton(
             words[data] = [*tokens, *words.get(data, [])]
     start, raw = _index(expression, pattern + f"\\x{sentinel:02x}", words, offset)
     return _finish(start, raw, sentinel, words, offset, before, after, check)
+
+
+def _around(core: Automaton, before: str, after: str) -> Automaton | None:
+    """The automaton with literal texts around it, if it need not be compiled for them."""
+    begin, end = before.encode(), after.encode()
+    if not begin and not end:
+        return core
+    made = with_texts(core.steps, core.accepting, begin, end)
+    if made is None:
+        return None
+    steps, accepting = made
+    counts = [core.size] * len(begin) + core.counts + [1] * len(end)
+    return Automaton(steps, frozenset(accepting), [{} for _ in steps], counts)
 
 
 @lru_cache(maxsize=16)  # a format and its trees ask for the same several times
@@ -245,32 +266,51 @@ def _index(
 
 
 def _assemble(start: int, raw: dict[int, dict[int, int]], ends: set[int], offset: int) -> Automaton:
-    """Number the useful states from 0, count strings, split bytes from tokens."""
+    """Number the useful states from 0, those with equal strings alike; count strings, split bytes
+    from tokens."""
     counts = _count(raw, ends, offset)
     if not counts.get(start):
         raise ValueError("matches no string at all")
-    number: dict[int, int] = {start: 0}
-    order = [start]
-    for state in order:
-        for following in raw.get(state, {}).values():
-            if counts.get(following) and following not in number:
-                number[following] = len(number)
-                order.append(following)
+    same = _merged(raw, ends, offset, counts)
+    number: dict[int, int] = {same[start]: 0}
+    order = [same[start]]
     steps: list[dict[int, int]] = []
     token_steps: list[dict[int, int]] = []
     for state in order:
         by_byte: dict[int, int] = {}
         by_token: dict[int, int] = {}
-        for label, following in raw.get(state, {}).items():
-            if following in number:
+        for label, to in raw.get(state, {}).items():
+            if counts.get(to):
+                following = same[to]
+                if following not in number:
+                    number[following] = len(number)
+                    order.append(following)
                 if label >= offset:
                     by_byte[label - offset] = number[following]
                 else:
                     by_token[label] = number[following]
         steps.append(by_byte)
         token_steps.append(by_token)
-    accepting = frozenset(number[state] for state in ends if state in number)
+    accepting = frozenset(number[state] for state in order if state in ends)
     return Automaton(steps, accepting, token_steps, [counts[state] for state in order])
+
+
+def _merged(
+    raw: dict[int, dict[int, int]], ends: set[int], offset: int, counts: dict[int, int]
+) -> dict[int, int]:
+    """For each useful state the first one from which the same strings lead to an end: the compiler
+    leaves many apart, as after each word of a list."""
+    first: dict[tuple[bool, frozenset[tuple[int, int]]], int] = {}
+    same: dict[int, int] = {}
+    for state, count in counts.items():  # those that follow come first
+        if count:
+            steps = frozenset(
+                (label, same[to])
+                for label, to in raw.get(state, {}).items()
+                if label >= offset and counts[to]
+            )
+            same[state] = first.setdefault((state in ends, steps), state)
+    return same
 
 
 def _count(raw: dict[int, dict[int, int]], ends: set[int], offset: int) -> dict[int, int]:
