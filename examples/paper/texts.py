@@ -38,6 +38,11 @@ def paragraphs(text: str | None) -> list[str]:
     return [part for play in _plays() for part in small_model.paragraphs(play)]
 
 
+def size_of(text: str | None) -> int:
+    """Characters of a text's paragraphs, as for `paragraphs`."""
+    return sum(map(len, paragraphs(text)))
+
+
 def title(text: str | None) -> str:
     """What a results page calls a text."""
     if text is None:

@@ -160,8 +160,11 @@ def _opinion(
     extractions: Sequence[Extractions],
     generations: Generations | None,
 ) -> tuple[tuple[str, str, str], ...]:
-    """Rows for the questions of EDPB Opinion 28/2024 (17 December 2024) on a model's anonymity,
-    in our reading. Paragraphs are named only where a source that quotes them was seen."""
+    """Rows for the questions of EDPB Opinion 28/2024 (17 December 2024) on a model's anonymity.
+
+    In our reading: 43 and 55 were checked against quotes of the opinion, 46 and 56 to 58 against
+    sources that cite them.
+    """
     no, yours = "Not tested.", "Not part of a measurement; for the controller to state."
     row = next((one for one in exposures.membership(_FPR) if one.repetitions is None), None)
     member = no
@@ -192,7 +195,7 @@ def _opinion(
         (
             "43",
             "Is the likelihood of obtaining data by queries insignificant?",
-            "Tested as far as generation was, under 55 (iii)." if generations is not None else no,
+            "Tested as far as generation was, under 55." if generations is not None else no,
         ),
         ("46", "Who will have access to the model, and how?", yours),
         (
@@ -206,16 +209,16 @@ def _opinion(
             yours,
         ),
         ("55", "Scope, frequency, quantity and quality of tests", scope),
-        ("55 (i)", "Membership inference", member),
-        ("55 (i)", "Attribute inference", no),
-        ("55 (ii)", "Exfiltration", no),
+        ("55", "Membership inference", member),
+        ("55", "Attribute inference", no),
+        ("55", "Exfiltration", no),
         (
-            "55 (iii)",
+            "55",
             "Regurgitation of training data",
             f"Tested: {' and '.join(regurgitation)}." if regurgitation else no,
         ),
-        ("55 (iv)", "Model inversion", no),
-        ("55 (v)", "Reconstruction", no),
+        ("55", "Model inversion", no),
+        ("55", "Reconstruction", no),
         (
             "56–58",
             "Documentation",

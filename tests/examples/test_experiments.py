@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from paper import NAMES, distribution, early, find, pareto
+from paper import NAMES, distribution, early, find, pareto, secret
 from paper.intervals import (
     Mean,
     correlation_interval,
@@ -136,6 +136,27 @@ def test_further_runs_follow_from_the_first_ones(tmp_path: Path) -> None:
 def test_bad_studies_are_refused(tmp_path: Path, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Study(of(square), tmp_path, **options)
+
+
+def test_a_text_of_millions_of_characters_is_larger_than_a_model_of_its_own(tmp_path: Path) -> None:
+    large, small = tmp_path / "large.txt", tmp_path / "small.txt"
+    small.write_text("A paragraph that is long enough to be taken.\n\n" * 10)
+    large.write_text("A paragraph that is long enough to be taken.\n\n" * 50_000)
+    names = {run.name for run in secret.runs("small", [0], str(small))}
+    assert {run.name for run in secret.runs("small", [0], str(large))} - names == {secret.LARGER}
+
+    def of_sizes(model: int, text: int, found: bool) -> Record:
+        result = {
+            "model_bytes": model, "text_bytes": text, "found": found, "proved": found, "rank": 1.0,
+            "rank_low": 1.0, "rank_high": 1.0, "exact": True, "bits": 29.9, "completed": True,
+            "said": True, "search_forwards": 100,
+        }  # fmt: skip
+        return Record(Run(secret.LARGER, 0, {}), result, 1.0)
+
+    for sizes, held in (((9, 1), None), ((1, 9), True)):
+        assert secret.conclude([of_sizes(*sizes, True)]).claims[-1].held is held
+    missed = [of_sizes(9, 1, True), of_sizes(1, 9, False)]
+    assert secret.conclude(missed).claims[-1].held is False  # whatever smaller texts show
 
 
 # Figures

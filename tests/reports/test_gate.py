@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from hf_exposure import cli
 from hf_exposure.canaries.limits import Limits
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.exposure.history import History, Measurement
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.reports.gate import to_junit, to_markdown
 from tests.exposure.test_limits import controls, spread
@@ -115,3 +116,12 @@ def test_what_packing_has_lost_makes_it_inconclusive_on_the_command_line(tmp_pat
         cli.app, ["gate", str(file), *OPTIONS, "--survival", str(report)], catch_exceptions=True
     )
     assert done.exit_code == 1 and "survival" in str(done.exception)
+
+
+def test_a_history_is_judged_at_its_last_evaluation_as_the_callback_does(tmp_path: Path) -> None:
+    items = Exposures([*spread(), *controls()])
+    history = History([Measurement(step, items) for step in (1, 2, 3)])
+    file = history.save(tmp_path / "history.json")
+    told = json.loads(run(file, *OPTIONS, "--json")[1])
+    limits, coarse = Limits(max_exposure=10, max_tpr=0.05, fpr=0.01), Exposures(items.coarse())
+    assert told == coarse.check(limits, look=3).to_dict() != coarse.check(limits).to_dict()
