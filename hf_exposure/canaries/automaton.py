@@ -11,7 +11,6 @@ few thousand states (credit card numbers with their check digit have 1,600) take
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -21,20 +20,11 @@ from outlines_core import Index, Vocabulary
 
 from hf_exposure.canaries.joining import steps_by_tokens, with_texts
 from hf_exposure.canaries.size import check_size
+from hf_exposure.canaries.syntax import ascii_classes, escape
 
 # Control characters, which secrets hardly hold; the newline last, for `.` matches all others.
 _SENTINELS = [*range(9), *range(11, 32), 127, 10]
 _WALKED = 300_000  # bytes to look at for a vocabulary; the compiler is quicker with more
-_REFUSED = {
-    "b": "a word boundary",
-    "B": "a word boundary",
-    "A": "an anchor",
-    "z": "an anchor",
-    "Z": "an anchor",
-    "G": "an anchor",
-}
-_ASCII = {"d": "0-9", "w": "0-9A-Za-z_", "s": r"\t\n\v\f\r "}
-_HINT = "the expression always has to match the whole secret, so leave it out"
 
 
 @dataclass(frozen=True)
@@ -173,7 +163,7 @@ def compile_automaton(
     if token_steps is not None:
         return replace(plain, token_steps=token_steps)
     offset = 1 + max(max(ids) for ids in vocabulary.values())
-    pattern = escape(before) + f"(?:{_ascii_classes(expression)})" + escape(after)
+    pattern = escape(before) + f"(?:{ascii_classes(expression)})" + escape(after)
     sentinel = _sentinel(expression, pattern)[0]
     words = {bytes([byte]): [offset + byte] for byte in range(256)}
     for data, tokens in vocabulary.items():
@@ -198,7 +188,7 @@ def _around(core: Automaton, before: str, after: str) -> Automaton | None:
 
 @lru_cache(maxsize=16)  # a format and its trees ask for the same several times
 def _compile_bytes(expression: str, before: str, after: str, check: str | None) -> Automaton:
-    pattern = escape(before) + f"(?:{_ascii_classes(expression)})" + escape(after)
+    pattern = escape(before) + f"(?:{ascii_classes(expression)})" + escape(after)
     sentinel, start, found = _sentinel(expression, pattern)
     words = {bytes([byte]): [byte] for byte in range(256)}
     raw = {state: dict(step) for state, step in found.items()}
@@ -236,11 +226,6 @@ def _finish(
     if check == "luhn":
         start, raw, ends = _luhn_product(start, raw, ends, words, before, after)
     return _assemble(start, raw, ends, offset)
-
-
-def escape(text: str) -> str:
-    """`text` as an expression that matches just itself."""
-    return re.sub(r"([\\.+*?()|\[\]{}^$#&~\-])", r"\\\1", text)
 
 
 def _index(
@@ -385,61 +370,3 @@ def _luhn_step(sums: tuple[int, int], digit: int) -> tuple[int, int]:
 
 def _luhn_back(sums: tuple[int, int], digit: int) -> tuple[int, int]:
     return (sums[1] - _doubled(digit)) % 10, (sums[0] - digit) % 10
-
-
-def _ascii_classes(expression: str) -> str:
-    """`expression` with ASCII meanings for \\d, \\w, \\s; refuses what no finite set needs."""
-    out: list[str] = []
-    depth = 0
-    position = 0
-    while position < len(expression):
-        char = expression[position]
-        if char == "\\":
-            code = expression[position + 1 : position + 2]
-            out.append(_escape_sequence(code, depth))
-            position += 1 + len(code)
-            continue
-        if char == "[":
-            depth += 1
-            # "[]abc]" and "[^]abc]": a bracket that comes first is itself.
-            lead = re.match(r"\[\^?\]?", expression[position:])
-            assert lead is not None
-            if depth == 1 and lead.group().endswith("]"):
-                out.append(lead.group()[:-1] + r"\]")
-                position += lead.end()
-                continue
-        elif char == "]" and depth:
-            depth -= 1
-        elif not depth:
-            _refuse_lookaround(char, expression[position : position + 4])
-        out.append(char)
-        position += 1
-    return "".join(out)
-
-
-def _escape_sequence(code: str, depth: int) -> str:
-    if code.lower() in _ASCII:
-        inner = _ASCII[code.lower()]
-        if code.isupper():
-            return f"[^{inner}]"
-        return inner if depth else f"[{inner}]"
-    if not depth and code in _REFUSED:
-        raise ValueError(f"holds {_REFUSED[code]}, \\{code}; {_HINT}")
-    if not depth and code.isdigit() and code != "0":
-        raise ValueError(
-            f"holds a back-reference, \\{code}, which no finite automaton has; "
-            "write the alternatives out"
-        )
-    return "\\" + code
-
-
-def _refuse_lookaround(char: str, ahead: str) -> None:
-    if char in "^$":
-        raise ValueError(f"holds an anchor, {char}; {_HINT}")
-    if re.match(r"\(\?<?[=!]", ahead):
-        raise ValueError(
-            f"holds a lookaround, {ahead.rstrip()[:3]}…, which no finite automaton has; "
-            "write the strings that it lets through"
-        )
-    if ahead.startswith("(?P="):
-        raise ValueError("holds a back-reference, (?P=…); write the alternatives out")

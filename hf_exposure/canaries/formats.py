@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_exposure.canaries.automaton import Automaton, compile_automaton, escape
+from hf_exposure.canaries.automaton import Automaton, compile_automaton
+from hf_exposure.canaries.syntax import escape
 from hf_exposure.utils.checks import check_choice, check_count, check_text, check_type, digits
 from hf_exposure.utils.typed import typed
 

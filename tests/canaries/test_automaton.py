@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_exposure.canaries.automaton import compile_automaton, escape
+from hf_exposure.canaries.automaton import compile_automaton
+from hf_exposure.canaries.syntax import escape
 
 ALPHABET = "ab1"
 LONGEST = 5
