@@ -1,25 +1,20 @@
-"""Gradients of single rows: taken by Opacus, compared with a loop, clipped, added up, noised."""
+"""Gradients of single rows: taken by Opacus, clipped, added up, noised."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from hf_exposure.models.snapshot import nothing_left
 from hf_exposure.training.private.accounting import opacus
-from hf_exposure.training.private.batches import groups
 
 _LABELS = ("labels", "shift_labels", "num_items_in_batch")
 PER_SAMPLE = ("hooks", "functorch", "ghost", "loop")
 
-# Between per-sample gradients and those of a loop: parts of the norm of the parameter's own
-# gradient, and of the norm of the row's whole gradient, which rounding is as large as.
-TOLERANCE, TOLERANCE_BF16 = (1e-3, 1e-5), (0.1, 0.01)
 _OPACUS_ON_MODULES = ("activations", "max_batch_len", "ft_compute_sample_grad")
 _OPACUS_ON_PARAMETERS = (
     "summed_grad",
@@ -103,15 +98,23 @@ class PerSampleGradients:
         total = 0.0
         for start in range(0, size, step):
             rows = {n: rows_of(v, slice(start, start + step)) for n, v in batch.items()}
+            total += self.take(rows)
             if self.method == "ghost":
-                total += self._ghost(rows)
                 continue
-            total += self._backward(rows)
             if self.method == "loop":
                 for p in self.names:
                     p.grad_sample = None if p.grad is None else p.grad[None]
             self._clip_and_accumulate()
         return total
+
+    def take(self, batch: dict[str, Any]) -> float:
+        """Go through the model and back with rows of one shape; returns their summed loss in nats.
+
+        Leaves each row's gradient in `grad_sample` of the parameters, not clipped yet. "ghost"
+        leaves its norm in `_norm_sample` instead and adds the clipped gradients at once; "loop"
+        leaves the gradient of all rows in `grad`.
+        """
+        return self._ghost(batch) if self.method == "ghost" else self._backward(batch)
 
     def _ghost(self, batch: dict[str, Any]) -> float:
         """Add rows without ever holding the gradient of each: norms first, then one weighted sum.
@@ -150,7 +153,7 @@ class PerSampleGradients:
     def _clip_and_accumulate(self) -> None:
         taken = [p for p in self.names if getattr(p, "grad_sample", None) is not None]
         if taken:
-            norms = torch.stack([_norms(p.grad_sample).float() for p in taken])
+            norms = torch.stack([row_norms(p.grad_sample).float() for p in taken])
             factors = (self.norm / (norms.norm(dim=0) + 1e-6)).clamp(max=1.0)  # (rows,)
             # A row whose gradient is infinite or not a number adds nothing: it has no direction.
             finite = norms.isfinite().all(dim=0) & norms.norm(dim=0).isfinite()
@@ -210,65 +213,22 @@ class PerSampleGradients:
                 self.hooks.disable_hooks()
         return float(loss.detach())
 
-    # Before the first step
+    # Opacus' part in it
 
-    def attach(self, rows: Sequence[dict[str, Any]], tolerance: tuple[float, float]) -> None:
-        """Choose what takes the gradients right, and refuse the model if nothing does.
-
-        Args:
-            rows: some of different lengths, each collated alone.
-            tolerance: of each parameter's gradient, as a part of its norm, and of the norm of the
-                row's whole gradient; they are added.
-        """
-        # A neighbour of the same length for each, as layers that mix rows need.
-        self._choose([*rows, *(_reversed(row) for row in rows)], tolerance)
-        with self._without_chance():
-            self._check_loss(rows[-1], tolerance[0])
-
-    def _choose(self, rows: Sequence[dict[str, Any]], tolerance: tuple[float, float]) -> None:
-        with self._without_chance():
-            truth = self._looped(rows)
-            without = [self.names[p] for p in self.names if p not in truth]
-            # A loop can take none for 0: other rows may need an expert that these did not.
-            if without and not (truth and self.method == "loop"):
-                raise ValueError(
-                    f"PrivateTrainer: {without[0]!r} ({len(without)} of {len(self.names)} "
-                    "parameters) gets no gradient; freeze it with requires_grad_(False)"
-                )
-            if self.method == "loop":
-                return
-            can = "position_ids" in inspect.signature(self.bare.forward).parameters
-            wrong: tuple[str, Exception | None] = "", None
-            # Learned positions are looked up once for all rows, unless each row brings its own.
-            for self.positions in [False, True] if can else [False]:
-                found = self._wrong(rows, truth, tolerance)
-                if found is None:
-                    return
-                wrong = found
-        name, error = wrong
-        raise ValueError(
-            f"PrivateTrainer: Opacus does not take the per-sample gradient of {name!r} in "
-            f"{type(self.bare).__name__} right with per_sample={self.method!r}"
-            + (f" ({type(error).__name__}: {error})" if error else "")
-            + '; use PrivacyArguments(per_sample="loop"), which is slower, or freeze that parameter'
-        ) from error
-
-    def _check_loss(self, row: dict[str, Any], tolerance: float) -> None:
-        """Other models than causal ones, such as masked ones, would learn something else."""
-        if "shift_labels" in row:
-            return
-        with torch.no_grad(), nothing_left(self.bare):
-            ours = float(row_losses(self.bare, row)[0])
-            found = self.bare(**row)
-        own, extra = getattr(found, "loss", None), getattr(found, "aux_loss", None)
-        if own is None or extra is not None or not bool(own.isfinite().all()):
-            return
-        if abs(float(own) - ours) > tolerance * max(1.0, abs(ours)):
-            raise ValueError(
-                f"PrivateTrainer: the loss of {type(self.bare).__name__} is {float(own):.4g} for a "
-                f"row whose next tokens have a loss of {ours:.4g}; only causal language models are "
-                "trained, by their next tokens"
-            )
+    def attach(self) -> None:
+        """Have the layers take per-sample gradients, or their norms, where asked to."""
+        self.hooks = opacus("grad_sample").prepare_module(
+            self.bare,
+            grad_sample_mode=self.method,
+            wrap_model=False,
+            loss_reduction="sum",
+            strict=False,
+        )
+        for name in ("GRAD_SAMPLERS", "NORM_SAMPLERS"):
+            plain = dict(getattr(self.hooks, name, {}))
+            if torch.nn.Embedding in plain:
+                own_way = functools.partial(_embedding_sampler, plain[torch.nn.Embedding])
+                setattr(self.hooks, name, {**plain, torch.nn.Embedding: own_way})
 
     def detach(self) -> None:
         """Leave the model as it was."""
@@ -286,112 +246,6 @@ class PerSampleGradients:
             for name in _OPACUS_ON_PARAMETERS:
                 if hasattr(p, name):
                     delattr(p, name)
-
-    @contextmanager
-    def _without_chance(self) -> Iterator[None]:
-        """Dropout off, so that two passes agree, while layers with parameters are in training."""
-        was = {module: module.training for module in self.bare.modules()}
-        devices = [p.device for p in self.names if p.device.type == "cuda"][:1]
-        try:
-            for module in was:
-                module.training = any(p in self.names for p in module.parameters(recurse=False))
-            with torch.random.fork_rng(devices):
-                yield
-        finally:
-            for module, training in was.items():
-                module.training = training
-            self.begin()
-
-    def _looped(self, rows: Sequence[dict[str, Any]]) -> dict[Any, torch.Tensor]:
-        """Gradients (rows, ...) of a plain backward pass for each row alone."""
-        kept = self.bare.state_dict(keep_vars=True)
-        saved = {n: v.clone() for n, v in self.bare.named_buffers() if n in kept}
-        grads: dict[Any, list[torch.Tensor]] = {}
-        for row in rows:
-            self.begin()
-            with nothing_left(self.bare):
-                loss = row_losses(self.bare, row).sum()
-                if loss.requires_grad:
-                    loss.backward()
-                now = self.bare.state_dict(keep_vars=True)
-                changed = [n for n, v in saved.items() if not torch.equal(now[n], v)]
-            if changed:
-                raise ValueError(
-                    f"PrivateTrainer: a forward pass in training changes the buffer {changed[0]!r} "
-                    f"of {type(self.bare).__name__}, which would tell of rows without noise; "
-                    "replace that layer"
-                )
-            for p in self.names:
-                if p.grad is not None:
-                    grads.setdefault(p, []).append(p.grad.detach().clone())
-        self.begin()
-        return {p: torch.stack(found) for p, found in grads.items() if len(found) == len(rows)}
-
-    def _wrong(
-        self,
-        rows: Sequence[dict[str, Any]],
-        truth: dict[Any, torch.Tensor],
-        tolerance: tuple[float, float],
-    ) -> tuple[str, Exception | None] | None:
-        """The parameter whose gradients in a batch are most wrong, and why; None if none is."""
-        self.detach()
-        self.begin()
-        whole = torch.stack([_norms(grads) for grads in truth.values()]).norm(dim=0)
-        worst, most = "", 1.0
-        try:
-            self.hooks = opacus("grad_sample").prepare_module(
-                self.bare,
-                grad_sample_mode=self.method,
-                wrap_model=False,
-                loss_reduction="sum",
-                strict=False,
-            )
-            for name in ("GRAD_SAMPLERS", "NORM_SAMPLERS"):
-                plain = dict(getattr(self.hooks, name, {}))
-                if torch.nn.Embedding in plain:
-                    own_way = functools.partial(_embedding_sampler, plain[torch.nn.Embedding])
-                    setattr(self.hooks, name, {**plain, torch.nn.Embedding: own_way})
-            clip = (self.norm / (whole + 1e-6)).clamp(max=1.0)
-            for places, batch in reversed(groups(rows, len(rows))):
-                if self.method == "ghost":
-                    self._ghost(batch)
-                else:
-                    self._backward(batch)
-                for p, expected in truth.items():
-                    found, own = getattr(p, "grad_sample", None), expected[places]
-                    sums = torch.zeros(1)
-                    if self.method == "ghost":  # the norms, and the clipped sum over the rows
-                        good, norms = whole[places].isfinite(), _norms(own)
-                        weights = clip[places][good]
-                        summed = torch.einsum("i,i...", weights.to(own.dtype), own[good])
-                        allowed = tolerance[0] * norms + tolerance[1] * whole[places]
-                        sums = (p.summed_grad - summed).norm() / (weights @ allowed[good])
-                        found, own = p._norm_sample, norms
-                    if not isinstance(found, torch.Tensor) or found.shape != own.shape:
-                        return self.names[p], None
-                    allowed = tolerance[0] * _norms(own) + tolerance[1] * whole[places]
-                    off = _norms(found - own) / allowed.clamp(min=1e-30)
-                    off = torch.cat([off[whole[places].isfinite()], sums.reshape(1).to(off)])
-                    if not bool((off <= most).all()):  # NaN is wrong too
-                        worst, most = self.names[p], float(off.max())
-                for p in self.names:
-                    p.grad_sample = None
-                self.begin()
-        except Exception as error:  # whatever a layer raises that Opacus was not made for
-            return self._culprit(error), error
-        return (worst, None) if worst else None
-
-    def _culprit(self, error: Exception) -> str:
-        """The parameter whose layer Opacus was at work on when it failed."""
-        layers = set(self.bare.modules())
-        found = next(iter(self.names.values()))
-        trace = error.__traceback__
-        while trace is not None:
-            for module in map(trace.tb_frame.f_locals.get, ("module", "layer")):
-                own = module.parameters() if module is not None and module in layers else ()
-                found = next((self.names[p] for p in own if p in self.names), found)
-            trace = trace.tb_next
-        return found
 
 
 def row_losses(network: Any, batch: dict[str, Any], positions: bool = False) -> torch.Tensor:
@@ -432,8 +286,8 @@ def row_losses(network: Any, batch: dict[str, Any], positions: bool = False) -> 
     return losses.sum(dim=1) / counts
 
 
-def _norms(grads: torch.Tensor) -> torch.Tensor:
-    """Of each row's gradient (rows, ...)."""
+def row_norms(grads: torch.Tensor) -> torch.Tensor:
+    """The norm of each row's gradient (rows, ...)."""
     norms: torch.Tensor = grads.reshape(len(grads), -1).norm(dim=1)
     return norms
 
@@ -453,20 +307,6 @@ def _embedding_sampler(
         backprops = backprops.masked_fill((activations[0] == layer.padding_idx)[..., None], 0)
     # The sampler of norms cannot take positions that are one row, expanded.
     return plain(layer, [one.contiguous() for one in activations], backprops.contiguous())
-
-
-def _reversed(row: dict[str, Any]) -> dict[str, Any]:
-    """Another row of the same shape: its tokens backwards, but for padding."""
-    ids = row.get("input_ids")
-    if not isinstance(ids, torch.Tensor):
-        return row
-    mask = row.get("attention_mask")
-    real = torch.ones_like(ids, dtype=torch.bool)
-    if isinstance(mask, torch.Tensor) and mask.shape == ids.shape:
-        real = mask.bool()
-    other = ids.clone()
-    other[real] = ids[real].flip(0)
-    return {**row, "input_ids": other}
 
 
 def rows_of(value: Any, which: slice) -> Any:

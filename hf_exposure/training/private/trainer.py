@@ -26,7 +26,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
@@ -48,11 +47,13 @@ from hf_exposure.training.private.arguments import (
     steps_per_epoch,
 )
 from hf_exposure.training.private.batches import Alone, Collate, PoissonBatches, groups
-from hf_exposure.training.private.per_sample import (
+from hf_exposure.training.private.comparing import (
     TOLERANCE,
     TOLERANCE_BF16,
-    PerSampleGradients,
+    compare,
+    rows_to_compare,
 )
+from hf_exposure.training.private.per_sample import PerSampleGradients
 from hf_exposure.training.private.refusals import refuse, refuse_model
 from hf_exposure.training.trainer import evaluation_in
 from hf_exposure.utils.checks import check_type, kind_of
@@ -60,7 +61,6 @@ from hf_exposure.utils.files import write_text
 from hf_exposure.utils.warn import warn
 
 PRIVACY_FILE = "privacy.json"  # beside the weights: what they have spent
-_TRIED, _COMPARED = 32, 3  # rows that are looked at for the check, and that it is made with
 
 _HARMLESS = (  # of hooks on an embedding, whose input has no gradient, and under functorch
     "Full backward hook is firing when gradients are computed",
@@ -395,7 +395,9 @@ class PrivateTrainer(Trainer):
             )
             self._gradients = gradients
             tolerance = TOLERANCE_BF16 if self.args.bf16 else TOLERANCE
-            gradients.attach(self._to_compare(), tolerance)
+            loader: Any = self.callback_handler.train_dataloader
+            rows = rows_to_compare(loader.dataset, loader.collate_fn)
+            compare(gradients, [dict(self._prepare_inputs(row)) for row in rows], tolerance)
         return self._gradients
 
     def _check_loader(self) -> None:
@@ -406,18 +408,6 @@ class PrivateTrainer(Trainer):
                 f"PrivateTrainer: get_train_dataloader of {type(self).__name__} gives batches of "
                 "its own, and epsilon counts on Poisson batches; leave it"
             )
-
-    def _to_compare(self) -> list[dict[str, Any]]:
-        """A short, a middling and a long row, with something to predict if any has."""
-        loader: Any = self.callback_handler.train_dataloader
-        data, collate = loader.dataset, loader.collate_fn
-        places = np.unique(np.linspace(0, len(data) - 1, _TRIED).astype(int)).tolist()
-        collate.check([data[i] for i in (places * 2)[:2]])
-        rows = collate([data[i] for i in places])["rows"]
-        rows = [row for row in rows if (row["labels"][:, 1:] != -100).any()] or rows
-        rows.sort(key=lambda row: row["labels"].shape[-1])
-        chosen = np.unique(np.linspace(0, len(rows) - 1, _COMPARED).astype(int))
-        return [dict(self._prepare_inputs(rows[i])) for i in chosen]
 
     def _take_up(self, checkpoint: str | bool) -> str:
         """Restore what was spent until a checkpoint, and go on from there."""
