@@ -46,7 +46,8 @@ from hf_exposure.training.private.accounting import (
 from hf_exposure.training.private.arguments import PrivacyArguments
 from hf_exposure.training.private.batches import PoissonBatches
 from hf_exposure.training.private.per_sample import PerSampleGradients, row_losses
-from hf_exposure.training.private.trainer import PRIVACY_FILE, PrivateTrainer
+from hf_exposure.training.private.spending import PRIVACY_FILE
+from hf_exposure.training.private.trainer import PrivateTrainer
 from tests.architectures import ARCHITECTURES, make
 from tests.processes import python
 from tests.selection import rest_slow

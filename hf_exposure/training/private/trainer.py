@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -33,11 +32,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_exposure.reports.cards import add_privacy_to_card
-from hf_exposure.training.private.accounting import (
-    noise_for_epsilon,
-    opacus,
-    spent_epsilon,
-)
+from hf_exposure.training.private.accounting import opacus, spent_epsilon
 from hf_exposure.training.private.arguments import (
     PrivacyArguments,
     expected_batch_size,
@@ -55,12 +50,17 @@ from hf_exposure.training.private.comparing import (
 )
 from hf_exposure.training.private.per_sample import PerSampleGradients
 from hf_exposure.training.private.refusals import refuse, refuse_model
+from hf_exposure.training.private.spending import (
+    PRIVACY_FILE,
+    check_step,
+    noise_for_rest,
+    read_spent,
+    statement_of,
+)
 from hf_exposure.training.trainer import evaluation_in
 from hf_exposure.utils.checks import check_type, kind_of
 from hf_exposure.utils.files import write_text
 from hf_exposure.utils.warn import warn
-
-PRIVACY_FILE = "privacy.json"  # beside the weights: what they have spent
 
 _HARMLESS = (  # of hooks on an embedding, whose input has no gradient, and under functorch
     "Full backward hook is firing when gradients are computed",
@@ -184,26 +184,8 @@ class PrivateTrainer(Trainer):
         """Settle the noise, and how many steps it is for."""
         steps = planned_steps(self.args, self.rows) - taken
         self._planned = self.private_steps + max(0, steps)
-        self.noise_multiplier = self._planned_noise(taken)
-
-    def _planned_noise(self, taken: int = 0) -> float:
-        """The noise for the whole training, or for the rest of it."""
-        privacy = self.privacy
-        if privacy.noise_multiplier is not None:
-            return privacy.noise_multiplier
-        assert privacy.target_epsilon is not None
-        steps = planned_steps(self.args, self.rows) - taken
-        last = self.spent[-1][0] if self.spent else 0.0
-        ahead = [*self.spent, (last, self.sampling_rate, max(0, steps))]
-        if last and spent_epsilon(ahead, self.delta, privacy.accountant) <= privacy.target_epsilon:
-            return last  # as planned before the interruption
-        return noise_for_epsilon(
-            privacy.target_epsilon,
-            self.delta,
-            self.sampling_rate,
-            max(1, steps),
-            privacy.accountant,
-            self.spent,
+        self.noise_multiplier = noise_for_rest(
+            self.privacy, self.delta, self.sampling_rate, steps, self.spent
         )
 
     # Parts of the Trainer that are replaced
@@ -345,20 +327,7 @@ class PrivateTrainer(Trainer):
 
     def privacy_statement(self) -> dict[str, Any]:
         """What the model has spent and of what, as it is written beside every saved model."""
-        epsilon = self.epsilon
-        return {
-            "epsilon": epsilon if math.isfinite(epsilon) else None,
-            "delta": self.delta,
-            "unit": "one row of the training set, added or removed",
-            "rows": self.rows,
-            "accountant": self.privacy.accountant,
-            "per_sample_max_grad_norm": self.privacy.per_sample_max_grad_norm,
-            "noise_can_be_repeated": self.privacy.noise_seed is not None,
-            "steps": [
-                {"noise_multiplier": noise, "sampling_rate": rate, "steps": steps}
-                for noise, rate, steps in self.spent
-            ],
-        }
+        return statement_of(self.privacy, self.delta, self.spent, self.epsilon, self.rows)
 
     # Inner parts
 
@@ -369,16 +338,9 @@ class PrivateTrainer(Trainer):
 
     def _check_budget(self) -> None:
         """A callback can make a training longer than the one that the noise is for."""
-        target = self.privacy.target_epsilon
-        if target is None or self.private_steps < self._planned:
-            return
-        ahead = [*self.spent, (self.noise_multiplier, self.sampling_rate, 1)]
-        if spent_epsilon(ahead, self.delta, self.privacy.accountant) > target:
-            raise ValueError(
-                f"PrivateTrainer: a step after the {self._planned} that were planned would spend "
-                f"more than target_epsilon={target}; set max_steps or num_train_epochs before "
-                "train()"
-            )
+        if self.private_steps >= self._planned:
+            ahead = [*self.spent, (self.noise_multiplier, self.sampling_rate, 1)]
+            check_step(self.privacy, self.delta, ahead, self._planned)
 
     def _prepared(self) -> PerSampleGradients:
         """The gradients, made at the first step of a training, when all is in its place."""
@@ -411,30 +373,17 @@ class PrivateTrainer(Trainer):
 
     def _take_up(self, checkpoint: str | bool) -> str:
         """Restore what was spent until a checkpoint, and go on from there."""
-        where = "PrivateTrainer.train: resume_from_checkpoint"
         folder = (
             get_last_checkpoint(str(self.args.output_dir)) if checkpoint is True else checkpoint
         )
         if not folder:
-            raise ValueError(f"{where}=True, but {str(self.args.output_dir)!r} has no checkpoint")
-        path = Path(str(folder)) / PRIVACY_FILE
-        if not path.exists():
             raise ValueError(
-                f"{where}={str(folder)!r} has no {PRIVACY_FILE}, so what it has spent is not "
-                "known; take one that PrivateTrainer saved, or begin anew"
+                "PrivateTrainer.train: resume_from_checkpoint=True, but "
+                f"{str(self.args.output_dir)!r} has no checkpoint"
             )
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["rows"] != self.rows:
-            raise ValueError(
-                f"{where}={str(folder)!r} was trained on {stored['rows']} rows, and train_dataset "
-                f"has {self.rows}; give the same rows"
-            )
-        self._accountant.history = [
-            (entry["noise_multiplier"], entry["sampling_rate"], entry["steps"])
-            for entry in stored["steps"]
-        ]
+        self._accountant.history = read_spent(str(folder), self.rows)
         state = json.loads((Path(str(folder)) / "trainer_state.json").read_text(encoding="utf-8"))
-        taken, per_epoch = state["global_step"], steps_per_epoch(self.args, stored["rows"])
+        taken, per_epoch = state["global_step"], steps_per_epoch(self.args, self.rows)
         self._to_skip = 0 if self.args.ignore_data_skip else taken % per_epoch
         self._plan(taken)
         return str(folder)
