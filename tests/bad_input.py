@@ -607,7 +607,7 @@ def calls() -> list[Call]:
         batch_size=count(1),
         progress=FLAG,
         resume=[3, [], Nothing(), True, NAN, "/", "a\0b"],
-        temperature=["1", NAN, -1.0, 0.0, [], Nothing()],
+        temperature=["1", NAN, -1.0, 0.0, 1e-92, [], Nothing()],
     )
     pairs = [([5, 6, 7], [8, 9]), ([5, 6], [8, 9, 10])]
     add(

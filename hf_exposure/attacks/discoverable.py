@@ -11,7 +11,6 @@ Probabilities are log2 throughout: that of 50 tokens may be smaller than any flo
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,7 @@ from hf_exposure.models.continuations import token_signals
 from hf_exposure.models.decoder import Decoder
 from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.utils.arrays import Bools, Floats
-from hf_exposure.utils.checks import check_count, check_number
+from hf_exposure.utils.checks import check_count, check_number, check_temperature
 from hf_exposure.utils.progress import progress_bar
 from hf_exposure.utils.typed import typed
 from hf_exposure.utils.warn import warn
@@ -59,12 +58,7 @@ def sampling_scheme(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
         ValueError: a value out of range.
     """
     check_count("discoverable_extraction: top_k", top_k, least=0)
-    check_number("discoverable_extraction: temperature", temperature)
-    if not 0 < temperature < math.inf:
-        raise ValueError(
-            f"discoverable_extraction: temperature={temperature!r} is not a positive number; "
-            "for greedy decoding see the result's greedy_rate, at any temperature"
-        )
+    check_temperature("discoverable_extraction: temperature", temperature)
     check_number("discoverable_extraction: top_p", top_p)
     if not 0 < top_p <= 1:
         raise ValueError(

@@ -27,7 +27,7 @@ from hf_exposure.exposure.planning import Group, plan_measurement
 from hf_exposure.models.causal import CausalModel
 from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.tree.scoring import check_context
-from hf_exposure.utils.checks import check_count, check_number
+from hf_exposure.utils.checks import check_count, check_temperature
 from hf_exposure.utils.files import write_text
 from hf_exposure.utils.progress import progress_bar
 from hf_exposure.utils.typed import typed
@@ -113,7 +113,7 @@ def generate_secrets(
     check_count("generate_secrets: batch_size", batch_size, least=1)
     check_count("generate_secrets: seed", seed, least=0)
     if (temperature := generate_kwargs.get("temperature")) is not None:
-        check_number("generate_secrets: temperature", temperature, 0, math.inf, open_ends=True)
+        check_temperature("generate_secrets: temperature", temperature)
     for name, instead in _OWN.items():
         if name in generate_kwargs:
             raise ValueError(f"generate_secrets: {name} cannot be given; {instead}")

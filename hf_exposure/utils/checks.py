@@ -74,6 +74,26 @@ def check_numbers(what: str, values: Any) -> None:
         raise ValueError(f"{what} holds NaN, which is not finite; leave it out")
 
 
+# Logits divided by less are beyond what a float32 holds.
+LEAST_TEMPERATURE = 1e-6
+
+
+def check_temperature(what: str, value: Any) -> float:
+    """A sampling temperature: from 1e-6 on, and finite.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is out of range.
+    """
+    number = check_number(what, value)
+    if not LEAST_TEMPERATURE <= number < math.inf:
+        raise ValueError(
+            f"{what}={digits(value)} is out of range; give a finite number from "
+            f"{LEAST_TEMPERATURE:g} on, or decode greedily for the limit of 0"
+        )
+    return number
+
+
 def check_share(what: str, value: Any) -> float:
     """A number between 0 and 1, such as a confidence level; neither 0 nor 1.
 

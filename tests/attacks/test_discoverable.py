@@ -605,6 +605,7 @@ def test_data_without_pairs_is_refused(pairs: Any, error: type[Exception], words
     ("options", "error", "words"),
     [
         ({"temperature": 0.0}, ValueError, "temperature=0.0"),
+        ({"temperature": 5.7e-92}, ValueError, "temperature=5.7e-92 is out of range"),
         ({"temperature": math.nan}, ValueError, "temperature=nan"),
         ({"top_k": -1}, ValueError, "top_k=-1"),
         ({"top_k": 1.5}, TypeError, "top_k"),
