@@ -607,14 +607,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SETUPS, metavar="NAME", help=", ".join(SETUPS))
     parser.add_argument("--small", action="store_true", help="little of everything, in seconds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
-    for name in ("--without", "--kill"):
-        parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--without", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--task", nargs=3, help=argparse.SUPPRESS)  # a process of a training
     arguments = parser.parse_args()
     if arguments.task is not None:
         name, folder, file = arguments.task
         size = SMALL if arguments.small else FULL
-        task = Task(name, size, Path(folder), not arguments.without, arguments.kill)
+        task = Task(name, size, Path(folder), not arguments.without)
         run_here(task, Path(file))
         return
     rows = []

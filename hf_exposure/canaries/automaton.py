@@ -163,7 +163,7 @@ def compile_automaton(
     if token_steps is not None:
         return replace(plain, token_steps=token_steps)
     offset = 1 + max(max(ids) for ids in vocabulary.values())
-    pattern = escape(before) + f"(?:{ascii_classes(expression)})" + escape(after)
+    pattern = _pattern(expression, before, after)
     sentinel = _sentinel(expression, pattern)[0]
     words = {bytes([byte]): [offset + byte] for byte in range(256)}
     for data, tokens in vocabulary.items():
@@ -188,11 +188,16 @@ def _around(core: Automaton, before: str, after: str) -> Automaton | None:
 
 @lru_cache(maxsize=16)  # a format and its trees ask for the same several times
 def _compile_bytes(expression: str, before: str, after: str, check: str | None) -> Automaton:
-    pattern = escape(before) + f"(?:{ascii_classes(expression)})" + escape(after)
+    pattern = _pattern(expression, before, after)
     sentinel, start, found = _sentinel(expression, pattern)
     words = {bytes([byte]): [byte] for byte in range(256)}
     raw = {state: dict(step) for state, step in found.items()}
     return _finish(start, raw, sentinel, words, 0, before, after, check)
+
+
+def _pattern(expression: str, before: str, after: str) -> str:
+    """The expression between two literal texts, for the compiler."""
+    return escape(before) + f"(?:{ascii_classes(expression)})" + escape(after)
 
 
 @lru_cache(maxsize=4)

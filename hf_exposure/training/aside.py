@@ -20,11 +20,10 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_exposure.training.keeping import STATE
+from hf_exposure.training.keeping import STATE, STATE_FILE
 from hf_exposure.utils.files import write_text
 
 ASIDE = "_not_uploaded"  # in the Trainer's folder
-_STATE_FILE = "trainer_state.json"
 
 
 class Aside:
@@ -62,7 +61,7 @@ class Aside:
                     if path.name == history.name or path.name.startswith(f"{history.name}.old"):
                         self._move(path)
             for checkpoint in (self._folder, self._folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"):
-                state = checkpoint / _STATE_FILE
+                state = checkpoint / STATE_FILE
                 short = _without_history(state)
                 if short is not None:
                     self._move(state)
@@ -115,7 +114,7 @@ def restore(folder: str | os.PathLike[str], shortened: dict[Path, str] | None = 
         if not path.is_file():
             continue
         target = root / path.relative_to(root / ASIDE)
-        if path.name != _STATE_FILE:
+        if path.name != STATE_FILE:
             if not target.exists():
                 os.replace(path, target)
         elif target.exists() and _is_shortened(target, path, (shortened or {}).get(target)):

@@ -215,10 +215,11 @@ class ExposureEvents(TrainerCallback):
         self._join()
         if not state.is_world_process_zero:
             return
-        remove_left(args.output_dir or ".")
+        folder = args.output_dir or "."
+        remove_left(folder)
         if not self.per_canary:
-            self._aside.put(args.output_dir or ".", self.file(args), state.global_step)
-        manifests = manifests_in(args.output_dir or ".")
+            self._aside.put(folder, self.file(args), state.global_step)
+        manifests = manifests_in(folder)
         if manifests:
             warn(
                 f"ExposureCallback: {str(manifests[0])!r} holds the canaries' secrets and is "

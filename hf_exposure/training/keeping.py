@@ -33,6 +33,7 @@ from hf_exposure.exposure.history import (
 from hf_exposure.utils.files import write_text
 from hf_exposure.utils.warn import warn
 
+STATE_FILE = "trainer_state.json"  # of the Trainer, in a checkpoint
 STATE = "hf_exposure"  # our part of the Trainer's state, under `stateful_callbacks`
 
 logger = logging.getLogger("hf_exposure")

@@ -32,6 +32,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_exposure.reports.cards import add_privacy_to_card
+from hf_exposure.training.keeping import STATE_FILE
 from hf_exposure.training.private.accounting import opacus, spent_epsilon
 from hf_exposure.training.private.arguments import (
     PrivacyArguments,
@@ -347,7 +348,7 @@ class PrivateTrainer(Trainer):
         if self._gradients is None:
             bare = self.accelerator.unwrap_model(self.model)
             refuse_model(bare, self.args, self.privacy.per_sample)
-            self._check_loader()
+            loader = self._poisson_loader()
             gradients = PerSampleGradients(
                 bare,
                 self.optimizer,
@@ -357,12 +358,12 @@ class PrivateTrainer(Trainer):
             )
             self._gradients = gradients
             tolerance = TOLERANCE_BF16 if self.args.bf16 else TOLERANCE
-            loader: Any = self.callback_handler.train_dataloader
             rows = rows_to_compare(loader.dataset, loader.collate_fn)
             compare(gradients, [dict(self._prepare_inputs(row)) for row in rows], tolerance)
         return self._gradients
 
-    def _check_loader(self) -> None:
+    def _poisson_loader(self) -> Any:
+        """The loader of the training, if its batches and rows are ours."""
         loader: Any = self.callback_handler.train_dataloader
         drawn = isinstance(getattr(loader, "batch_sampler", None), PoissonBatches)
         if not drawn or not isinstance(getattr(loader, "collate_fn", None), Collate):
@@ -370,6 +371,7 @@ class PrivateTrainer(Trainer):
                 f"PrivateTrainer: get_train_dataloader of {type(self).__name__} gives batches of "
                 "its own, and epsilon counts on Poisson batches; leave it"
             )
+        return loader
 
     def _take_up(self, checkpoint: str | bool) -> str:
         """Restore what was spent until a checkpoint, and go on from there."""
@@ -382,7 +384,7 @@ class PrivateTrainer(Trainer):
                 f"{str(self.args.output_dir)!r} has no checkpoint"
             )
         self._accountant.history = read_spent(str(folder), self.rows)
-        state = json.loads((Path(str(folder)) / "trainer_state.json").read_text(encoding="utf-8"))
+        state = json.loads((Path(str(folder)) / STATE_FILE).read_text(encoding="utf-8"))
         taken, per_epoch = state["global_step"], steps_per_epoch(self.args, self.rows)
         self._to_skip = 0 if self.args.ignore_data_skip else taken % per_epoch
         self._plan(taken)
