@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from datatrove.data import Document
 from datatrove.io import get_datafolder
 from datatrove.pipeline.base import PipelineStep
 
+from hf_exposure.canaries.canary import Canary
+from hf_exposure.canaries.commitment import manifest_commitment
 from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.places import Copies, splice
 from hf_exposure.canaries.search import Search, TextSearch, search_of
@@ -25,11 +28,14 @@ from hf_exposure.canaries.survival import InjectionReport
 from hf_exposure.canaries.tally import Tally
 from hf_exposure.canaries.token_files import token_file
 from hf_exposure.utils.checks import check_count, check_path
+from hf_exposure.utils.names import raise_alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+T = TypeVar("T")
 Documents = Iterable[Document]
+_FILE = re.compile(r"[0-9]{5,}\.json")  # of a task
 _TOKENIZED = ("*.bin", "*.ds")  # what datatrove's tokenizers write
 
 
@@ -41,6 +47,16 @@ class _Hidden:
 
     def __str__(self) -> str:
         return type(self.value).__name__
+
+
+def _alone(function: Callable[..., T], *arguments: Any) -> T:
+    """What a function gives. Its errors lose what led to them: datatrove's logs show the values of
+    variables there, such as a manifest's text."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        alone = error.with_traceback(None)
+    raise_alone(alone)
 
 
 class _TaskFiles:
@@ -63,7 +79,7 @@ class _TaskFiles:
         Raises:
             ValueError: some tasks are not done, or there were more or fewer of them.
         """
-        names = sorted(name for name in self.folder.list_files() if name.endswith(".json"))
+        names = sorted(filter(_FILE.fullmatch, self.folder.list_files()))
         found = {int(name[:-5]): self._load(name) for name in names}
         tasks = tasks or next((one["tasks"] for one in found.values()), 1)
         other = sorted({one["tasks"] for one in found.values()} - {tasks})
@@ -83,8 +99,9 @@ class _TaskFiles:
     def _load(self, name: str) -> dict[str, Any]:
         with self.folder.open(name, "rt") as file:
             try:
-                return dict(json.loads(file.read()))
-            except ValueError:  # a task is writing it, or was killed there
+                data = json.loads(file.read())
+                return {**data, "tasks": int(data["tasks"])}
+            except (ValueError, TypeError, KeyError):  # a task is writing it, or was killed there
                 raise ValueError(
                     f"{self.what}: {name} in {str(self)!r} is not whole; run that task again"
                 ) from None
@@ -173,6 +190,7 @@ class InsertCanaries(PipelineStep):  # type: ignore[misc]
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        counts = counts.tolist() if hasattr(counts, "tolist") else counts  # an array
         listed = isinstance(counts, Sequence) and not isinstance(counts, str)
         known = listed and all(isinstance(count, Integral) for count in counts)
         insertion = Insertion(
@@ -229,25 +247,28 @@ class InsertCanaries(PipelineStep):  # type: ignore[misc]
             insertion = replace(insertion, shards=shards)
         check_same_shards(insertion, tasks)
         canaries.record(insertion)
-        canaries.save(manifest)
+        try:
+            canaries.save(manifest)
+        except FileExistsError:  # another run has put its own on record meanwhile
+            return self._inserted(tasks)
         return canaries, insertion
 
     def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Insert the share of one task."""
-        canaries, insertion = self._inserted(world_size)
+        canaries, insertion = _alone(self._inserted, world_size)
         share = share_of(canaries, insertion, rank)
         numbers = iter(range(share.copies))
 
-        def added(text: str, beside: Document) -> Document:
+        def added(canary: Canary, beside: Document) -> Document:
             metadata = {**dict.fromkeys(beside.metadata), **self.metadata}
-            return Document(text, f"canary/{rank:05d}/{next(numbers)}", metadata=metadata)
+            return Document(canary.text, f"canary/{rank:05d}/{next(numbers)}", metadata=metadata)
 
         yield from with_copies(data, share, insertion, added, _spliced)
         self.stat_update("copies", value=share.copies)
 
 
 def _spliced(document: Document, copies: Copies) -> Document:
-    document.text = splice(document.text, copies)
+    document.text = splice(document.text or "", copies)
     return document
 
 
@@ -293,19 +314,22 @@ class VerifyCanaries(PipelineStep):  # type: ignore[misc]
         self.tokenizer = _Hidden(tokenizer)
         self.tokenized: Any = None if tokenized is None else get_datafolder(tokenized)
 
-    def _search(self) -> Search | TextSearch:
-        known = self.manifest.value
-        canaries = known if isinstance(known, Canaries) else Canaries.load(known)
-        return search_of(canaries, self.tokenizer.value)
+    def _search(self) -> tuple[Search | TextSearch, str | None]:
+        """What looks for the canaries, and what tells their manifest from others."""
+        known, of = self.manifest.value, None
+        if not isinstance(known, Canaries):  # which loses its salt on the way to a task
+            known = Canaries.load(known)
+            of = None if known.salt is None else manifest_commitment(known)
+        return search_of(known, self.tokenizer.value), of
 
     def run(
         self, data: Documents | None = None, rank: int = 0, world_size: int = 1
     ) -> Iterator[Document]:
         """Look through the documents, or the files, of one task."""
-        search = self._search()
+        search, of = _alone(self._search)
         if isinstance(search, TextSearch):
             for document in data or ():
-                search.read(document.text)
+                search.read(document.text or "")
                 yield document
         else:
             yield from data or ()
@@ -314,14 +338,21 @@ class VerifyCanaries(PipelineStep):  # type: ignore[misc]
             for name in sorted(names)[rank::world_size]:
                 search.scan(token_file(folder.open, name, len(self.tokenizer.value)).chunks())
         self.stat_update("copies", value=sum(search.tally.whole.values()))
-        self.results.write(rank, world_size, search.tally.to_dict())
+        self.results.write(rank, world_size, {"manifest": of, **search.tally.to_dict()})
 
     def report(self) -> InjectionReport:
         """What has become of each canary in the documents of all tasks.
 
         Raises:
-            ValueError: some tasks are not done.
+            ValueError: some tasks are not done, or have looked for the canaries of another
+                manifest.
         """
-        search = self._search()
-        search.tally = Tally.total(map(Tally.from_dict, self.results.read()))
+        search, of = self._search()
+        results = self.results.read()
+        if any(one["manifest"] != of for one in results):
+            raise ValueError(
+                f"the results in {str(self.results)!r} are of another manifest; run all tasks "
+                "again, with another logging_dir, as datatrove skips tasks that were complete"
+            )
+        search.tally = Tally.total(map(Tally.from_dict, results))
         return search.report()

@@ -143,8 +143,7 @@ def _token_copies(
                 f"inject_canaries: column={column!r} must hold token ids where a tokenizer is "
                 "given, but has other values; leave tokenizer out, or name the column of ids"
             )
-    with secrets_masked(canaries):
-        tokens = token_copies(canaries, tokenizer, rows, packed=None)
+    tokens = token_copies(canaries, tokenizer, rows, packed=None)
     beside = {"position_ids", "seq_lengths"} & {*columns}
     if tokens.packed and beside:
         raise ValueError(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.places import VERSION, Copies, parts, places_of, splice
@@ -158,7 +159,7 @@ class CanaryInjector:
             if name not in batch:
                 raise ValueError(no_column("CanaryInjector", f"fill: {name!r}", batch))
         check_type_of_rows("CanaryInjector", list(batch), self.insertion, self.fill)
-        rows = [self.row(text, list(batch)) for _, copies in here for _, text in copies]
+        rows = [self.row(canary, list(batch)) for _, copies in here for _, canary in copies]
         added = {name: [row[name] for row in rows] for name in batch}
         # A `Dataset` lends its table: rows copied there do not lose what decoding and encoding
         # them would, such as the bytes of an image.
@@ -212,12 +213,12 @@ class CanaryInjector:
             done += count
         return pa.concat_tables(pieces)
 
-    def row(self, text: str, names: Sequence[str]) -> dict[str, Any]:
+    def row(self, canary: Canary, names: Sequence[str]) -> dict[str, Any]:
         """What a canary's own row has in each column."""
         if self.tokens is not None:
-            own = self.tokens.row(text, self.insertion.column, names)
+            own = self.tokens.row(canary.text, self.insertion.column, names)
         else:
-            own = own_row(text, names, self.insertion)
+            own = own_row(canary.text, names, self.insertion)
         row = {**dict.fromkeys(names), **own, **self.fill}
         if self.insertion.chat:
             column = self.insertion.column
@@ -242,10 +243,10 @@ class CanaryInjector:
             turns = [len(messages)]
             messages.append(self._message("assistant", "", keys=messages[0]))
         by_turn: dict[int, Copies] = {}
-        for fraction, text in copies:
+        for fraction, canary in copies:
             # The whole part chooses the message, the rest the place within it.
             rest, whole = math.modf(fraction * len(turns))
-            by_turn.setdefault(turns[int(whole)], []).append((rest, text))
+            by_turn.setdefault(turns[int(whole)], []).append((rest, canary))
         for place, inside in by_turn.items():
             messages[place]["content"] = splice(messages[place]["content"], inside)
         return messages

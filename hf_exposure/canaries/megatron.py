@@ -136,7 +136,8 @@ def _copy(source: IndexedFile, target: Path, share: Share, copies: dict[str, lis
         arrays = [stack.enter_context(TemporaryFile(dir=target.parent)) for _ in range(3)]
         writer = _Writer(stack.enter_context(replacing(data_path)), arrays, source.dtype)
         places = [
-            (place, [copies[text] for _, text in here]) for place, here in share.places.items()
+            (place, [copies[canary.text] for _, canary in here])
+            for place, here in share.places.items()
         ]
         for part in source.parts():
             inside = [(p, c) for p, c in places if part.first <= p < part.first + len(part.counts)]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.injector import CanaryInjector, no_column
 from hf_exposure.canaries.places import parts
 
@@ -84,7 +85,7 @@ class ParquetFile:
                 pieces = []
                 start = 0
                 if rows:
-                    added = iter([text for _, copies in here for _, text in copies])
+                    added = iter([canary for _, copies in here for _, canary in copies])
                     for begin, end, count in parts(here, len(table)):
                         pieces.append(table.slice(begin, end - begin))
                         if count:
@@ -101,10 +102,10 @@ class ParquetFile:
                     pieces.append(table.slice(start))
                 writer.write_table(pa.concat_tables(pieces), row_group_size=max(1, done))
 
-    def _new(self, texts: list[str], injector: CanaryInjector) -> Any:
+    def _new(self, copies: list[Canary], injector: CanaryInjector) -> Any:
         import pyarrow as pa
 
-        rows = [injector.row(text, self.columns) for text in texts]
+        rows = [injector.row(canary, self.columns) for canary in copies]
         arrays = [
             pa.nulls(len(rows), field.type)  # which some types take no list of
             if all(row[field.name] is None for row in rows)

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from operator import itemgetter
 
+from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.drawing import derived
 from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.sets import Canaries
 
 VERSION = 1  # part of the fingerprint of injectors, so that no cache outlives a change
-Copies = list[tuple[float, str]]  # a place within a row or between two, in [0, 1), and a text
+# A place within a row or between two, in [0, 1), and what goes there: not its text, which whatever
+# logs the values of variables with an error would show.
+Copies = list[tuple[float, Canary]]
 _BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 
 
@@ -29,9 +33,9 @@ def places_of(canaries: Canaries, insertion: Insertion) -> dict[int, Copies]:
             choices = min(rows, max(-(-rows // 100), canary.repetitions))
         for _ in range(canary.repetitions):
             place = draw.randrange(choices)
-            out.setdefault(place, []).append((draw.random(), canary.text))
+            out.setdefault(place, []).append((draw.random(), canary))
     for copies in out.values():
-        copies.sort()
+        copies.sort(key=lambda copy: (copy[0], copy[1].text))
     return out
 
 
@@ -49,8 +53,8 @@ def splice(text: str, copies: Copies) -> str:
     gaps = [match.start() for match in _BETWEEN_WORDS.finditer(text)] or [len(text)]
     out: list[str] = []
     done = 0
-    for fraction, canary in sorted(copies):
+    for fraction, canary in sorted(copies, key=itemgetter(0)):
         place = gaps[int(fraction * len(gaps))]
-        out += [text[done:place], " ", canary]
+        out += [text[done:place], " ", canary.text]
         done = place
     return "".join([*out, text[done:]])

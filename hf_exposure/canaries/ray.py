@@ -19,6 +19,7 @@ import ray.data
 from hf_exposure.canaries.injector import CanaryInjector, no_column
 from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.masking import secrets_masked
+from hf_exposure.canaries.places import Copies
 from hf_exposure.canaries.row_types import check_type_of_rows
 from hf_exposure.canaries.search import Search, TextSearch, search_of
 from hf_exposure.canaries.sets import Canaries
@@ -164,7 +165,7 @@ class _Insert:
         if seen < share.documents:
             raise ValueError(miscounted(share, f"only {seen}"))
         if table is not None and seen in share.places:
-            yield self._rows(table, [text for _, text in share.places[seen]])
+            yield self._rows(table, share.places[seen])
 
     def _changed(self, table: pa.Table, share: Share, first: int) -> pa.Table:
         here = [(p - first, c) for p, c in share.places.items() if first <= p < first + len(table)]
@@ -180,12 +181,12 @@ class _Insert:
             return table.set_column(number, field, pa.array(values, field.type))
         pieces, done = [], 0
         for place, copies in here:
-            pieces += [table.slice(done, place - done), self._rows(table, [t for _, t in copies])]
+            pieces += [table.slice(done, place - done), self._rows(table, copies)]
             done = place
         return pa.concat_tables([*pieces, table.slice(done)])
 
-    def _rows(self, beside: pa.Table, texts: list[str]) -> pa.Table:
-        rows = [self.injector.row(text, beside.column_names) for text in texts]
+    def _rows(self, beside: pa.Table, copies: Copies) -> pa.Table:
+        rows = [self.injector.row(canary, beside.column_names) for _, canary in copies]
         return pa.Table.from_pylist(rows, schema=beside.schema)
 
 

@@ -11,11 +11,12 @@ import heapq
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.survival import InjectionReport, Survival
 from hf_exposure.canaries.tally import Tally
@@ -37,7 +38,7 @@ _RARE = 4
 class Group:
     """The canaries of one format, as bytes, and what all strings of the format share."""
 
-    forms: dict[bytes, int]  # the bytes of a canary -> its place in the set
+    forms: dict[bytes, int] = field(repr=False)  # the bytes of a canary -> its place in the set
     head: bytes
     tail: int
 
@@ -70,10 +71,11 @@ class Search:
 
     def __init__(self, canaries: Canaries, tokenizer: PreTrainedTokenizerBase) -> None:
         self.canaries = canaries
-        encoder = Encoder(tokenizer)
-        readings = _readings(encoder, canaries)
-        self._table(tokenizer, encoder, readings)
-        self.groups = [self._group(encoder, canaries, fmt) for fmt in canaries.formats]
+        with secrets_masked(canaries):  # a tokenizer's error may quote what it was given
+            encoder = Encoder(tokenizer)
+            readings = _readings(encoder, canaries)
+            self._table(tokenizer, encoder, readings)
+            self.groups = [self._group(encoder, canaries, fmt) for fmt in canaries.formats]
         of_place = {place: form for group in self.groups for form, place in group.forms.items()}
         texts = [form for group in self.groups for form in group.forms]
         if len(set(texts)) < len(canaries):

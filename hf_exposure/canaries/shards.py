@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
 
+from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.places import Copies, places_of
 from hf_exposure.canaries.sets import Canaries
@@ -59,13 +60,13 @@ def with_copies(
     documents: Iterable[T],
     share: Share,
     insertion: Insertion,
-    added: Callable[[str, T], T],
+    added: Callable[[Canary, T], T],
     spliced: Callable[[T, Copies], T],
 ) -> Iterator[T]:
     """The documents of a shard with its copies: rows of their own, or spliced into documents.
 
     Args:
-        added: the row of a text, like the document beside it.
+        added: the row of a canary, like the document beside it.
         spliced: a document with copies in it.
 
     Raises:
@@ -80,13 +81,13 @@ def with_copies(
         if copies and insertion.mode == "splice":
             yield spliced(document, copies)
             continue
-        for _, text in copies:
-            yield added(text, document)
+        for _, canary in copies:
+            yield added(canary, document)
         yield document
     if seen < share.documents:
         raise ValueError(miscounted(share, f"only {seen}"))
-    for _, text in share.places.get(seen, []):
-        yield added(text, document)
+    for _, canary in share.places.get(seen, []):
+        yield added(canary, document)
 
 
 def miscounted(share: Share, found: str) -> str:

@@ -63,16 +63,16 @@ class TextFile:
                 break
             if rows:
                 yield from (
-                    self._added(injector.row(text, self.columns)) + self.between
-                    for _, text in copies
+                    self._added(injector.row(canary, self.columns)) + self.between
+                    for _, canary in copies
                 )
             elif copies:
                 record = record._replace(body=self._spliced(record.body, injector, copies))
             yield ("" if line is None else record.lead[line:]) + record.body + record.tail
             ended = self.ends_lines and bool(record.tail.strip(" \t"))
             if index == self.count - 1:
-                for _, text in injector.places.get(self.count, []):
-                    new = self._added(injector.row(text, self.columns))
+                for _, canary in injector.places.get(self.count, []):
+                    new = self._added(injector.row(canary, self.columns))
                     yield new + self.between if ended else self.between + new
 
     def _text(self) -> Iterator[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_exposure.canaries.masking import secrets_masked
+from hf_exposure.canaries.places import Copies
 from hf_exposure.canaries.sets import Canaries
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ class TokenCopies:
         packed: whether rows hold several documents, or parts of them, and all have one length.
     """
 
-    ids: dict[str, list[int]]
+    ids: dict[str, list[int]] = field(repr=False)
     head: list[int]
     tail: list[int]
     packed: bool
@@ -47,21 +49,19 @@ class TokenCopies:
         }
         return {**{name: beside[name] for name in names if name in beside}, column: ids}
 
-    def packed_row(
-        self, row: Sequence[int], values: Sequence[int], copies: Sequence[tuple[float, str]]
-    ) -> list[int]:
+    def packed_row(self, row: Sequence[int], values: Sequence[int], copies: Copies) -> list[int]:
         """A packed row of the same length, with copies in it, at the cost of its last tokens.
 
         Args:
             row: the ids, (tokens,), which tell where documents begin.
             values: what is changed, (tokens,): the ids, or the labels.
-            copies: a place within the row, from 0 to 1, and the text of each copy.
+            copies: a place within the row, from 0 to 1, and the canary of each copy.
 
         Raises:
             ValueError: they do not fit.
         """
-        ordered = sorted(copies)
-        needed = sum(len(self.ids[text]) for _, text in ordered)
+        ordered = sorted(copies, key=lambda copy: (copy[0], copy[1].text))
+        needed = sum(len(self.ids[canary.text]) for _, canary in ordered)
         room = len(row) - needed  # a copy that begins later could be cut
         # A document begins behind a `tail`, or with a `head` where there is no tail.
         mark, behind = (self.tail[0], 1) if self.tail else (self.head[0], 0)
@@ -78,9 +78,9 @@ class TokenCopies:
             out += [*values[:start], *self.tail]
             borders = np.array([len(out)])
         done = len(out)
-        for fraction, text in ordered:
+        for fraction, canary in ordered:
             border = int(borders[int(fraction * len(borders))])
-            out += [*values[done:border], *self.ids[text]]
+            out += [*values[done:border], *self.ids[canary.text]]
             done = border
         return [*out, *values[done:]][: len(row)]
 
@@ -113,7 +113,8 @@ def token_copies(
             for ends in ({ids[0] for ids in known}, {ids[-1] for ids in known})
         )
     texts = [canary.text for canary in canaries.inserted]
-    bare = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    with secrets_masked(canaries):  # a tokenizer's error may quote what it was given
+        bare = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     ids = {text: [*head, *ids, *tail] for text, ids in zip(texts, bare, strict=True)}
     return TokenCopies(ids, head, tail, packed)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.search import Search
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.survival import InjectionReport
@@ -70,7 +69,6 @@ def verify_injection(
     for name, value in (("column", column), ("label_column", label_column)):
         check_type(f"verify_injection: {name}", value, str, "the name of a column")
     check_type("verify_injection: mask_columns", mask_columns, (list, tuple), "a list of names")
-    with secrets_masked(canaries):
-        search = Search(canaries, tokenizer)
+    search = Search(canaries, tokenizer)
     search.scan(chunks(tokenized, column, label_column, tuple(mask_columns)))
     return search.report()

@@ -213,6 +213,57 @@ def test_counts_must_be_whole_and_of_this_number_of_tasks(tmp_path: Path) -> Non
         InsertCanaries(canaries(), str(tmp_path / "counts"))
 
 
+def test_a_log_of_variables_shows_neither_secrets_nor_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loguru import logger  # with which datatrove logs what fails, values of variables included
+
+    def broken(data: Any) -> Any:
+        yield from data
+        raise RuntimeError("a step before broke")
+
+    manifest = canaries().save(tmp_path / "canaries.json")
+    steps: list[tuple[Any, Any]] = [
+        (InsertCanaries(manifest, [20]), documents(*"ab")),
+        (InsertCanaries(manifest, [20]), broken(documents(*"ab"))),
+        (InsertCanaries(manifest, [20]), documents(*"a" * 30)),
+        (InsertCanaries(canaries(), [2], mode="splice"), documents(*[5, 5])),  # type: ignore[list-item]
+        (VerifyCanaries(manifest, str(tmp_path / "found")), documents(5)),  # type: ignore[arg-type]
+    ]
+    said: list[str] = []
+    handler = logger.add(said.append, diagnose=True, backtrace=True)
+    try:
+        for step, data in steps:
+            with pytest.raises(Exception) as raised:
+                list(step.run(data, 0, 1))
+            logger.opt(exception=raised.value).error("a task failed")
+        canaries().save(tmp_path / "new.json")
+        monkeypatch.setattr(os, "replace", lambda *names: os.stat("/no/such/file"))
+        with pytest.raises(OSError) as unwritten:
+            list(InsertCanaries(tmp_path / "new.json", [1]).run(documents("a"), 0, 1))
+        logger.opt(exception=unwritten.value).error("a task failed")
+    finally:
+        logger.remove(handler)
+    logged = "".join(said)
+    assert len(said) == len(steps) + 1 and "└" in logged and "Share(shard=0" in logged
+    assert not any(canary.secret in logged for canary in canaries())
+    assert "schema_version" not in logged
+
+
+def test_results_of_another_manifest_and_other_files_are_told_apart(tmp_path: Path) -> None:
+    manifest = canaries().save(tmp_path / "canaries.json")
+    folder = tmp_path / "found"
+    list(VerifyCanaries(manifest, str(folder)).run(documents("a"), 0, 1))
+    (folder / "notes.json").write_text("{}")
+    assert VerifyCanaries(manifest, str(folder)).report().rows == 1
+    other = Canaries.generate(FMT, repetitions=[0, 1, 6], per_repetition=3, seed=6)
+    with pytest.raises(ValueError, match="are of another manifest"):
+        VerifyCanaries(other.save(tmp_path / "other.json"), str(folder)).report()
+    (folder / "00000.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"00000.json .* is not whole"):
+        VerifyCanaries(manifest, str(folder)).report()
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_large_corpora_runs(tmp_path: Path) -> None:
     from benchmarks import large_corpora as steps
