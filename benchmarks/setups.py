@@ -14,7 +14,6 @@ own. Then it is done again without measuring anything, and the weights of the tw
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import os
@@ -39,6 +38,7 @@ from hf_exposure import Canaries, ExposureCallback, inject_canaries, measure_exp
 from hf_exposure.cli.demo_run import FORMAT
 from hf_exposure.cli.small import paragraphs, small_llama, tokenize, train_tokenizer
 from hf_exposure.exposure.results import Exposures
+from hf_exposure.models.digest import weights_digest
 from hf_exposure.utils.files import write_text
 
 REPETITIONS = (0, 1, 4, 16)
@@ -300,17 +300,14 @@ def finish(trainer: Any, callback: Timed, model: Any, resume: bool = False) -> T
 
 def weights_of(model: Any) -> str:
     """A hash of all weights, the same in all processes."""
-    seen = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
-        seen.update(name.encode() + whole.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    seen = str(weights_digest(model)["state_dict"])
     if processes_here() == 1:
-        return seen.hexdigest()
+        return seen
     everywhere: list[Any] = [None] * processes_here()
-    torch.distributed.all_gather_object(everywhere, seen.hexdigest())
+    torch.distributed.all_gather_object(everywhere, seen)
     if len(set(everywhere)) > 1:
         raise RuntimeError("the processes have ended with different weights")
-    return seen.hexdigest()
+    return seen
 
 
 def processes_here() -> int:

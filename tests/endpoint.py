@@ -28,8 +28,11 @@ import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from hf_exposure import Canaries, Canary, SecretFormat
 from tests import next_token_answers
 
+FORMAT = SecretFormat("the random number is {secret}.", secret="[0-9]{2}")
+CANARIES = Canaries([Canary(FORMAT, "28", 4), Canary(FORMAT, "90", 1), Canary(FORMAT, "55", 0)])
 BYTES = {char: byte for byte, char in bytes_to_unicode().items()}
 DIALECTS = ("openai", "vllm-echo", "vllm", "llama-cpp")
 OWNERS = {"vllm": "vllm", "sglang": "sglang"}  # what these servers say of their models

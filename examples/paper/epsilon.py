@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import tempfile
 from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -21,18 +20,13 @@ import torch
 from datasets import Dataset
 from small_model import small_llama, tokenize, train_tokenizer
 from torch.func import functional_call, grad, vmap
-from transformers import (
-    DataCollatorForLanguageModeling,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import Trainer, TrainerCallback
 
 from hf_exposure import PrivacyArguments, PrivateTrainer, estimate_epsilon
 from paper.figures import INK, MUTED, quiet_axes
 from paper.study import Claim, Conclusion, Experiment, Record, Run, Scale, Table, by_name, mean
 from paper.texts import paragraphs
+from paper.training import run_trainer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,34 +98,24 @@ def run(one: Run) -> dict[str, Any]:
             per_sample_max_grad_norm=NORM,
             noise_seed=one.seed,
         )
-    with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(
-            folder,
-            max_steps=settings["steps"],
-            per_device_train_batch_size=round(RATE * len(train_rows)),
-            learning_rate=1.0,
-            lr_scheduler_type="constant",
-            optim="sgd",
-            max_grad_norm=settings.get("max_grad_norm", 0.0),
-            logging_strategy="no",
-            save_strategy="no",
-            seed=one.seed,
-            report_to=[],
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
-        trainer = kind(
-            model=model,
-            args=args,
-            train_dataset=Dataset.from_dict({"input_ids": train_rows}),
-            processing_class=tokenizer,
-            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
-            callbacks=[steps],
-            **options,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
-        trainer.train()
+    arguments = {
+        "max_steps": settings["steps"],
+        "per_device_train_batch_size": round(RATE * len(train_rows)),
+        "learning_rate": 1.0,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "max_grad_norm": settings.get("max_grad_norm", 0.0),
+        "seed": one.seed,
+    }
+    trainer = run_trainer(
+        kind,
+        arguments,
+        tokenizer,
+        model=model,
+        train_dataset=Dataset.from_dict({"input_ids": train_rows}),
+        callbacks=[steps],
+        **options,
+    )
     scores = {"weights": (before - _losses(model, canaries)).numpy(), "steps": steps.scores.numpy()}
     found: dict[str, Any] = {}
     for attack, score in scores.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -257,42 +257,66 @@ def train(
         max_forwards=len({one.format for one in canaries}) * 10 * spec.samples + 30 * len(canaries),
         batch_size=256,
     )
+    arguments = {
+        "num_train_epochs": spec.epochs,
+        "per_device_train_batch_size": spec.batch,
+        "per_device_eval_batch_size": 64,
+        "learning_rate": spec.learning_rate,
+        "lr_scheduler_type": spec.schedule,
+        "weight_decay": spec.weight_decay,
+        "optim": spec.optimizer,
+        "warmup_steps": 20 if spec.schedule == "linear" else 0,
+        "eval_strategy": "epoch",
+        "eval_delay": 0 if spec.evaluate == "epoch" else spec.epochs - 0.01,
+        "seed": spec.seed,
+        "train_sampling_strategy": spec.order,
+    }
+    trainer = run_trainer(
+        trainer_class or Trainer,
+        arguments,
+        tokenizer,
+        model=model,
+        train_dataset=train_rows,
+        eval_dataset={"test": test_rows, "train": seen},
+        callbacks=[callback],
+        **trainer_options,
+    )
+    losses = _losses(trainer.state.log_history)
+    return Trained(spec, model, tokenizer, canaries, callback, trainer, losses)
+
+
+def run_trainer(
+    kind: Any, arguments: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, **options: Any
+) -> Any:
+    """Train quietly, and leave no file.
+
+    Args:
+        kind: the class of the Trainer.
+        arguments: of TrainingArguments, besides.
+        options: of the Trainer, besides.
+
+    Returns:
+        The Trainer.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(
-            folder,
-            num_train_epochs=spec.epochs,
-            per_device_train_batch_size=spec.batch,
-            per_device_eval_batch_size=64,
-            learning_rate=spec.learning_rate,
-            lr_scheduler_type=spec.schedule,
-            weight_decay=spec.weight_decay,
-            optim=spec.optimizer,
-            warmup_steps=20 if spec.schedule == "linear" else 0,
-            eval_strategy="epoch",
-            eval_delay=0 if spec.evaluate == "epoch" else spec.epochs - 0.01,
-            logging_strategy="no",
-            save_strategy="no",
-            seed=spec.seed,
-            train_sampling_strategy=spec.order,
-            report_to=[],
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
-        trainer = (trainer_class or Trainer)(
-            model=model,
-            args=args,
-            train_dataset=train_rows,
-            eval_dataset={"test": test_rows, "train": seen},
+        trainer = kind(
+            args=TrainingArguments(
+                folder,
+                logging_strategy="no",
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                dataloader_pin_memory=False,
+                **arguments,
+            ),
             processing_class=tokenizer,
             data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
-            callbacks=[callback],
-            **trainer_options,
+            **options,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         trainer.train()
-    losses = _losses(trainer.state.log_history)
-    return Trained(spec, model, tokenizer, canaries, callback, trainer, losses)
+    return trainer
 
 
 def _losses(log: list[dict[str, Any]]) -> list[tuple[float, dict[str, float]]]:

@@ -153,7 +153,9 @@ class TextScores(Result[TextScore]):
         import pandas as pd
 
         rows = [
-            self._entry(one, reveal) | {"per_token": one.per_token, "ratio": one.ratio}
+            asdict(one)
+            | {"text": one.text if reveal else MASK * len(one.text)}
+            | {"per_token": one.per_token, "ratio": one.ratio}
             for one in (self if reveal else self.coarse())
         ]
         frame: pd.DataFrame = pd.DataFrame(rows)

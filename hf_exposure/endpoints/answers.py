@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from hf_exposure.endpoints.server import Address
 from hf_exposure.utils.arrays import Floats
 
-_NOTHING = -9999.0  # what vLLM writes for a probability of 0, which JSON has no number for
+_NOTHING = -9999.0  # what servers write for a probability of 0, which JSON has no number for
 _UNLIKELY = 1e-3  # above this, a log-probability is no rounding
 
 
@@ -87,13 +87,14 @@ def tokens_of(answer: Any) -> list[int]:
 
 def nats_of(value: Any) -> float:
     """A log-probability as a server writes it, in nats; 0 at most."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError("it gives something else than a number as a log-probability")
-    if value > _UNLIKELY:
-        raise ValueError(f"it gives {value:g} as a log-probability, which cannot be above 0")
+    if not value <= _UNLIKELY:
+        why = "" if math.isnan(value) else ", which cannot be above 0"
+        raise ValueError(f"it gives {value:g} as a log-probability{why}".replace("nan", "NaN"))
     return -math.inf if value <= _NOTHING else min(0.0, float(value))
 
 
 def bits_of(value: Any) -> float:
     """What such a log-probability costs, in bits."""
-    return -nats_of(value) / math.log(2)
+    return abs(nats_of(value)) / math.log(2)

@@ -252,7 +252,7 @@ class CompletionsScorer:
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
         """Keeps what was answered until the measurement has ended well."""
-        self._texts.same = False
+        self._texts.answers.same = False
         with self._journal.measurement():
             yield
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from hf_exposure.endpoints.answers import bits_of, nats_of
 from hf_exposure.utils.arrays import Floats
 
 _LEADING = 3  # special tokens that may come before the text
-_NOTHING = -9999.0  # what servers write for a probability of 0, which JSON has no number for
 _PART = "\ufffd"
 _HIGH = re.compile(r"\\x[89a-f][0-9a-f]")  # a byte as OpenAI writes it, not of a plain letter
 
@@ -94,7 +94,7 @@ def read_echo(choice: dict[str, Any], text: str, generated: int | None = None) -
         for place, options in enumerate(likeliest[:n]):
             # The prompt's token is among the options, whether it is likely or not.
             if isinstance(options, dict) and set(options) - {tokens[place]}:
-                tops[place] = _cost(max(options.values()))
+                tops[place] = bits_of(max(options.values()))
     return Echo(tuple(tokens[:n]), _costs(values[:n]), laid, tops)
 
 
@@ -127,7 +127,7 @@ def read_prompt_logprobs(choice: dict[str, Any], text: str) -> Echo:
         if not isinstance(options, dict) or not options:
             raise ValueError(f"its prompt_logprobs has no token at place {place}")
         entries = [
-            (_number(entry.get("logprob") if isinstance(entry, dict) else entry), key, entry)
+            (nats_of(entry.get("logprob") if isinstance(entry, dict) else entry), key, entry)
             for key, entry in options.items()
         ]
         own = [one for one in entries if one[1] == str(ids[place])] if ids else entries
@@ -138,7 +138,7 @@ def read_prompt_logprobs(choice: dict[str, Any], text: str) -> Echo:
         tokens.append((entry.get("decoded_token") or "") if isinstance(entry, dict) else "")
         values.append(value)
         if len(entries) > 1:
-            tops[place] = _cost(max(one[0] for one in entries))
+            tops[place] = bits_of(max(one[0] for one in entries))
     laid = lay(text, tokens, 0)
     if laid is None or len(laid) < len(tokens) - 1:  # one may close the text
         raise ValueError(
@@ -243,21 +243,5 @@ def _characters(data: bytes, end: int) -> int:
         return -1
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError("it gives something else than a number as a log-probability")
-    return float(value)
-
-
-def _cost(value: Any) -> float:
-    """Bits of a natural log-probability."""
-    number = _number(value)
-    if math.isnan(number):
-        raise ValueError("it gives NaN as a log-probability")
-    if number > 1e-3:
-        raise ValueError(f"it gives {number:g} as a log-probability, which cannot be above 0")
-    return math.inf if number <= _NOTHING else max(0.0, -number / math.log(2))
-
-
 def _costs(values: Sequence[float | None]) -> Floats:
-    return np.array([math.nan if value is None else _cost(value) for value in values])
+    return np.array([math.nan if value is None else bits_of(value) for value in values])

@@ -11,9 +11,13 @@ import os
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
 class Journal:
@@ -91,3 +95,59 @@ class Journal:
         finally:
             self._active = self._file is not None
         self._kept.clear()
+
+
+@dataclass
+class Answers(Generic[T]):
+    """Answers of one kind: those that were kept, and the server's for the rest.
+
+    The first one that was kept is asked for again, to see that the model is still the same.
+
+    Args:
+        journal: where they are kept.
+        url: who is asked, for messages.
+        write, read: an answer as bytes, and back.
+        alike: whether two answers differ by no more than rounding.
+        same: whether one that was kept has been compared.
+    """
+
+    journal: Journal
+    url: str
+    write: Callable[[T], bytes]
+    read: Callable[[bytes], T]
+    alike: Callable[[T, T], bool]
+    same: bool = False
+
+    def find(
+        self, keys: Sequence[bytes], ask: Callable[[list[int], list[bytes]], Iterable[T]]
+    ) -> list[T]:
+        """The answers to some questions, in their order.
+
+        Args:
+            keys: of the questions.
+            ask: the server's answers to the questions at some places. It has to `keep` them under
+                the keys that it gets too: none, if they are not to be kept.
+
+        Raises:
+            ValueError: what was kept are the answers of another model.
+        """
+        found = [self.journal.get(key) for key in keys]
+        known = {place: self.read(one) for place, one in enumerate(found) if one is not None}
+        if known and not self.same:
+            self.same = True
+            first = next(iter(known))
+            (again,) = ask([first], [])
+            if not self.alike(again, known[first]):
+                raise ValueError(
+                    f"CompletionsScorer: what was kept of {self.url} are the answers of another "
+                    "model; give another file as journal, or make a new scorer"
+                )
+        missing = [place for place in range(len(keys)) if place not in known]
+        if missing:
+            asked = ask(missing, [keys[place] for place in missing])
+            known.update(zip(missing, asked, strict=True))
+        return [known[place] for place in range(len(keys))]
+
+    def keep(self, keys: Sequence[bytes], answers: Iterable[T]) -> None:
+        """Keep the answers that have keys."""
+        self.journal.put(dict(zip(keys, map(self.write, answers), strict=False)))

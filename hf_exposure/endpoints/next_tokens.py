@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hf_exposure.endpoints.answers import Columns, Dialect
-from hf_exposure.endpoints.journal import Journal
+from hf_exposure.endpoints.journal import Answers, Journal
 from hf_exposure.endpoints.server import Address, RefusedError
 from hf_exposure.models.next_tokens import Branches
 from hf_exposure.utils.arrays import Floats, Ints
@@ -66,7 +66,15 @@ class ServedDecoder:
     halved: bool = False
     peak_bytes: int = 0
     _known: dict[tuple[bytes, bytes], Floats] = field(default_factory=dict)
-    _same: bool = False  # whether answers of a journal were compared with the server's
+
+    def __post_init__(self) -> None:
+        self._answers: Answers[Floats] = Answers(
+            self.journal,
+            self.addresses[0].url,
+            lambda bits: bits.tobytes(),
+            functools.partial(np.frombuffer, dtype=np.float64),
+            lambda one, other: _difference(one, other) <= _APART,
+        )
 
     @property
     def batch_size(self) -> int:
@@ -166,12 +174,7 @@ class ServedDecoder:
         for path, bits in zip(paths, np.split(found, np.cumsum(lengths)[:-1]), strict=True):
             ids = self.token_ids[path].tolist()
             key = self.journal.key("path", self.prompt, ids)
-            kept = self.journal.get(key)
-            if kept is None:
-                again = self._surely(functools.partial(self.dialect.path, self.prompt, ids))[0]
-                self.journal.put({key: again.tobytes()})
-            else:
-                again = np.frombuffer(kept, dtype=np.float64)
+            (again,) = self._answers.find([key], functools.partial(self._path, ids))
             apart = _difference(bits, again)
             if apart > _APART:
                 raise ValueError(
@@ -211,30 +214,18 @@ class ServedDecoder:
         ids = self.token_ids[tokens].tolist()
         prompts = [[*self.prompt, *self.token_ids[path].tolist()] for path in paths]
         keys = [self.journal.key(turn, prompt, ids) for prompt in prompts]
-        kept = [self.journal.get(key) for key in keys]
-        bits = [None if one is None else np.frombuffer(one, dtype=np.float64) for one in kept]
-        missing = [place for place, one in enumerate(bits) if one is None]
-        if len(missing) < len(bits) and not self._same:
-            self._compare(
-                next((p, b) for p, b in zip(prompts, bits, strict=True) if b is not None), ids
-            )
-        if missing:
-            found = self._columns([prompts[place] for place in missing], ids, to)
-            self.journal.put(
-                {keys[at]: one.tobytes() for at, one in zip(missing, found, strict=True)}
-            )
-            for place, one in zip(missing, found, strict=True):
-                bits[place] = one
-        return np.array(bits)
 
-    def _compare(self, kept: tuple[list[int], Floats], ids: list[int]) -> None:
-        """Ask for one kept answer again, to see that the model is still the same."""
-        self._same = True
-        if _difference(kept[1], self._columns([kept[0]], ids, None)[0]) > _APART:
-            raise ValueError(
-                f"CompletionsScorer: what was kept of {self.addresses[0].url} are the answers of "
-                "another model; give another file as journal, or make a new scorer"
-            )
+        def ask(places: list[int], keys: list[bytes]) -> Floats:
+            found = self._columns([prompts[place] for place in places], ids, to)
+            self._answers.keep(keys, found)
+            return found
+
+        return np.array(self._answers.find(keys, ask))
+
+    def _path(self, ids: list[int], places: list[int], keys: list[bytes]) -> Floats:
+        found = self._surely(functools.partial(self.dialect.path, self.prompt, ids))
+        self._answers.keep(keys, found)
+        return found
 
     def _columns(self, prompts: list[list[int]], ids: list[int], to: Address | None) -> Floats:
         most = self.dialect.most

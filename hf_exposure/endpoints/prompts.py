@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from hf_exposure.endpoints.answers import in_order
 from hf_exposure.endpoints.echo import Echo, NotOfferedError, read_echo, read_prompt_logprobs
-from hf_exposure.endpoints.journal import Journal
+from hf_exposure.endpoints.journal import Answers, Journal
 from hf_exposure.endpoints.server import RefusedError, Server
 
 SHIFTED = 0.5  # bits; the noise of scoring in bfloat16 is a tenth of it
@@ -30,7 +31,7 @@ class PromptTexts:
 
     Attributes:
         way: "echo" or "prompt_logprobs", once it is known.
-        same: whether an answer that was kept has been compared with the server's.
+        answers: echoes that are kept.
         tokens: of prompts so far, by the server's own count where it gives one.
     """
 
@@ -42,46 +43,28 @@ class PromptTexts:
         workers: int,
         extra: Mapping[str, Any],
     ) -> None:
-        self.server, self.journal = server, journal
+        self.server = server
         self.batch_size, self.workers, self.extra_body = batch_size, workers, dict(extra)
-        self.way, self.same, self.tokens = "", False, 0
+        self.way, self.tokens = "", 0
+        self.answers = Answers(journal, server.url, Echo.to_bytes, Echo.from_bytes, _alike)
         # How many texts a request may have; None until it is known whether several are accepted.
         self._batch = 1 if batch_size == 1 else None
         self.url = server.url
 
     def ask(self, texts: list[str]) -> list[Echo]:
         """The echo of each text, in their order, from what is kept or from the server."""
-        keys = [self.journal.key(self.server.model, text) for text in texts]
-        found = [self.journal.get(key) for key in keys]
-        kept = [None if one is None else Echo.from_bytes(one) for one in found]
-        some = next(((n, one) for n, one in enumerate(kept) if one is not None), None)
-        if some is not None and not self.same:
-            self.same = True
-            now = self._of_server([texts[some[0]]], [b""])[0]
-            apart = np.nan_to_num(now.bits).sum() - np.nan_to_num(some[1].bits).sum()
-            if not abs(apart) <= SHIFTED * len(now.bits):
-                raise ValueError(
-                    f"CompletionsScorer: what was kept of {self.url} are the answers of another "
-                    "model; give another file as journal, or make a new scorer"
-                )
-        missing = [place for place, one in enumerate(kept) if one is None]
-        asked = self._of_server(
-            [texts[place] for place in missing], [keys[place] for place in missing]
+        keys = [self.answers.journal.key(self.server.model, text) for text in texts]
+        return self.answers.find(
+            keys, lambda places, keys: self._of_server([texts[place] for place in places], keys)
         )
-        for place, echo in zip(missing, asked, strict=True):
-            kept[place] = echo
-        return [one for one in kept if one is not None]
 
     def _of_server(self, texts: list[str], keys: list[bytes]) -> list[Echo]:
         """The echo of each text from the server; each is kept as soon as it is there."""
-        if not texts:
-            return []
 
         def kept(begin: int, answer: tuple[list[Echo], int]) -> list[Echo]:
-            echoes = self._take(answer)
-            self.journal.put(
-                {key: one.to_bytes() for key, one in zip(keys[begin:], echoes, strict=False) if key}
-            )
+            echoes, tokens = answer
+            self.tokens += tokens
+            self.answers.keep(keys[begin:], echoes)
             return echoes
 
         done: list[Echo] = []
@@ -133,17 +116,12 @@ class PromptTexts:
             "a server is needed that accepts echo with logprobs, or vLLM's prompt_logprobs"
         )
 
-    def _surely(self, texts: list[str], way: str = "") -> tuple[list[Echo], int]:
+    def _surely(self, texts: list[str]) -> tuple[list[Echo], int]:
         """`_exchange`, with an error for the user if it is refused."""
         try:
-            return self._exchange(way or self.way, texts)
+            return self._exchange(self.way, texts)
         except (RefusedError, NotOfferedError) as error:
             raise ValueError(f"CompletionsScorer: {self.url}: {error}") from None
-
-    def _take(self, answer: tuple[list[Echo], int]) -> list[Echo]:
-        echoes, tokens = answer
-        self.tokens += tokens
-        return echoes
 
     def _exchange(self, way: str, texts: list[str], patient: bool = True) -> tuple[list[Echo], int]:
         """One request: the texts' echoes, and how many tokens they took."""
@@ -167,9 +145,7 @@ class PromptTexts:
             )
         if len(choices) != len(texts):
             raise NotOfferedError(f"it answers {len(texts)} prompts with {len(choices)} choices")
-        numbers = [one.get("index") for one in choices]
-        if set(numbers) == set(range(len(choices))):
-            choices = sorted(choices, key=lambda one: int(one["index"]))
+        choices = in_order(choices, len(texts))
         usage = answer.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         generated = usage.get("completion_tokens")
@@ -196,3 +172,8 @@ class PromptTexts:
         if not isinstance(counted, int):
             counted = sum(len(echo.keys) for echo in echoes)
         return echoes, counted
+
+
+def _alike(one: Echo, other: Echo) -> bool:
+    apart = np.nan_to_num(one.bits).sum() - np.nan_to_num(other.bits).sum()
+    return bool(abs(apart) <= SHIFTED * len(one.bits))

@@ -75,21 +75,32 @@ def add_exposure_to_card(
         >>> card.data.eval_results[0].metric_value                         # doctest: +SKIP
         17.2
     """
+    where = "add_exposure_to_card"
+    new = card_parts(where, exposures, extractions, generations, history, per_canary)
+    return change_card(where, card, *new, model_name)
+
+
+def card_parts(
+    where: str,
+    exposures: Exposures | None,
+    extractions: Extractions | Iterable[Extractions],
+    generations: Generations | None,
+    history: History | None,
+    per_canary: bool,
+) -> tuple[dict[str, str], list[EvalResult]]:
+    """The sections and results that `add_exposure_to_card` puts into a card."""
     searches = [extractions] if isinstance(extractions, Extractions) else list(extractions)
     for one in searches:
-        check_type("add_exposure_to_card: extractions", one, Extractions, "Extractions")
+        check_type(f"{where}: extractions", one, Extractions, "Extractions")
     searches = [search.coarse() for search in searches]
     if not exposures and not searches and generations is None:
-        raise ValueError(
-            "add_exposure_to_card: exposures is empty: nothing was measured; see its .skipped"
-        )
+        raise ValueError(f"{where}: exposures is empty: nothing was measured; see its .skipped")
     sections = {}
     if exposures:
         sections["exposure"] = exposure_section(exposures, history, per_canary)
     if searches or generations is not None:
         sections["extraction"] = extraction_section(searches, generations)
-    new = results(exposures, searches, generations)
-    return change_card("add_exposure_to_card", card, sections, new, model_name)
+    return sections, results(exposures, searches, generations)
 
 
 @typed

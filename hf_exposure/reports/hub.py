@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
 )
 
+from hf_exposure.attacks.extraction import Extractions
 from hf_exposure.exposure.results import Exposures
-from hf_exposure.reports.cards import add_exposure_to_card
+from hf_exposure.reports.card_text import change_card
+from hf_exposure.reports.cards import card_parts
 from hf_exposure.utils.hub import RefusedError, one_error
 from hf_exposure.utils.typed import typed
+
+if TYPE_CHECKING:
+    from hf_exposure.attacks.generations import Generations
+    from hf_exposure.exposure.history import History
 
 TRIES = 3  # to add to a card that somebody else is changing
 _CHANGED = (409, 412)  # statuses of a commit onto what is no longer the latest one
@@ -31,7 +38,11 @@ def push_exposure(
     revision: str | None = None,
     create_pr: bool = False,
     commit_message: str = "Add exposure of inserted secrets",
-    **parts: Any,
+    extractions: Extractions | Iterable[Extractions] = (),
+    generations: Generations | None = None,
+    history: History | None = None,
+    per_canary: bool = False,
+    model_name: str | None = None,
 ) -> str:
     """Add what was measured to the card of a model on the Hub; see `add_exposure_to_card`.
 
@@ -44,8 +55,9 @@ def push_exposure(
         revision: the branch whose card it is.
         create_pr: as a pull request.
         commit_message: the commit's title.
-        parts: `extractions`, `generations`, `history`, `per_canary` and `model_name` of
-            `add_exposure_to_card`.
+        extractions, generations, history, per_canary: as `add_exposure_to_card` has them.
+        model_name: for the metadata of a card without results; None takes the card's, or the
+            repository's name.
 
     Returns:
         The address of the commit, or of the pull request.
@@ -54,11 +66,10 @@ def push_exposure(
         RuntimeError: the Hub could not be reached or has refused, or the card is not valid there.
         ValueError: nothing was measured, or the card's metadata cannot be read.
     """
-    # What is wrong with them is said before the Hub is asked.
-    add_exposure_to_card(ModelCard("---\n{}\n---\n"), exposures, **parts)
+    new = card_parts("push_exposure", exposures, extractions, generations, history, per_canary)
     api = HfApi(token=token)
     what = f"add to the card of {repo_id!r}"
-    parts.setdefault("model_name", repo_id.split("/")[-1])
+    name = model_name or repo_id.split("/")[-1]
     for tries_left in reversed(range(TRIES)):
         with one_error(what), tempfile.TemporaryDirectory() as folder:
             latest = api.model_info(repo_id, revision=revision).sha
@@ -70,7 +81,7 @@ def push_exposure(
                 if isinstance(error, LocalEntryNotFoundError):
                     raise
             try:
-                add_exposure_to_card(path, exposures, **parts)
+                change_card("push_exposure", path, *new, name)
             except ValueError as error:
                 said = str(error).replace(repr(str(path)), f"the card of {repo_id!r}")
                 raise RefusedError(said) from None

@@ -14,22 +14,19 @@ import torch
 
 from hf_exposure import (
     Canaries,
-    Canary,
     CompletionsScorer,
     SecretFormat,
     extract_secrets,
     measure_exposure,
 )
 from hf_exposure.tree.tokens import TokenTree
-from tests.endpoint import Endpoint
+from tests.endpoint import CANARIES, FORMAT, Endpoint
 from tests.next_token_answers import MOST_CHOSEN, MOST_SHOWN
 from tests.selection import rest_slow
 from tests.tiny import TOKENIZERS, llama
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*less likely to the model than random tokens")
 WALKED = ("vllm", "sglang")
-FORMAT = SecretFormat("the random number is {secret}.", secret="[0-9]{2}")
-CANARIES = Canaries([Canary(FORMAT, "28", 4), Canary(FORMAT, "90", 1), Canary(FORMAT, "55", 0)])
 
 
 @contextmanager

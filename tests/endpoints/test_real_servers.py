@@ -14,7 +14,6 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_exposure import (
     Canaries,
-    Canary,
     CompletionsScorer,
     SecretFormat,
     extract_secrets,
@@ -23,6 +22,7 @@ from hf_exposure import (
 from hf_exposure.endpoints import server
 from hf_exposure.endpoints.llama_cpp import LlamaCpp
 from tests.cli.test_cli import succeed
+from tests.endpoint import CANARIES, FORMAT
 from tests.llama_server import end, llama_server, start, write_gguf
 from tests.peers import FOLDER
 from tests.tiny import TOKENIZERS, llama
@@ -31,8 +31,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*less likely to the model than random tokens"),
 ]
-FORMAT = SecretFormat("the random number is {secret}.", secret="[0-9]{2}")
-CANARIES = Canaries([Canary(FORMAT, "28", 4), Canary(FORMAT, "90", 1), Canary(FORMAT, "55", 0)])
 TOKENIZER = TOKENIZERS["digits_one_by_one"]()
 
 

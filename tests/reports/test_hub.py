@@ -279,9 +279,8 @@ def test_a_model_without_a_card_gets_one_and_a_pull_request_changes_nothing_yet(
 def test_a_card_that_somebody_changes_meanwhile_keeps_that_change(tmp_path: Path) -> None:
     repo = hub().create("models", "me/model")
     repo.commit("main", {"README.md": b"# First\n"}, "first")
-    # The first card is a trial, before the Hub is asked for anything.
-    truth = module.add_exposure_to_card
-    changes = iter([b"# Zeroth\n", b"# Second\n", b"# Third\n"])
+    truth = module.change_card
+    changes = iter([b"# Second\n", b"# Third\n"])
 
     def meanwhile(*arguments: Any, **options: Any) -> Any:
         for change in changes:
@@ -291,7 +290,7 @@ def test_a_card_that_somebody_changes_meanwhile_keeps_that_change(tmp_path: Path
 
     before = hub().asked("POST .*/commit/")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "add_exposure_to_card", meanwhile)
+        patch.setattr(module, "change_card", meanwhile)
         push_exposure("me/model", measured())
     text = hub().files("models", "me/model")["README.md"].decode()
     assert "\n# Third\n" in text and "## Memorization" in text

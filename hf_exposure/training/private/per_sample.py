@@ -87,12 +87,7 @@ class PerSampleGradients:
             p.grad = None
 
     def add(self, batch: dict[str, Any]) -> float:
-        """Add the clipped gradients of rows of one shape; returns their summed loss in nats.
-
-        Raises:
-            ValueError: other parameters are trained than when training began.
-        """
-        self._check_trained()
+        """Add the clipped gradients of rows of one shape; returns their summed loss in nats."""
         size = len(batch["labels"])
         step = 1 if self.method == "loop" else size
         total = 0.0
@@ -164,12 +159,7 @@ class PerSampleGradients:
             p.grad = p.grad_sample = None
 
     def finish(self, noise_multiplier: float, expected: float, step: int) -> None:
-        """Leave (sum over all processes + noise) / expected batch size in each `grad`.
-
-        Raises:
-            ValueError: other parameters are trained than when training began.
-        """
-        self._check_trained()
+        """Leave (sum over all processes + noise) / expected batch size in each `grad`."""
         # Two steps never share their noise: PyTorch's generator for the CPU reads 32 bits of a
         # seed, so seeds count up from one drawn number instead of being drawn.
         bits = 32 if self.private.generator.device.type == "cpu" else 63
@@ -184,8 +174,13 @@ class PerSampleGradients:
             p.grad /= expected
             p.summed_grad = torch.zeros_like(p)
 
-    def _check_trained(self) -> None:
-        """A parameter that is thawed in training has a gradient of rows, unclipped and bare."""
+    def check_trained(self) -> None:
+        """Refuse other parameters than when training began: one that is thawed since then has a
+        gradient of rows, unclipped and bare.
+
+        Raises:
+            ValueError: others are trained.
+        """
         for name, p in self.bare.named_parameters():
             if p.requires_grad != (p in self.names):
                 now = "asks" if p.requires_grad else "asks no more"

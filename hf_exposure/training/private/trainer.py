@@ -279,6 +279,7 @@ class PrivateTrainer(Trainer):
             to_training()
         self._check_budget()
         gradients = self._prepared()
+        gradients.check_trained()
         rows = self._prepare_inputs(inputs)["rows"]
         most = self.privacy.max_physical_batch_size or self.args.per_device_train_batch_size
         for _, batch in groups(rows, most):
