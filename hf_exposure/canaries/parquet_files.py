@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,23 +31,8 @@ class ParquetFile:
             raise ValueError(no_column("inject_canaries", f"column={column!r}", self.columns))
         self.count: int = self.file.metadata.num_rows
         self.type = self.schema.field(column).type
-        self.chat, self.keys = self._kind()
-
-    def _kind(self) -> tuple[bool, list[str]]:
-        import pyarrow as pa
-
-        kind = self.type.value_type if pa.types.is_dictionary(self.type) else self.type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view():
-            return False, []
-        message = getattr(kind, "value_type", None)
-        if message is not None and pa.types.is_struct(message):
-            names = [field.name for field in message]
-            if {"role", "content"} <= set(names):
-                return True, names
-        raise TypeError(
-            f"inject_canaries: column={self.column!r} must hold text or conversations, but has "
-            f"{self.type}; name a column that does"
-        )
+        self.keys = keys_of_messages("inject_canaries", column, self.type)
+        self.chat = bool(self.keys)
 
     def holds(self, texts: list[str]) -> bool:
         for batch in self.file.iter_batches(columns=[self.column]):
@@ -62,12 +48,8 @@ class ParquetFile:
         import pyarrow.parquet as pq
 
         rows = injector.insertion.mode == "rows"
-        required = [f.name for f in self.schema if not f.nullable and f.name != self.column]
-        if rows and required:
-            raise ValueError(
-                f"inject_canaries: the columns {required} may hold no null, which added rows have "
-                'there; use mode="splice", or make them nullable'
-            )
+        if rows:
+            check_nulls("inject_canaries", self.schema, [self.column])
         group = self.file.metadata.row_group(0)
         codec = group.column(0).compression if group.num_columns else "SNAPPY"
         compression = "NONE" if codec == "UNCOMPRESSED" else codec
@@ -113,3 +95,39 @@ class ParquetFile:
             for field in self.schema
         ]
         return pa.Table.from_arrays(arrays, schema=self.schema)
+
+
+def keys_of_messages(where: str, column: str, kind: Any) -> list[str]:
+    """The keys of messages, if an Arrow type is that of conversations; none if it is of texts.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    import pyarrow as pa
+
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_string(plain) or pa.types.is_large_string(plain) or plain == pa.string_view():
+        return []
+    message: Any = getattr(plain, "value_type", None)
+    if message is not None and pa.types.is_struct(message):
+        names = [field.name for field in message]
+        if {"role", "content"} <= set(names):
+            return names
+    raise TypeError(
+        f"{where}: column={column!r} must hold text or conversations, but has {kind}; name a "
+        "column that does"
+    )
+
+
+def check_nulls(where: str, schema: Any, filled: Collection[str]) -> None:
+    """Refuse columns that may hold no null, which added rows have where they are not filled.
+
+    Raises:
+        ValueError: there are some.
+    """
+    required = [field.name for field in schema if not field.nullable and field.name not in filled]
+    if required:
+        raise ValueError(
+            f"{where}: the columns {required} may hold no null, which added rows have there; use "
+            'mode="splice", or make them nullable'
+        )

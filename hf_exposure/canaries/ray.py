@@ -9,18 +9,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.dataset as arrow
+import pyarrow.json
 import ray.data
 
 from hf_exposure.canaries.injector import CanaryInjector, no_column
 from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.masking import secrets_masked
+from hf_exposure.canaries.parquet_files import check_nulls, keys_of_messages
 from hf_exposure.canaries.places import Copies
 from hf_exposure.canaries.row_types import check_type_of_rows
+from hf_exposure.canaries.rows import cause
 from hf_exposure.canaries.search import Search, TextSearch, search_of
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.shards import Share, miscounted, share_of
@@ -28,6 +33,7 @@ from hf_exposure.canaries.survival import InjectionReport
 from hf_exposure.canaries.tally import Tally
 from hf_exposure.canaries.token_rows import chunks
 from hf_exposure.utils.checks import check_count
+from hf_exposure.utils.names import raise_alone
 from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
 
 _FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 _ROWS = 10_000  # read at a time
+_BLOCK = 1 << 22  # bytes of JSON Lines or CSV read at a time; a row must fit
 Batch = Mapping[str, Any]
 
 
@@ -67,7 +74,7 @@ def insert_canaries(
         files: .parquet, .jsonl or .csv files that all machines reach, in a fixed order. Each is
             read by one task, a few thousand rows at a time.
         canaries, column, seed, mode, near_start, fill: see `CanaryInjector`. Whether the column
-            holds conversations is seen from the first file.
+            holds conversations is seen from the first file. What CSV holds stays text.
         counts: the number of rows of each file; None counts them first, with a task for each.
 
     Returns:
@@ -75,17 +82,15 @@ def insert_canaries(
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: a file or the column is not there, or the set was inserted in another context
-            before. In use: a file has another number of rows than was counted.
+        ValueError: a file or the column is not there, a file cannot be read, or the set was
+            inserted in another context before. In use, that of further files, and: a file has
+            another number of rows than was counted.
     """
     paths = [os.fspath(file) for file in files]
     if not paths:
         raise ValueError("insert_canaries: files is empty; name at least one")
     schema = _opened(paths[0]).schema
-    for name in (column, *(fill or {})):
-        if name not in schema.names:
-            raise ValueError(no_column("insert_canaries", f"column={name!r}", schema.names))
-    keys = _keys_of_messages(schema.field(column).type)
+    keys = _keys(paths[0], schema, column, mode, fill or {})
     insertion = Insertion(
         mode=mode,
         column=column,
@@ -132,9 +137,14 @@ def verify_canaries(
     """
     if not isinstance(ds, ray.data.Dataset):
         raise TypeError(f"verify_canaries: ds is of type {type(ds).__name__}; pass a Ray Dataset")
-    names = ds.schema().names
-    if column not in names:
-        raise ValueError(no_column("verify_canaries", f"column={column!r}", names))
+    schema = ds.schema()
+    if schema is None:
+        raise ValueError("verify_canaries: ds has no rows; pass what the model is trained on")
+    kinds = dict(zip(schema.names, schema.types, strict=True))
+    if column not in kinds:
+        raise ValueError(no_column("verify_canaries", f"column={column!r}", kinds))
+    if tokenizer is None and not pa.types.is_null(kinds[column]):
+        keys_of_messages("verify_canaries", column, kinds[column])
     ds = ds.select_columns([column])
     look = _Look(canaries, column, tokenizer)
     found = ds.map_batches(look, batch_size=_ROWS, batch_format="pyarrow")
@@ -155,7 +165,14 @@ class _Insert:
         injector = self.injector
         share = share_of(injector.canaries, injector.insertion, shard)
         seen, table = 0, None
-        for part in _opened(path).to_batches(batch_size=_ROWS):
+        rows, insertion = _opened(path), injector.insertion
+        keys = _keys(path, rows.schema, insertion.column, insertion.mode, injector.fill)
+        if bool(keys) != insertion.chat:
+            raise TypeError(
+                f"insert_canaries: column={insertion.column!r} holds conversations in some files "
+                f"and text in others, such as {path!r}; insert into each kind by itself"
+            )
+        for part in _batches(path, rows):
             seen += len(part)
             if seen > share.documents:
                 raise ValueError(miscounted(share, "more"))
@@ -237,24 +254,91 @@ def _count(paths: list[str]) -> list[int]:
 
 
 def _opened(path: str) -> Any:
+    """The rows of a file, with texts as they stand there: by itself, pyarrow reads what looks like
+    a day as a time, and `007` in CSV as a number."""
     ending = os.path.splitext(path)[1]
     if ending not in _FORMATS:
         raise ValueError(
             f"insert_canaries: {path!r} ends in none of {', '.join(_FORMATS)}, so it is not known "
             "how to read it; write Parquet"
         )
+    with _reading(path):
+        form: Any = _FORMATS[ending]
+        if form == "json":
+            read = pyarrow.json.ReadOptions(block_size=_BLOCK)
+            options: Any = arrow.JsonFragmentScanOptions(read_options=read)
+            form = arrow.JsonFileFormat(default_fragment_scan_options=options)
+        elif form == "csv":
+            options = arrow.CsvFragmentScanOptions(
+                read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK)
+            )
+            form = arrow.CsvFileFormat(pyarrow.csv.ParseOptions(newlines_in_values=True), options)
+        rows = arrow.dataset(path, format=form)
+        if ending == ".parquet":
+            return rows
+        fields = [
+            field.with_type(pa.string() if ending == ".csv" else _without_times(field.type))
+            for field in rows.schema
+        ]
+        return arrow.dataset(path, format=form, schema=pa.schema(fields))
+
+
+def _without_times(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_without_times(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_times(field.type)) for field in kind])
+    return kind
+
+
+def _batches(path: str, rows: Any) -> Iterator[pa.RecordBatch]:
+    parts = rows.to_batches(batch_size=_ROWS)
+    while True:
+        with _reading(path):
+            part = next(parts, None)
+        if part is None:
+            return
+        yield part
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Errors of pyarrow without what stands in the file, which they quote."""
     try:
-        return arrow.dataset(path, format=_FORMATS[ending])
+        yield
+        return
     except FileNotFoundError:
-        raise ValueError(f"insert_canaries: there is no file {path!r}") from None
+        why = "there is no such file"
+    except (pa.ArrowException, OSError) as error:
+        why = f"it is not what its name says ({cause(error)})"
+        if "Empty" in str(error):
+            why = "it is empty; leave it out"
+        elif "straddling" in str(error):
+            why = f"it has a row of more than {_BLOCK >> 20} MB; write Parquet"
+    raise_alone(ValueError(f"insert_canaries: {path!r} cannot be read: {why}"))
 
 
-def _keys_of_messages(kind: pa.DataType) -> list[str]:
-    """The keys of messages, of a column of conversations; none of a column of texts."""
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return []
-    message: Any = getattr(kind, "value_type", kind)
-    keys = [field.name for field in message] if pa.types.is_struct(message) else []
-    if not {"role", "content"} <= set(keys):
-        raise TypeError(f"insert_canaries: the column must hold text or conversations, not {kind}")
-    return keys
+def _keys(
+    path: str, schema: pa.Schema, column: str, mode: str, fill: Mapping[str, Any]
+) -> list[str]:
+    """The keys of messages in the column of a file, none of texts.
+
+    Raises:
+        TypeError, ValueError: the file cannot take canaries.
+    """
+    for name in (column, *fill):
+        if name not in schema.names:
+            what = f"in {path!r} column={name!r}"
+            raise ValueError(no_column("insert_canaries", what, schema.names))
+    for name, value in fill.items():
+        kind = schema.field(name).type
+        try:
+            pa.array([value], kind)
+        except (pa.ArrowException, OverflowError):
+            why = f"fill={{{name!r}: {value!r}}} does not fit the column, which holds {kind}"
+            raise ValueError(f"insert_canaries: {why}") from None
+    if mode == "rows":
+        check_nulls("insert_canaries", schema, [column, *fill])
+    return keys_of_messages("insert_canaries", column, schema.field(column).type)

@@ -24,6 +24,8 @@ _READERS = {
 }
 _WRITERS = {".jsonl": "to_json", ".json": "to_json", ".csv": "to_csv", ".parquet": "to_parquet"}
 
+COMPRESSED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh", ".xz": b"\xfd7zXZ"}
+
 
 @typed
 def load_rows(
@@ -52,7 +54,7 @@ def load_rows(
     if path.is_file():
         raise ValueError(
             f"load_rows: {name!r} ends in none of {', '.join(_READERS)}, so it is not known how to "
-            "read it; rename it"
+            f"read it; {'decompress' if path.suffix in COMPRESSED else 'rename'} it"
         )
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         rows = load_from_disk(name)
@@ -77,18 +79,18 @@ def _read(name: str, *arguments: Any, **options: Any) -> Dataset:
     try:
         return load_dataset(*arguments, **options)
     except DatasetGenerationError as error:  # what is said of the content quotes it
-        why = f"what is in it is not what is expected there ({_cause(error)})"
+        why = f"what is in it is not what is expected there ({cause(error)})"
     except Exception as error:
         why = first_line(error.__cause__ or error.__context__ or error)
     raise_alone(OSError(f"load_rows: {name!r}{nearby(name)} cannot be read: {why}"))
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """The kind of what went wrong, and in which line if that is told: nothing that stands there."""
     while error.__cause__ is not None or error.__context__ is not None:
         error = error.__cause__ or error.__context__ or error
-    place = re.search(r"\b(line|row) #?(\d+)\b", str(error))
-    return type(error).__name__ + (f" in {place[1]} {place[2]}" if place else "")
+    place = re.search(r"\b(line|row) #?(\d+)\b", str(error), re.IGNORECASE)
+    return type(error).__name__ + (f" in {place[1].lower()} {place[2]}" if place else "")
 
 
 def check_output(target: str | os.PathLike[str]) -> None:

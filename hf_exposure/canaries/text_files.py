@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from hf_exposure.canaries.injector import CanaryInjector, no_column
 from hf_exposure.canaries.places import Copies
+from hf_exposure.canaries.rows import COMPRESSED
 
 _PIECE = 1 << 20  # characters read at once
 LINE_END = re.compile(r"[ \t]*(?:\r\n|\n|\r)?")
@@ -80,8 +81,11 @@ class TextFile:
         decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         with open(self.source, "rb") as file:
             while data := file.read(_PIECE):
-                if data[:2] in (b"\xff\xfe", b"\xfe\xff") and file.tell() == len(data):
-                    raise self._unreadable("is UTF-16 text; convert it to UTF-8")
+                if file.tell() == len(data):  # the first piece
+                    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+                        raise self._unreadable("is UTF-16 text; convert it to UTF-8")
+                    if data.startswith((*COMPRESSED.values(),)):
+                        raise self._unreadable("is compressed; decompress it")
                 yield decoder.decode(data)
         yield decoder.decode(b"", final=True)
 

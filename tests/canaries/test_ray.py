@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
@@ -113,3 +117,60 @@ def test_files_that_are_not_as_counted_are_refused(tmp_path: Path) -> None:
         insert_canaries(paths, canaries(), column="body")
     with pytest.raises(Exception, match="counted to have 8 documents, but has only 7"):
         insert_canaries(paths, canaries(), counts=(8, *SIZES[1:])).materialize()
+
+
+def test_texts_stay_as_they_stand_in_files_and_long_rows_are_read(tmp_path: Path) -> None:
+    rows = [
+        {"text": 'a line\nand "one"', "day": "2021-03-01", "code": "007"},
+        {"text": "x " * 10**6},
+    ]
+    lines = tmp_path / "a.jsonl"
+    lines.write_text("".join(json.dumps({"day": "", "code": "", **row}) + "\n" for row in rows))
+    table = tmp_path / "a.csv"
+    with open(table, "w", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "day", "code"])
+        writer.writeheader()
+        writer.writerows(rows)
+    for path in (lines, table):
+        train = insert_canaries([str(path)], canaries()).materialize()
+        old = [row for row in train.iter_rows() if "My number" not in row["text"]]
+        assert len(old) == 2 and rows[0] in old and train.count() == 23
+
+
+def test_further_files_are_judged_and_what_stands_in_them_is_not_quoted(tmp_path: Path) -> None:
+    first = files(tmp_path)[0]
+    secret = canaries()[5].text
+
+    def file(name: str, content: Any) -> str:
+        path = tmp_path / name
+        if isinstance(content, str):
+            path.write_text(content)
+        else:
+            pq.write_table(content, path)
+        return str(path)
+
+    required = pa.schema(
+        [pa.field("text", pa.string()), pa.field("id", pa.int64(), nullable=False)]
+    )
+    cases = [
+        (file("other.parquet", pa.table({"body": ["a"]})), "column='text' is not there"),
+        (file("numbers.parquet", pa.table({"text": [1]})), "must hold text or conversations"),
+        (
+            file("required.parquet", pa.table({"text": ["a"], "id": [1]}, schema=required)),
+            r"\['id'\] may hold no null",
+        ),
+        (file("ragged.csv", f"text,id\n{secret},1\n{secret}\n"), "not what its name says .* row 3"),
+        (file("cut.jsonl", f'{{"text": "{secret}'), "not what its name says"),
+        (file("empty.jsonl", ""), "is empty; leave it out"),
+        (file("none.parquet", "no Parquet"), "not what its name says"),
+    ]
+    for path, message in cases:
+        with pytest.raises(Exception, match=message) as raised:
+            insert_canaries([first, path], canaries(), counts=[7, 1]).materialize()
+        assert secret not in "".join(traceback.format_exception(raised.value))
+    with pytest.raises(ValueError, match="does not fit the column, which holds int64"):
+        insert_canaries([first], canaries(), fill={"id": "no number"})
+    with pytest.raises(ValueError, match="ds has no rows"):
+        verify_canaries(ray.data.from_items([]), canaries())
+    with pytest.raises(TypeError, match="must hold text or conversations"):
+        verify_canaries(ray.data.from_items([{"text": 1}]), canaries())

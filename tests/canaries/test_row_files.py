@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import traceback
 import warnings
 from datetime import date, datetime, timezone
 from decimal import Decimal
@@ -20,6 +22,7 @@ from hf_exposure.canaries import text_files
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.injection import inject_canaries
 from hf_exposure.canaries.row_files import injector_for, row_file
+from hf_exposure.canaries.rows import load_rows
 from hf_exposure.canaries.sets import Canaries
 
 FORMAT = SecretFormat("CANARY {secret}, she said", secret="[0-9]{6}")
@@ -234,6 +237,8 @@ def test_parquet_keeps_its_schema_and_all_values(tmp_path: Path, mode: str) -> N
         (".jsonl", b'{"text": "a"}\n["secret"]\n', "row 2 that is no JSON object"),
         (".jsonl", b'[{"text": "secret"}', "not valid JSON"),
         (".jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16"),
+        (".jsonl", gzip.compress(b'{"text": "secret"}\n'), "is compressed; decompress it"),
+        (".csv", bytes.fromhex("28b52ffd") + b"text", "is compressed; decompress it"),
         (".jsonl", b'{"text": 5}\n', "must hold text or conversations"),
         (".jsonl", b"\n\n", "column='text' is not there"),
         (".jsonl", b"[" * 100_000, "not valid JSON"),
@@ -249,8 +254,10 @@ def test_what_cannot_be_read_is_refused_and_not_quoted(
 ) -> None:
     with pytest.raises((ValueError, TypeError), match=said) as caught:
         changed(tmp_path, ending, data, "rows")
-    assert "secret" not in str(caught.value)
-    assert caught.value.__cause__ is None and caught.value.__suppress_context__ in (True, False)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(data))
+    with pytest.raises(ValueError, match="not known how to read it; decompress it"):
+        load_rows(tmp_path / "rows.jsonl.gz")
 
 
 def test_rows_that_have_the_canaries_already_are_noticed(tmp_path: Path) -> None:
