@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import struct
 from collections.abc import Sequence
@@ -67,9 +68,9 @@ def insert_into_megatron(
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: a file is not what it should be, or a token id does not fit into it.
+        ValueError: a file is not there, or not what it should be, or a token id does not fit in.
     """
-    files = [IndexedFile(open, os.fspath(prefix)) for prefix in prefixes]
+    files = _opened("insert_into_megatron", prefixes)
     names = [Path(file.prefix).name for file in files]
     target = Path(folder)
     if len(set(names)) < len(names):
@@ -119,12 +120,26 @@ def verify_megatron(
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: a file is not what it should be.
+        ValueError: a file is not there, or not what it should be.
     """
+    files = _opened("verify_megatron", prefixes)
     search = Search(canaries, tokenizer)
-    for prefix in prefixes:
-        search.scan(IndexedFile(open, os.fspath(prefix)).chunks())
+    for file in files:
+        search.scan(file.chunks())
     return search.report()
+
+
+def _opened(where: str, prefixes: Sequence[str | os.PathLike[str]]) -> list[IndexedFile]:
+    if isinstance(prefixes, (str, os.PathLike)) or not prefixes:
+        raise ValueError(f"{where}: prefixes must be a list of at least one file, in order")
+    files = []
+    for prefix in prefixes:
+        name = re.sub(r"\.(bin|idx)$", "", os.fspath(prefix))
+        for ending in (".idx", ".bin"):
+            if not os.path.isfile(name + ending):
+                raise ValueError(f"{where}: prefixes: there is no file {name + ending!r}")
+        files.append(IndexedFile(open, name))
+    return files
 
 
 def _copy(source: IndexedFile, target: Path, share: Share, copies: dict[str, list[int]]) -> None:

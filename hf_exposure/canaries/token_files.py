@@ -24,6 +24,7 @@ DTYPES = {
 }
 _DOCUMENTS = 1 << 16  # of which the index is read at a time
 _TOKENS = 1 << 20  # and tokens, unless one document has more
+_DAMAGED = "{}: its index is damaged; write both files again"
 Opener = Callable[[str, str], Any]  # such as `open`
 
 
@@ -83,7 +84,7 @@ class IndexedFile(TokenFile):
         if self.code not in DTYPES:
             raise ValueError(f"{prefix}.idx: its tokens are no whole numbers")
         self.dtype = DTYPES[self.code]
-        if size != _START + 12 * self.sequences + 8 * ends:
+        if size != _START + 12 * self.sequences + 8 * ends or not ends:
             raise ValueError(f"{prefix}.idx is not whole, or of multimodal data")
 
     def parts(self) -> Iterator[Part]:
@@ -107,6 +108,8 @@ class IndexedFile(TokenFile):
             for first in range(0, self.documents, _DOCUMENTS):
                 count = min(_DOCUMENTS, self.documents - first)
                 ends = array(ends_at, "<i8", first, count + 1)
+                if (np.diff(ends) < 0).any() or ends[-1] > self.sequences:
+                    raise ValueError(_DAMAGED.format(self.prefix))
                 low, total = int(ends[0]), int(ends[-1] - ends[0])
                 lengths = array(_START, "<i4", low, total)
                 pointers = array(_START + 4 * self.sequences, "<i8", low, total)
@@ -117,7 +120,7 @@ class IndexedFile(TokenFile):
                         "file again, such as with Megatron-LM's tools/merge_datasets.py"
                     )
                 done += int(lengths.sum()) * self.dtype.itemsize
-                yield from _split(first, np.diff(ends), lengths, data, self.dtype)
+                yield from _split(first, np.diff(ends), lengths, data, self.dtype, self.prefix)
 
 
 class DatatroveFile(TokenFile):
@@ -139,7 +142,8 @@ class DatatroveFile(TokenFile):
                 ends = np.frombuffer(index.read(8 * _DOCUMENTS), "<u8").astype(np.int64)
                 lengths = np.diff(ends, prepend=done)
                 done = int(ends[-1])
-                yield from _split(first, np.ones(len(ends), np.int64), lengths, data, self.dtype)
+                counts = np.ones(len(ends), np.int64)
+                yield from _split(first, counts, lengths, data, self.dtype, self.name)
 
 
 def token_file(opener: Opener, name: str, vocabulary: int) -> TokenFile:
@@ -149,8 +153,12 @@ def token_file(opener: Opener, name: str, vocabulary: int) -> TokenFile:
     return IndexedFile(opener, name.removesuffix(".bin").removesuffix(".idx"))
 
 
-def _split(first: int, counts: Ints, lengths: Ints, data: Any, dtype: Any) -> Iterator[Part]:
+def _split(
+    first: int, counts: Ints, lengths: Ints, data: Any, dtype: Any, name: str
+) -> Iterator[Part]:
     """Documents in parts of about a million tokens."""
+    if lengths.min(initial=0) < 0:
+        raise ValueError(_DAMAGED.format(name))
     sizes = _sums(lengths, counts)
     ends, sequences = np.cumsum(sizes), np.append(0, np.cumsum(counts))
     low = 0
@@ -160,7 +168,9 @@ def _split(first: int, counts: Ints, lengths: Ints, data: Any, dtype: Any) -> It
         tokens = int(ends[high - 1]) - before
         ids = np.frombuffer(data.read(tokens * dtype.itemsize), dtype)
         if len(ids) < tokens:
-            raise ValueError("the file of tokens ends before its index does; write both again")
+            raise ValueError(
+                f"{name}: the tokens end before their index does; write both files again"
+            )
         own = lengths[sequences[low] : sequences[high]]
         yield Part(first + low, ids, own, counts[low:high])
         low = high

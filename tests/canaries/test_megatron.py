@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import traceback
 import tracemalloc
 from itertools import pairwise
 from pathlib import Path
@@ -149,10 +150,38 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
         (whole[:-8], "not whole"),
         (whole[:134] + whole[142:], "not whole"),
         (whole[:134] + whole[142:150] * 2 + whole[150:], "one after another"),
+        (whole[:26] + bytes(8) + whole[34:-16], "not whole"),
+        (whole[:-16] + struct.pack("<q", 99) + whole[-8:], "index is damaged"),
     ):
         prefix.with_suffix(".idx").write_bytes(index)
         refused(why, [str(prefix)], folder, chosen, tokenizer)
     prefix.with_suffix(".idx").write_bytes(whole)
     prefix.with_suffix(".bin").write_bytes(b"\5\0")
-    refused("ends before its index", [str(prefix)], folder, chosen, tokenizer)
+    refused("a: the tokens end before their index", [str(prefix)], folder, chosen, tokenizer)
+    refused("a list of at least one", str(prefix), folder, chosen, tokenizer)
+    refused("a list of at least one", [], folder, chosen, tokenizer)
+    prefix.with_suffix(".bin").unlink()
+    refused(r"there is no file .*a\.bin'", [str(prefix)], folder, chosen, tokenizer)
     assert not chosen.insertions and not list(folder.glob("a.*"))
+
+
+def test_a_tokenizer_that_quotes_what_it_was_given_tells_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, chosen = digits_in_threes(), canaries()
+    write(tmp_path / "a", [[[5, 6]]])
+
+    def quote(self: Any, texts: Any, **settings: Any) -> Any:
+        raise KeyError(f"cannot encode {[canary.text for canary in chosen]}")
+
+    monkeypatch.setattr(type(tokenizer), "__call__", quote)
+    monkeypatch.setattr(type(tokenizer), "backend_tokenizer", None)
+    prefixes = [str(tmp_path / "a.bin")]  # with its ending, which is meant the same
+    for use in (
+        lambda: insert_into_megatron(prefixes, tmp_path / "out", chosen, tokenizer),
+        lambda: verify_megatron(prefixes, tokenizer, chosen),
+    ):
+        with pytest.raises(RuntimeError, match="cannot encode") as raised:
+            use()
+        said = "".join(traceback.format_exception(raised.value))
+        assert not any(canary.secret in said for canary in chosen)
