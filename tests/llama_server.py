@@ -12,9 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import requests
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:  # the server itself needs none of it, and would start far later
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 _NAMES = {
     "self_attn.q_proj": "attn_q",
