@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -128,12 +129,17 @@ def measure_sharded_on_two(folder: str) -> None:
     write(folder, found)
 
 
+@functools.cache
+def by_itself(name: str) -> Exposures:
+    """What one process measures."""
+    return measure_exposure(model(), TOKENIZER, CANARIES, **ways()[name])
+
+
 def compare(one: dict[str, Any], other: dict[str, Any], name: str) -> None:
     """Both processes say the same, and what one alone says."""
     assert one["ranks"] == other["ranks"] and one["costs"] == other["costs"]
     assert one["forwards"] == other["forwards"] and one["processes"] == 2
-    truth = measure_exposure(model(), TOKENIZER, CANARIES, method="exact")
-    alone = measure_exposure(model(), TOKENIZER, CANARIES, **ways()[name])
+    truth, alone = by_itself("exact"), by_itself(name)
     assert one["costs"] == pytest.approx([e.log_perplexity for e in truth], abs=1e-4)
     if name in ("exact", "sampling", "skewnorm"):
         rel = 1e-3 if name == "skewnorm" else 1e-9  # a fit of rounded figures
@@ -152,10 +158,9 @@ def test_two_processes_share_the_work_and_get_the_figures_of_one(tmp_path: Path)
     one, other = two(measure_on_two, tmp_path)
     for name, settings in ways().items():
         compare(one[name], other[name], name)
-        alone = measure_exposure(model(), TOKENIZER, CANARIES, **settings)
         if "max_forwards" not in settings:
             # Not everything can be shared: the probe, the first steps, the same short prefixes.
-            assert one[name]["forwards"] < 1.5 * alone.forwards + 300, name
+            assert one[name]["forwards"] < 1.5 * by_itself(name).forwards + 300, name
     assert one["exact"]["exact"] == [True] * len(CANARIES)
     for place, found in enumerate((one["apart"], other["apart"])):
         mine = model(0.3 + 0.2 * place)
