@@ -22,10 +22,8 @@ LIMIT = 1800
 
 # Starting Python with all libraries takes longer than most of what the tests' processes do, so they
 # are forked from one that has loaded them and does nothing else. Elsewhere forking is not safe.
-_FORKS = sys.platform == "linux"
-if _FORKS:
-    _CONTEXT = multiprocessing.get_context("forkserver")
-    _CONTEXT.set_forkserver_preload(["tests.preloaded"])
+_CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+_CONTEXT.set_forkserver_preload(["tests.preloaded"])
 
 
 def finished(command: Sequence[Any], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -44,18 +42,36 @@ def python(
     those take `finished`.
     """
     command = [str(part) for part in arguments]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
-    if not _FORKS:
-        return finished([sys.executable, *command], cwd=cwd, env=settings)
     with TemporaryDirectory() as folder:
-        process = _CONTEXT.Process(target=_run, args=(command, str(cwd), settings, folder))
-        process.start()
+        process = forked(command, folder, cwd, env)
         process.join(LIMIT)
         if process.exitcode is None:
             process.kill()
             raise subprocess.TimeoutExpired(command, LIMIT)
         out, err = (Path(folder, name).read_text() for name in ("out", "err"))
     return subprocess.CompletedProcess(command, process.exitcode, out, err)
+
+
+def forked(
+    arguments: Sequence[Any],
+    folder: str | Path,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+) -> multiprocessing.process.BaseProcess:
+    """`python *arguments` begun in a process that has loaded the libraries already.
+
+    Args:
+        folder: where the files "out" and "err" get what it prints.
+    """
+    command = [str(part) for part in arguments]
+    arguments = (command, str(cwd), _settings(env), str(folder))
+    process = _CONTEXT.Process(target=_run, args=arguments)
+    process.start()
+    return process
+
+
+def _settings(env: Mapping[str, str] | None) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
 
 
 def _run(command: list[str], cwd: str, settings: dict[str, str], folder: str) -> None:

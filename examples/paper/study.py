@@ -11,6 +11,7 @@ import json
 import math
 import multiprocessing
 import os
+import sys
 import threading
 import time
 import warnings
@@ -308,7 +309,9 @@ def _carried_out(
             else:
                 yield run, None
         return
-    context = multiprocessing.get_context("spawn")
+    # A server process loads the libraries once, and the workers are forked from it.
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    context.set_forkserver_preload(["datasets", "matplotlib.figure", "transformers.trainer"])
     pool = ProcessPoolExecutor(min(workers, len(runs)), context, initializer=_alone)
     try:
         futures: dict[Future[None], Run] = {

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -40,7 +37,7 @@ from paper.training import Training, train
 from scipy import stats
 from typer.testing import CliRunner
 
-from tests.processes import LIMIT, python
+from tests.processes import LIMIT, forked, python
 
 RUN = Path(__file__).parents[2] / "examples" / "paper" / "run.py"
 PLACES = [Run(f"place-{number}", 0, {"number": number}) for number in range(4)]
@@ -480,7 +477,6 @@ def test_every_experiment_runs_from_its_command(name: str, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
     command = [
-        sys.executable,
         str(RUN),
         "factors",
         "--scale",
@@ -493,21 +489,20 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
         str(tmp_path),
     ]
     runs = tmp_path / "factors" / "runs"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment)
+    process = forked(command, tmp_path)
     end = time.monotonic() + LIMIT
     while not list(runs.glob("*.json")):
-        assert time.monotonic() < end and process.poll() is None
+        assert time.monotonic() < end and process.is_alive()
         time.sleep(0.05)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
-    process.wait()
+    process.join()
     # Nobody is left to train for it.
     _, alive = psutil.wait_procs(workers, timeout=LIMIT)
     assert len(workers) >= 2 and not alive
     kept = {file.name: file.stat().st_mtime_ns for file in runs.glob("*.json")}
     assert 0 < len(kept) < 4
-    again = python([*command[1:-1], tmp_path, "--workers", "1"])
+    again = python([*command, "--workers", "1"])
     assert again.returncode == 0, again.stderr
     files = {file.name: file.stat().st_mtime_ns for file in runs.glob("*.json")}
     assert len(files) == 4 and kept.items() <= files.items()
