@@ -61,6 +61,7 @@ class Arguments:
         metadata={"help": "How often the secrets are inserted."},
     )
     per_repetition: int = field(default=2, metadata={"help": "Secrets of each format and count."})
+    samples: int = field(default=2000, metadata={"help": "Draws for each exposure."})
     max_forwards: int = field(default=50_000, metadata={"help": "Token-forwards for each format."})
     num_train_epochs: float = field(default=8, metadata={"help": "Passes over the text."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Of AdamW."})
@@ -78,7 +79,7 @@ def train(rows: list[str], canaries: Canaries, args: Arguments) -> tuple[object,
     tokenizer = train_tokenizer(inserted["text"])
     data = tokenize(inserted, tokenizer)
     verify_injection(data, tokenizer, canaries).raise_if_lost()
-    small = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3}
+    small = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2}
     model = small_llama(len(tokenizer), args.seed, **(small if args.smoke else {}))
     trainer = Trainer(
         model,
@@ -168,8 +169,9 @@ def main() -> None:
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     say = Console().print
     if args.smoke:
-        args.max_rows, args.num_train_epochs, args.repetitions = 300, 6, [0, 4, 32]
-        args.per_repetition, args.max_forwards, args.learning_rate = 1, 5_000, 3e-3
+        args.max_rows, args.num_train_epochs, args.repetitions = 200, 6, [0, 4, 32]
+        args.per_repetition, args.samples, args.max_forwards = 1, 300, 5_000
+        args.learning_rate = 3e-3
     start = time.perf_counter()
     if args.dataset_name is not None:
         rows = [text for text in load_rows(args.dataset_name)[args.column] if text]
@@ -187,7 +189,7 @@ def main() -> None:
     results = {"arguments": vars(args), "formats": []}
     for part in sets:
         fmt = part[0].format
-        exposures = measure_exposure(model, tokenizer, part, seed=args.seed)
+        exposures = measure_exposure(model, tokenizer, part, samples=args.samples, seed=args.seed)
         found = extract_secrets(
             model,
             tokenizer,
