@@ -97,7 +97,8 @@ def main() -> None:
     canaries = Canaries.generate([CODE, NUMBER], REPETITIONS, per_repetition=4)
     model, tokenizer = train(canaries, options.smoke, options.model_dir)
     codes = Canaries(canaries.by_format(CODE))
-    everything = measure_exposure(model, tokenizer, codes, method="sampling", samples=CODE.size)
+    samples = 2000 if options.smoke else CODE.size
+    everything = measure_exposure(model, tokenizer, codes, method="sampling", samples=samples)
     draw_log_perplexities(everything, options.output_dir / "log_perplexities.png")
     exposures = measure_exposure(model, tokenizer, canaries)
     draw_exposures(exposures, options.output_dir / "exposure_by_repetitions.png")

@@ -590,9 +590,9 @@ def test_epsilon_of_several_stretches_is_that_of_their_composition() -> None:
 
 @pytest.mark.slow
 def test_epsilon_of_a_group_of_one_is_that_of_one_row() -> None:
-    spent = [(1.0, 0.05, 40)]
+    spent = [(4.0, 0.3, 40)]
     one = pld.privacy_loss_distribution.from_mixture_gaussian_mechanism(
-        1.0, [0.0, 1.0], [0.95, 0.05], value_discretization_interval=1e-3
+        4.0, [0.0, 1.0], [0.7, 0.3], value_discretization_interval=1e-3
     )
     exact = one.self_compose(40).get_epsilon_for_delta(1e-5)
     # No less than what one row is said to spend, which is an upper bound.
@@ -605,8 +605,8 @@ def test_epsilon_of_rows_that_are_all_in_every_batch_is_that_of_a_larger_step() 
     """Without sampling k rows move a step by k norms: noise 1 / k as large."""
     for rows in (2, 5):
         delta_of = stats.norm.cdf
-        found = group_epsilon([(4.0, 1.0, 3)], 1e-4, rows)
-        mu = rows * math.sqrt(3) / 4.0
+        found = group_epsilon([(16.0, 1.0, 3)], 1e-4, rows)
+        mu = rows * math.sqrt(3) / 16.0
         # Balle and Wang 2018: delta of a Gaussian mechanism at that epsilon.
         delta = delta_of(mu / 2 - found / mu) - math.exp(found) * delta_of(-mu / 2 - found / mu)
         assert delta == pytest.approx(1e-4, rel=0.05)

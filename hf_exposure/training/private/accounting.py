@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from hf_exposure.utils.checks import check_choice, check_count, check_number, check_share, kind_of
 from hf_exposure.utils.typed import typed
@@ -31,6 +31,7 @@ _NO_GUARANTEE = 20.0  # an epsilon above it need not be told to a thousandth
 _PRV_LIMIT = 50.0  # above it the numerical accountant needs gigabytes, for no guarantee at all
 _MOST_ROWS, _MOST_STEPS = 10_000, 10**7  # of a group, within seconds
 _LEAST_NOISE, _MOST_NOISE = 1e-5, 1e5  # that are looked for to hold an epsilon
+_CLOSE = 1e-3  # how near to the least noise, as a share of it
 
 # (noise multiplier, sampling rate, steps), in the order in which they were taken
 Spent = Sequence[tuple[float, float, int]]
@@ -145,32 +146,28 @@ def noise_for_epsilon(
     check_choice(f"{what}: accountant", accountant, ACCOUNTANTS)
     _check_spent(f"{what}: spent", spent)
 
-    def holds(noise: float, method: str) -> bool:
-        after = [*spent, (noise, sampling_rate, steps)]
-        return spent_epsilon(after, delta, method) <= target_epsilon
+    def beyond(log_noise: float, method: str) -> float:
+        """How far the target is exceeded, as a logarithm: nearly straight in that of the noise."""
+        after = [*spent, (math.exp(log_noise), sampling_rate, steps)]
+        return math.log(max(spent_epsilon(after, delta, method) / target_epsilon, 1e-9))
 
-    if not holds(_MOST_NOISE, accountant):
+    low, high = math.log(_LEAST_NOISE), math.log(_MOST_NOISE)
+    if beyond(high, accountant) > 0:
         raise ValueError(
             f"noise_for_epsilon: target_epsilon={target_epsilon} cannot be held with {steps} more "
             f"steps at delta={delta}: {spent_epsilon(spent, delta, accountant):.4g} is spent "
             "already; allow more, or take fewer steps"
         )
-    # Of the logarithm of the noise; `high` always holds the target.
-    low, high = math.log(_LEAST_NOISE), math.log(_MOST_NOISE)
     for method in dict.fromkeys(("rdp", accountant)):
-        if method == "prv":  # dear, and close to what the other one has found
-            if not holds(math.exp(high), method):
-                high = math.log(_MOST_NOISE)
-            else:
-                low = high - 0.1
-                while holds(math.exp(low), method):
-                    low, high = 2 * low - high, low
-        while high - low > 1e-3:
-            middle = (low + high) / 2
-            if holds(math.exp(middle), method):
-                high = middle
-            else:
-                low = middle
+        if method == "prv":  # dear, and a little below what the other one has found
+            low = high - 0.1
+            while beyond(low, method) <= 0:
+                low, high = 2 * low - high, low
+        if beyond(low, method) <= 0:
+            return math.exp(low)
+        high = optimize.brentq(beyond, low, high, args=(method,), xtol=_CLOSE / 2)
+        while beyond(high, method) > 0:
+            high += _CLOSE / 2
     return math.exp(high)
 
 
