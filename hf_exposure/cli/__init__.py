@@ -4,6 +4,7 @@ gate | verify`, a module each."""
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from typing import Annotated, Any
@@ -86,8 +87,13 @@ _OPTIONS = {
 }
 
 
+_ARGUMENT = re.compile(r"\b(?=(method|score)=')")
+
+
 def in_options(message: str) -> str:
     """An error of a function in the words of the command line."""
+    if message.startswith("measure_exposure: "):
+        message = _ARGUMENT.sub("--", message).removeprefix("measure_exposure: ")
     for begin, option in _OPTIONS.items():
         if message.startswith(begin):
             message = option + message[len(begin) :]

@@ -12,7 +12,6 @@ from hf_exposure.cli.inputs import add_to_card, check_card, check_file, check_wh
 from hf_exposure.cli.options import (
     ApiKeyEnv,
     AsJson,
-    Base,
     BatchSize,
     CanariesRevision,
     CanarySet,
@@ -49,9 +48,29 @@ def measure(
         bool,
         typer.Option("--whole-text", help="At an endpoint, also count the text before the secret."),
     ] = False,
-    base: Base = None,
+    score: Annotated[
+        str,
+        typer.Option(
+            "--score",
+            help="What canaries are ranked by: log_perplexity, ratio, min_k, min_k_plus_plus or "
+            "zlib.",
+        ),
+    ] = "log_perplexity",
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            help="The model before training, folder or Hub id: to compare with; its score is "
+            "subtracted with --score ratio, min_k and min_k_plus_plus.",
+        ),
+    ] = None,
     method: Annotated[
-        str, typer.Option("--method", help="auto, exact, sampling or skewnorm.")
+        str,
+        typer.Option(
+            "--method",
+            help="auto, exact, sampling or skewnorm; with --score sampling (by default) or "
+            "skewnorm.",
+        ),
     ] = "auto",
     samples: Annotated[
         int, typer.Option("--samples", help="Number of draws, or of references.")
@@ -84,10 +103,19 @@ def measure(
     check_file(output, overwrite=overwrite)
     check_file(card, "--card", apart=[output])
     canary_set = load_canaries(canaries, canaries_revision)
-    Settings(method, samples, max_forwards, confidence, seed, batch_size)  # before the model loads
     check_where(model, endpoint, endpoint_model, api_key_env, journal)
-    if base is not None and model is None:
-        raise typer.BadParameter("--base is measured beside --model: leave out --endpoint")
+    compared = base is not None and score == "log_perplexity"
+    _check_score(score, base, model, max_forwards)
+    Settings(
+        method,
+        samples,
+        max_forwards,
+        confidence,
+        seed,
+        batch_size,
+        score=score,
+        has_base=base is not None and not compared,
+    )  # before the model loads
     if base is not None:
         check_model_name(base, "--base")
     check_card(model, push_to_card, create_pr)
@@ -118,14 +146,16 @@ def measure(
             "progress": shows_progress(as_json),
             "unscorable": "warn",
         }
-        exposures = measure_exposure(loaded, tok, canary_set, **options)
+        given: dict[str, Any] = {"tokenizer": tokenizer or model, "device": device, "dtype": dtype}
+        earlier: Any = None
+        if base is not None and not compared:
+            earlier, _ = load_model(base, argument="--base", **given)
+        exposures = measure_exposure(loaded, tok, canary_set, **options, score=score, base=earlier)
         if not exposures:
             raise ValueError(f"no canary could be scored: {exposures.skipped[0][1]}")
-        if base is not None:
+        if base is not None and compared:
             del loaded  # there may not be memory for two
-            earlier, _ = load_model(
-                base, tokenizer=tokenizer or model, device=device, dtype=dtype, argument="--base"
-            )
+            earlier, _ = load_model(base, argument="--base", **given)
             of_base = measure_exposure(earlier, tok, canary_set, **options)
             beside = exposures.beside(of_base)
     data = exposures.to_dict(reveal)
@@ -140,3 +170,33 @@ def measure(
         write_text(output, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if card is not None or push_to_card:
         add_to_card(card, model if push_to_card else None, revision, create_pr, exposures)
+
+
+def _check_score(score: str, base: str | None, model: str | None, budget: int | None) -> None:
+    """Refuse what a score does not go with, before anything loads."""
+    from hf_exposure.exposure.scores import SCORES
+    from hf_exposure.utils.checks import check_choice
+
+    check_choice("--score", score, SCORES)
+    if base is not None and model is None:
+        raise typer.BadParameter("--base is measured beside --model: leave out --endpoint")
+    if score == "log_perplexity":
+        return
+    if model is None:
+        raise typer.BadParameter(
+            f"--score {score} asks for all probabilities of each token, which a model at hand has: "
+            "leave it out, or give --model in place of --endpoint"
+        )
+    if base is None and score == "ratio":
+        raise typer.BadParameter(
+            "--score ratio is log-perplexity less that of the model before training: give --base"
+        )
+    if base is not None and score == "zlib":
+        raise typer.BadParameter(
+            "--base has no part in --score zlib: use --score ratio, or leave out one of both"
+        )
+    if budget is not None:
+        raise typer.BadParameter(
+            f"--max-forwards bounds what exploring takes, and --score {score} scores all of "
+            "--samples references: lower that instead"
+        )

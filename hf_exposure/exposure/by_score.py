@@ -36,7 +36,7 @@ class SignalScorer:
     """Costs of secrets by a score; a `Scorer` for the estimators that ask for nothing else.
 
     Attributes:
-        score: one of `planning.SCORES`; a cost is lower the more speaks for membership.
+        score: one of `scores.SCORES`; a cost is lower the more speaks for membership.
         base: the model before training; Min-K% and Min-K%++ are then less those under it.
         processes: those that measure together; each scores its part.
     """
@@ -67,8 +67,8 @@ class SignalScorer:
 
     def costs(self, secrets: Sequence[str]) -> Costs:
         """(n,) costs by the score, and (n,) log-perplexities in bits."""
-        mine = self.processes.part(list(secrets))
-        met = self.processes.gather((self.own_forwards, self._costs(mine)))
+        mine = self._costs(self.processes.part(list(secrets)))
+        met = self.processes.gather((self.own_forwards, mine))
         self._others = sum(spent for spent, _ in met) - self.own_forwards
         costs, bits = zip(*(found for _, found in met), strict=True)
         return np.concatenate(costs), np.concatenate(bits)

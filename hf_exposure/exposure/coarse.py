@@ -97,13 +97,13 @@ def coarse_details(details: FormatDetails, exposures: list[Exposure]) -> FormatD
     size = exposures[0].canary.format.size if exposures else math.inf
     if references is not None and len(references):
         if details.whole_space:
-            own = [one.log_perplexity for one in exposures if one.canary.inserted]
+            own = [one.ranked_by for one in exposures if one.canary.inserted]
             full = len(references) >= size or any(map(math.isnan, own))
             references = references if full else np.append(references, own)
         elif size < _APART * len(references):
             references, fit = None, None
     if references is not None:
-        references = np.sort(np.round(references, 1))
+        references = np.sort(np.round(references, _decimals(references, exposures)))
     if fit is not None and references is not None:
         shape, loc, scale, ks = (digits(x, 3) for x in (fit.shape, fit.loc, fit.scale, fit.ks))
         finite = references[np.isfinite(references)]
@@ -120,6 +120,15 @@ def coarse_details(details: FormatDetails, exposures: list[Exposure]) -> FormatD
         references=references,
         fit=fit,
     )
+
+
+def _decimals(references: Floats, exposures: list[Exposure]) -> int:
+    """One, and of costs by another score, which may all lie within a tenth, two of their spread."""
+    finite = references[np.isfinite(references)]
+    spread = float(np.std(finite)) if len(finite) else 0.0
+    if all(one.cost is None for one in exposures) or spread == 0:
+        return 1
+    return max(1, 1 - math.floor(math.log10(spread)))
 
 
 def _bits(bits: float, most: float) -> float:

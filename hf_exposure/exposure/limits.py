@@ -108,6 +108,7 @@ class Conditions:
         skipped: inserted canaries that could not be scored.
         bounds: places of exposures that are lower bounds only.
         strange: formats whose canaries are less likely than random tokens.
+        ranked_by: the score that canaries are ranked by, in words.
         survival: how many inserted canaries are not in the training data as planned, and how many
             there are; None if that was not looked at.
         agreed: the limits that were written down with the canaries, as a dictionary.
@@ -117,6 +118,7 @@ class Conditions:
     skipped: int = 0
     bounds: frozenset[int] = frozenset()
     strange: int = 0
+    ranked_by: str = "log-perplexity"
     survival: tuple[int, int] | None = None
     agreed: Mapping[str, Any] | None = None
 
@@ -140,6 +142,9 @@ def judge(
     if measured.agreed is not None and limits != (agreed := Limits.from_dict(measured.agreed)):
         told = f"these limits are not those that were set with the canaries ({agreed})"
         checks.append(Check("limits", Outcome.PASSED, told))
+    if measured.ranked_by != "log-perplexity":
+        told = f"canaries are ranked by {measured.ranked_by}, and not by log-perplexity"
+        checks.append(Check("score", Outcome.PASSED, told))
     chosen = [
         place
         for place, one in enumerate(items)

@@ -119,12 +119,18 @@ def measure_exposure(
         (17.2, 16.6, 17.9)
     """
     canaries = canaries if isinstance(canaries, Canaries) else Canaries(canaries)
-    if score != "log_perplexity" and method == "auto":
-        method = "sampling"
     settings = Settings(
-        method, samples, max_forwards, confidence, seed, batch_size, bos, score=score
+        method,
+        samples,
+        max_forwards,
+        confidence,
+        seed,
+        batch_size,
+        bos,
+        score=score,
+        has_base=base is not None,
     )
-    _check_base(settings, base)
+    _check_base(base)
     needed = settings.method in ("auto", "exact")
     walked = isinstance(model, Served) and score == "log_perplexity" and model.walks(needed)
     if isinstance(model, Scorer) and not walked:
@@ -154,19 +160,12 @@ def measure_exposure(
     )
 
 
-def _check_base(settings: Settings, base: Any | None) -> None:
+def _check_base(base: Any | None) -> None:
     where = "measure_exposure: base"
     if base is None:
-        if settings.score == "ratio":
-            raise ValueError(f"{where} is needed for score='ratio': give the model before training")
         return
     if not hasattr(base, "modules"):
         raise TypeError(f"{where} must be a model at hand, not {type(base).__name__}")
-    if settings.score in ("log_perplexity", "zlib"):
-        raise ValueError(
-            f"{where} has no part in score={settings.score!r}; use score='ratio', or compare with "
-            "exposures.gained(measure_exposure(base, ...))"
-        )
     if is_sharded(base):
         raise ValueError(f"{where} is spread over processes; give one that is whole in each")
 
@@ -407,6 +406,7 @@ def _describe(settings: Settings, canaries: Canaries) -> dict[str, Any]:
         **({} if canaries.limits is None else {"limits": canaries.limits.to_dict()}),
         "method": settings.method,
         "score": settings.score,
+        **({"base": True} if settings.has_base else {}),
         "samples": settings.samples,
         "max_forwards": settings.max_forwards,
         "confidence": settings.confidence,

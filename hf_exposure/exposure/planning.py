@@ -13,6 +13,7 @@ from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.masking import mask_secrets
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.vocabulary import Encoder
+from hf_exposure.exposure.scores import SCORES
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.utils.arrays import Ints
 from hf_exposure.utils.checks import check_choice, check_count, check_share
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 # every interval held it.
 MIN_SAMPLES = 200
 METHODS = ("auto", "exact", "sampling", "skewnorm")
-SCORES = ("log_perplexity", "ratio", "min_k", "min_k_plus_plus", "zlib")
-
-
 MOST_SAMPLES = 10**8  # which are held in memory
 
 
@@ -39,7 +37,9 @@ class Settings:
 
     Attributes:
         min_samples: draws that "auto" makes even where the budget does not reach for them.
-        score: what canaries are ranked by, one of `SCORES`.
+        score: what canaries are ranked by, one of `SCORES`. By another one than log-perplexity
+            "auto" stands for "sampling".
+        has_base: whether the model before training has a part in the score.
     """
 
     method: str = "auto"
@@ -51,15 +51,27 @@ class Settings:
     bos: bool | None = None
     min_samples: int = 0
     score: str = "log_perplexity"
+    has_base: bool = False
 
     def __post_init__(self) -> None:
         check_choice("measure_exposure: method", self.method, METHODS)
         check_choice("measure_exposure: score", self.score, SCORES)
-        if self.score != "log_perplexity" and self.method in ("auto", "exact"):
+        if self.score != "log_perplexity" and self.method == "auto":
+            object.__setattr__(self, "method", "sampling")
+        if self.score != "log_perplexity" and self.method == "exact":
             raise ValueError(
                 f"measure_exposure: method={self.method!r} ranks by log-perplexity, which alone "
                 f"grows along a secret; with score={self.score!r} use method='sampling' or "
                 "'skewnorm'"
+            )
+        if self.has_base and self.score in ("log_perplexity", "zlib"):
+            raise ValueError(
+                f"measure_exposure: base has no part in score={self.score!r}; use score='ratio', "
+                "or compare with exposures.gained(measure_exposure(base, ...))"
+            )
+        if self.score == "ratio" and not self.has_base:
+            raise ValueError(
+                "measure_exposure: base is needed for score='ratio': give the model before training"
             )
         check_share("measure_exposure: confidence", self.confidence)
         check_count("measure_exposure: seed", self.seed)

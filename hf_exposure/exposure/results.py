@@ -32,6 +32,7 @@ from hf_exposure.exposure.records import (
     read_canaries,
     short_labels,
 )
+from hf_exposure.exposure.scores import ranked_by
 from hf_exposure.exposure.tables import Beside, gained_bits, table_of
 from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.checks import check_type
@@ -121,6 +122,11 @@ class Exposures(Result[Exposure]):
         """The confidence of all intervals."""
         return float(self.settings.get("confidence", 0.95))
 
+    @property
+    def by_likelihood(self) -> bool:
+        """Whether canaries are ranked by log-perplexity, and not by another score."""
+        return bool(self.settings.get("score", "log_perplexity") == "log_perplexity")
+
     @typed
     def is_bound(self, one: Exposure) -> bool:
         """Whether a figure is no estimate but what is proved at the least, since nothing was drawn:
@@ -205,6 +211,7 @@ class Exposures(Result[Exposure]):
             skipped=sum(canary.inserted for canary, _ in self.skipped),
             bounds=frozenset(place for place, one in enumerate(self) if self.is_bound(one)),
             strange=len(self.improbable()),
+            ranked_by=ranked_by(self.settings),
             survival=None if survival is None else lost_and_all(survival),
             agreed=self.settings.get("limits"),
         )
@@ -344,8 +351,7 @@ class Exposures(Result[Exposure]):
         if most:
             line += f", at most {' or '.join(map(str, most))}"
         methods = sorted({item.method for item in self})
-        score = self.settings.get("score", "log_perplexity")
-        by = "" if score == "log_perplexity" else f" by {score}"
+        by = "" if self.by_likelihood else f" by {ranked_by(self.settings)}"
         line += f"; method {' and '.join(methods)}{by}, " if methods else "; "
         line += self.took
         if any(map(self.is_bound, self)):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from hf_exposure.models.continuations import TokenSignals
 from hf_exposure.models.precision import difference
 from hf_exposure.utils.arrays import Floats
 
+SCORES = ("log_perplexity", "ratio", "min_k", "min_k_plus_plus", "zlib")  # of a canary
 LEAST = 20.0  # % of the tokens that Min-K% looks at
 _FLAT = 1e-8  # nats; a model that is sure of the next token has no spread to divide by
 _FEWEST = 2  # tokens that have to be mispredicted
@@ -52,3 +55,15 @@ def error_zone(found: TokenSignals, base: TokenSignals) -> float:
 def zlib_bits(text: str) -> float:
     """Bits that zlib needs for a text."""
     return 8.0 * len(zlib.compress(text.encode()))
+
+
+def ranked_by(settings: Mapping[str, Any]) -> str:
+    """What a measurement has ranked its canaries by: "log-perplexity", "ratio", "min_k less the
+    base model's".
+
+    Args:
+        settings: those that its result has.
+    """
+    score = str(settings.get("score", "log_perplexity"))
+    less = settings.get("base") is True and score != "ratio"
+    return score.replace("log_perplexity", "log-perplexity") + " less the base model's" * less

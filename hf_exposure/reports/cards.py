@@ -13,6 +13,7 @@ from hf_exposure.canaries.formats import format_names
 from hf_exposure.exposure.membership import percent
 from hf_exposure.exposure.records import interval, mean_bits, most_exposed, short_labels
 from hf_exposure.exposure.results import Exposures
+from hf_exposure.exposure.scores import ranked_by
 from hf_exposure.reports.card_text import DATASET, TASK, change_card
 from hf_exposure.reports.findings import extraction_findings, findings_of
 from hf_exposure.utils.checks import check_type
@@ -144,6 +145,7 @@ def exposure_section(
     exposures, history = exposures.coarse(), None if history is None else history.coarse()
     at = f" at step {steps[-1]:,} of the training" if steps else ""
     method = code_span(str(settings.get("method", "auto")))
+    by = "likelihood" if exposures.by_likelihood else markdown(ranked_by(settings))
     return "\n".join(
         [
             "## Memorization",
@@ -154,7 +156,7 @@ def exposure_section(
             "",
             *(_canary_table(exposures) if per_canary else ()),
             "Exposure, in bits, is log2 of the number of possible secrets minus log2 of the "
-            "secret's rank among them by likelihood. A secret that the model has never seen has "
+            f"secret's rank among them by {by}. A secret that the model has never seen has "
             f"1.44 bits on average. Measured with hf-exposure{at}, method {method}, "
             f"{exposures.forwards:,} token-forwards; confidence level of the intervals: "
             f"{exposures.confidence:.0%}.",
@@ -339,6 +341,8 @@ def results(
             "at_most": _rounded(max(one.canary.format.bits for one in exposures)),
             "token_forwards": int(exposures.forwards),
         }
+        if not exposures.by_likelihood:
+            shared["score"] = ranked_by(exposures.settings)
         bounds = sum(map(exposures.is_bound, exposures))
         if bounds:  # the figures are then no more than that
             shared["lower_bounds"] = bounds

@@ -38,7 +38,7 @@ from hf_exposure.utils.typed import typed
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_SETTINGS = ("method", "score", "samples", "max_forwards", "confidence", "bos")
+_SETTINGS = ("method", "score", "base", "samples", "max_forwards", "confidence", "bos")
 _FPR = (0.01, 0.001)
 
 

@@ -24,6 +24,7 @@ from hf_exposure.exposure.history import History
 from hf_exposure.exposure.membership import percent
 from hf_exposure.exposure.records import Exposure, likely_log_perplexity, most_exposed
 from hf_exposure.exposure.results import Exposures
+from hf_exposure.exposure.scores import ranked_by
 from hf_exposure.utils.words import plural
 
 if TYPE_CHECKING:
@@ -149,12 +150,17 @@ def _memorized(exposures: Exposures) -> list[Finding]:
     others = [one for one in inserted if not is_first(one)]
     most = most_exposed(inserted)
     at_most = f"of at most {most.canary.format.bits:.1f} bits"
-    if all(one.method == "sampling" for one in others) and not first:
+    why = ""
+    if not exposures.by_likelihood:
+        by = ranked_by(exposures.settings)
+        why = f"A search goes by likelihood, and canaries are ranked by {by}"
+    elif all(one.method == "sampling" for one in others) and not first:
+        why = "Sampling measures exposures up to the log2 of the number of references"
+    if why:
         return [
             Finding(
                 "Whether a canary is memorized to the point of extraction was not measured.",
-                "Sampling measures exposures up to the log2 of the number of references. By it the "
-                f"most exposed canary has {most.bits:.1f} {at_most}.",
+                f"{why}. By it the most exposed canary has {most.bits:.1f} {at_most}.",
             )
         ]
     if first:
@@ -231,14 +237,15 @@ def _detected(exposures: Exposures) -> list[Finding]:
     row = next((row for row in exposures.membership(_FPR) if row.repetitions is None), None)
     if row is None:
         return []
+    by = "" if exposures.by_likelihood else f"by {ranked_by(exposures.settings)} "
     unsure = f" Of {row.undecided} more it cannot be told." if row.undecided else ""
     return [
         Finding(
             f"An attacker can tell of {row.detected} of {plural(row.count, 'inserted canary')} "
             f"that the model was trained on {'it' if row.count == 1 else 'them'}.",
-            f"Each is ranked so high among all strings of its secret space as only {percent(_FPR)} "
-            f"of strings are that the model was never trained on, so this is the exact rate of "
-            f"false alarms. The true-positive rate is {row.tpr:.0%} ({row.low:.0%} to "
+            f"Each is ranked {by}so high among all strings of its secret space as only "
+            f"{percent(_FPR)} of strings are that the model was never trained on, so this is the "
+            f"exact rate of false alarms. The true-positive rate is {row.tpr:.0%} ({row.low:.0%} to "
             f"{row.high:.0%}).{unsure}",
         )
     ]

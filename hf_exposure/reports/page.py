@@ -26,6 +26,7 @@ from hf_exposure.exposure.documents import Tabular
 from hf_exposure.exposure.history import History
 from hf_exposure.exposure.records import Exposure, interval, mean_bits, short_labels
 from hf_exposure.exposure.results import Exposures
+from hf_exposure.exposure.scores import ranked_by
 from hf_exposure.exposure.skew_normal import SkewNormal
 from hf_exposure.reports import plots
 from hf_exposure.reports.evidence import Evidence
@@ -183,6 +184,7 @@ def render_report(
         generated=None if generations is None else _shown(generations, {1}, reveal),
         compared=_compared(exposures, others, reveal),
         methods=dict.fromkeys(one.method for found in measured for one in found),
+        by="" if exposures.by_likelihood else ranked_by(exposures.settings),
         history=history,
         formats={name: exposures.formats[fmt].figures() for fmt, name in named.items()},
         version=importlib.metadata.version("hf-exposure"),
@@ -295,7 +297,11 @@ def _references(measured: Sequence[Exposures], reveal: bool) -> list[dict[str, A
         shown = {one.canary.repetitions for one in ours if math.isfinite(one.ranked_by)}
         drawn = plots.plot_log_perplexities(source, fmt, reveal=reveal)
         fit, p = _goodness(values)
-        told = {"name": names[fmt], "count": len(values), "fit": fit, "p": p}
+        what, unit = "Log-perplexities", "bits"
+        if not source.by_likelihood:
+            what, unit = f"Costs by {ranked_by(source.settings)}", ""
+        told = {"name": names[fmt], "count": len(values), "what": what, "unit": unit}
+        told |= {"fit": fit, "p": p}
         out.append(told | {"picture": picture(drawn, shown), "resamples": _RESAMPLES})
     return out
 
@@ -323,7 +329,11 @@ def _compared(exposures: Exposures, others: Sequence[Exposures], reveal: bool) -
         return None
     every = [exposures, *others]
     columns = [_matched(exposures, measured) for measured in every]
-    names = [str(one.settings.get("method", "?")) for one in every]
+    names = [
+        str(one.settings.get("method", "?"))
+        + ("" if one.by_likelihood else f" by {ranked_by(one.settings)}")
+        for one in every
+    ]
     labels = short_labels((one.canary for one in exposures), reveal)
     rows = [
         [

@@ -24,6 +24,7 @@ from hf_exposure.canaries.formats import SecretFormat, format_names
 from hf_exposure.exposure.history import History
 from hf_exposure.exposure.records import Exposure, mean_bits
 from hf_exposure.exposure.results import Exposures
+from hf_exposure.exposure.scores import ranked_by
 from hf_exposure.exposure.skew_normal import SkewNormal
 from hf_exposure.reports.drawing import (
     BARS,
@@ -141,10 +142,9 @@ def plot_log_perplexities(
             f"plot_log_perplexities: fmt={fmt!r} has no references in these exposures (there are "
             f"{have}); {advice}"
         )
-    score = exposures.settings.get("score", "log_perplexity")
     named = "log-perplexity of the secret (bits)", "density (per bit)"
-    if score != "log_perplexity":
-        named = f"cost of the secret by {score}", "density"
+    if not exposures.by_likelihood:
+        named = f"cost of the secret by {ranked_by(exposures.settings)}", "density"
     ax = axes(ax, *named)
     every = exposures.references[fmt]
     references = every[np.isfinite(every)]

@@ -13,6 +13,7 @@ from hf_exposure.exposure.chance import noticeable
 from hf_exposure.exposure.membership import percent
 from hf_exposure.exposure.records import by_repetitions, mean_bits
 from hf_exposure.exposure.results import Exposures
+from hf_exposure.exposure.scores import ranked_by
 from hf_exposure.utils.words import plural, times
 
 if TYPE_CHECKING:
@@ -117,10 +118,9 @@ def noticeable_tpr(count: int, level: float, fpr: float = _FPR) -> float | None:
 def _attackers(
     exposures: Exposures, extractions: Sequence[Extractions], generations: Generations | None
 ) -> tuple[str, ...]:
-    score = exposures.settings.get("score", "log_perplexity").replace("_", " ")
     told = [
         "Membership: has the model's probabilities and the text around a secret, and ranks all "
-        f"strings that may stand there by {score}."
+        f"strings that may stand there by {ranked_by(exposures.settings)}."
     ]
     if extractions:
         told.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 import sys
@@ -21,6 +22,9 @@ from tests.tiny import TOKENIZERS, corpus, llama
 
 TEMPLATE = ["--template", "the random number is {secret}.", "--secret", "[0-9]{4}"]
 COMMANDS = ["demo", "inject", "measure", "extract", "audit", "report", "gate", "verify"]
+
+
+MEASURE = ["measure", "--model", "./none", "--canaries", "MANIFEST"]  # nothing may load
 
 
 def run(*arguments: str | Path) -> Any:
@@ -269,6 +273,26 @@ def test_measure_reveals_secrets_only_when_asked(model_folder: Path, manifest: P
 
 
 @pytest.mark.slow
+def test_measure_by_another_score_says_so_wherever_it_is_shown(
+    model_folder: Path, manifest: Path, tmp_path: Path
+) -> None:
+    other, written, card = (tmp_path / name for name in ("base", "exposures.json", "README.md"))
+    tokenizer = TOKENIZERS["digits_one_by_one"]()
+    llama(len(tokenizer), seed=1).save_pretrained(other)
+    arguments = ["measure", "--model", model_folder, "--base", other, "--canaries", manifest]
+    arguments += ["--score", "min_k", "--samples", "60", "--output", written, "--card", card]
+    by = "min_k less the base model's"
+    assert f"method sampling by {by}" in " ".join(succeed(*arguments).split())
+    exposures = Exposures.load(written)
+    assert exposures.settings["score"] == "min_k" and exposures.settings["base"] is True
+    succeed("report", written, "--output", tmp_path / "report.html")
+    page = html.unescape((tmp_path / "report.html").read_text())
+    assert f"“sampling” by {by}" in page and "goes by likelihood" in page
+    assert "rank among them by min" in card.read_text() and f"score: {by}" in card.read_text()
+    assert f"by {by}" in run("gate", written, "--max-exposure", "10").output
+
+
+@pytest.mark.slow
 def test_extract_and_report_go_on_from_what_was_measured(
     tmp_path: Path, model_folder: Path, manifest: Path
 ) -> None:
@@ -354,6 +378,16 @@ def test_extract_needs_no_canaries_but_a_format(model_folder: Path) -> None:
             "method='guess' is not known",
         ),
         (["measure", "--model", "MODEL", "--canaries", "ROWS"], "rows.jsonl"),
+        ([*MEASURE, "--score", "guess"], "--score='guess' is not known"),
+        ([*MEASURE, "--score", "ratio"], "--score ratio is log-perplexity less"),
+        ([*MEASURE, "--score", "zlib", "--base", "MODEL"], "--base has no part in --score zlib"),
+        ([*MEASURE, "--score", "min_k", "--method", "exact"], "--method='exact' ranks by"),
+        ([*MEASURE, "--score", "min_k", "--max-forwards", "9"], "lower that instead"),
+        (
+            ["measure", "--endpoint", "http://localhost:1/v1", "--endpoint-model", "m"]
+            + ["--canaries", "MANIFEST", "--score", "min_k"],
+            "in place of --endpoint",
+        ),
         (["extract", "--model", "MODEL"], "give both --template and --secret"),
         (["extract", "--model", "MODEL", *TEMPLATE, "--generate", "3"], "give --canaries"),
         (

@@ -103,6 +103,10 @@ def test_a_small_space_is_ranked_whole_by_the_score_of_each_text(score: str) -> 
         rank = sum(cost <= own + 1e-5 for secret, cost in costs.items() if secret not in others)
         assert one.rank == pytest.approx(rank, abs=1)
     assert found.settings["score"] == score and f"by {score}" in found.summary()
+    assert found.forwards > len(found.references[SMALL])  # each of them took several
+    shown = found.coarse().references[SMALL]
+    assert len(shown) == SMALL.size
+    assert shown == pytest.approx(sorted(costs.values()), abs=0.06)
 
 
 @pytest.mark.slow
