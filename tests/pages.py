@@ -245,8 +245,9 @@ def _prepare(words: list[str], known: dict[str, Any]) -> None:
     for flag in ("--model", "--base"):
         if name := given.get(flag):
             _put_model(name, known, on_hub="--push-to-card" in words and flag == "--model")
-    if (name := given.get("--dataset")) and not Path(name).exists():
-        known["rows"].to_json(name)
+    for flag in ("--dataset", "--non-members"):
+        if (name := given.get(flag)) and not Path(name).exists():
+            known["rows"].to_json(name)
     if (name := given.get("--canaries")) and words[0] != "inject" and not Path(name).exists():
         if name.endswith(".json"):
             known["canaries"].save(name)

@@ -68,7 +68,7 @@ class MembershipTest(Result[MembershipTestRow]):
 
     kind = "membership_test"
     entries = "scores"
-    right = frozenset(range(1, 6))
+    right = frozenset(range(1, 5))
 
     @property
     def by(self) -> str:
@@ -94,15 +94,15 @@ class MembershipTest(Result[MembershipTestRow]):
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
         """The table as text; no text of members is in it."""
         level = f"{self.settings['confidence']:.0%} interval"
-        headings = ["score", "members", "non-members", "detected", "true positives", level, "AUC"]
+        headings = ["score", "non-members", "detected", "true positives", level, "AUC"]
         rows = []
         for row in self:
             told = ["–", "–", "–"]
             if row.tpr is not None:
-                told = [f"{row.detected}", f"{row.tpr:.1%}", f"{row.low:.1%}–{row.high:.1%}"]
+                told = [f"{row.detected:,}", f"{row.tpr:.1%}", f"{row.low:.1%}–{row.high:.1%}"]
+            told[0] += f" of {row.members:,}"
             auc = f"{row.auc:.2f} ({row.auc_low:.2f}–{row.auc_high:.2f})"
-            counts = [f"{row.members:,}", f"{row.non_members:,}"]
-            rows.append([row.score, *counts, *told, auc])
+            rows.append([row.score, f"{row.non_members:,}", *told, auc])
         return headings, rows
 
     def summary(self) -> str:

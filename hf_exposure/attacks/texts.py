@@ -105,7 +105,7 @@ class TextScores(Result[TextScore]):
 
     kind = "text_scores"
     entries = "texts"
-    right = frozenset(range(2, 9))
+    right = frozenset({0, *range(2, 10)})
 
     @property
     def has_base(self) -> bool:
@@ -124,22 +124,20 @@ class TextScores(Result[TextScore]):
     @typed
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
         """The first rows as text, texts masked unless `reveal`."""
-        headings = ["#", "text", "tokens", "log-perplexity", "per token", "over base"]
-        headings += ["to zlib", "Min-K%", "Min-K%++", "error zone"]
+        headings = ["#", "text", "tokens", "log-perplexity", "per token", "to zlib", "Min-K%"]
+        headings += ["Min-K%++", *(["over base", "error zone"] if self.has_base else [])]
         rows = []
         for place, one in enumerate((self if reveal else self.coarse())[:_SHOWN]):
-            figures = (
+            figures = [
                 one.log_perplexity,
                 one.per_token,
-                one.ratio,
                 one.log_perplexity / one.zlib,
                 one.min_k,
                 one.min_k_plus_plus,
-                one.error_zone,
-            )
-            text = one.text if reveal else MASK * min(len(one.text), 12)
-            shown = ["–" if value is None else f"{value:.2f}" for value in figures]
-            rows.append([f"{place}", text[:60], f"{one.tokens:,}", *shown])
+            ]
+            figures += [x for x in (one.ratio, one.error_zone) if self.has_base and x is not None]
+            text = one.text[:60] if reveal else MASK * min(len(one.text), 4)
+            rows.append([f"{place}", text, f"{one.tokens:,}", *(f"{x:.2f}" for x in figures)])
         return headings, rows
 
     def summary(self) -> str:

@@ -1,5 +1,5 @@
-"""The command line: `hf-exposure demo | inject | measure | extract | audit | discover | report |
-gate | verify`, a module each."""
+"""The command line: `hf-exposure demo | inject | measure | extract | audit | discover | score |
+report | gate | verify`, a module each."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from hf_exposure.cli.gate import gate
 from hf_exposure.cli.inject import inject
 from hf_exposure.cli.measure import measure
 from hf_exposure.cli.report import report
+from hf_exposure.cli.score import score
 from hf_exposure.cli.terminal import fail, out, progress
 from hf_exposure.cli.verify import verify
 from hf_exposure.utils.escapes import printable
@@ -54,7 +55,7 @@ def hf_exposure(
     """
 
 
-for command in (demo, inject, measure, extract, audit, discover, report, gate, verify):
+for command in (demo, inject, measure, extract, audit, discover, score, report, gate, verify):
     app.command()(command)
 
 

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
 from hf_exposure.utils.escapes import printable
 
+_WIDE = 10_000
+
 
 class _Plain(Console):
-    """Prints strings as they are: no markup, and nothing that the terminal would obey."""
+    """Prints strings as they are: no markup, and nothing that the terminal would obey.
+
+    Into a file or a pipe, whose width nobody knows, whole lines go.
+    """
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        known = self.is_terminal or "COLUMNS" in os.environ
+        return super().size if known else ConsoleDimensions(_WIDE, super().size.height)
+
+    @size.setter
+    def size(self, new: tuple[int, int]) -> None:
+        self._width, self._height = new
 
     def render_str(self, text: str, **how: Any) -> Text:
         return super().render_str(printable(text, keep="\n\t"), **how)

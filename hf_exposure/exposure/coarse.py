@@ -26,6 +26,7 @@ from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.estimators import exp2
 from hf_exposure.exposure.records import Exposure
 from hf_exposure.exposure.skew_normal import SkewNormal
+from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.words import digits, rounded
 
 FIRST = math.log2(1.5)  # log2 of a rank below which it is 1

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+_SHORT = 20  # characters of a cell that is never cut
+
+
 class Rows(Sequence[T]):
     """What was measured, one item for each row, in a fixed order. A slice is a plain sequence."""
 
@@ -84,9 +87,14 @@ class Tabular(ABC):
         table = Table(box=None, pad_edge=False)
         for place, heading in enumerate(headings):
             justify: Literal["left", "right"] = "right" if place in self.right else "left"
-            table.add_column(Text(printable(heading)), justify=justify, no_wrap=True)
+            width = max(len(row[place]) for row in rows)
+            if len(heading) > width:  # there has to be room for the figures
+                heading = re.sub("(?<=[a-z]{3}-)| ", "\n", heading)
+            shown = Text(printable(heading, keep="\n"))
+            # Where there is too little, rich takes it from what may be wrapped: long texts.
+            table.add_column(shown, justify=justify, no_wrap=width <= _SHORT)
         for row in rows:
-            table.add_row(*(Text(printable(cell)) for cell in row))
+            table.add_row(*(Text(printable(cell), no_wrap=True) for cell in row))
         return Group(table, Text(summary))
 
     def __rich__(self) -> Group:

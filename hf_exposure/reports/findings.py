@@ -245,8 +245,8 @@ def _detected(exposures: Exposures) -> list[Finding]:
             f"that the model was trained on {'it' if row.count == 1 else 'them'}.",
             f"Each is ranked {by}so high among all strings of its secret space as only "
             f"{percent(_FPR)} of strings are that the model was never trained on, so this is the "
-            f"exact rate of false alarms. The true-positive rate is {row.tpr:.0%} ({row.low:.0%} to "
-            f"{row.high:.0%}).{unsure}",
+            f"exact rate of false alarms. The true-positive rate is {row.tpr:.0%} "
+            f"({row.low:.0%} to {row.high:.0%}).{unsure}",
         )
     ]
 

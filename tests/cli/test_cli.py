@@ -15,15 +15,18 @@ from datasets import Dataset, load_from_disk
 from typer.testing import CliRunner
 
 from hf_exposure import cli
+from hf_exposure.attacks.texts import TextScores
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.results import Exposures
 from tests.processes import python
 from tests.tiny import TOKENIZERS, corpus, llama
 
 TEMPLATE = ["--template", "the random number is {secret}.", "--secret", "[0-9]{4}"]
-COMMANDS = ["demo", "inject", "measure", "extract", "audit", "report", "gate", "verify"]
+COMMANDS = ["demo", "inject", "measure", "extract", "audit", "discover", "score"]
+COMMANDS += ["report", "gate", "verify"]
 
 
+SCORE = ["score", "--model", "./none", "--dataset", "ROWS"]
 MEASURE = ["measure", "--model", "./none", "--canaries", "MANIFEST"]  # nothing may load
 
 
@@ -328,6 +331,25 @@ def test_extract_and_report_go_on_from_what_was_measured(
     assert data["extractions"][0]["extractions"] and data["generations"]
 
 
+def test_score_masks_texts_and_tests_members_on_request(model_folder: Path, tmp_path: Path) -> None:
+    members, others, written = (tmp_path / name for name in ("in.jsonl", "out.txt", "s.json"))
+    Dataset.from_dict({"text": [*corpus()[:30], "", None]}).to_json(members)
+    others.write_text("\n".join(corpus()[29:90]), encoding="utf-8")
+    arguments = ["score", "--model", model_folder, "--dataset", members]
+    shown = succeed(*arguments, "--non-members", others, "--output", written)
+    assert "needs at least 100 non-members, and there are 61" in shown
+    done = run(*arguments, "--base", model_folder, "--non-members", others, "--fpr", "0.1")
+    assert "by ratio, " in done.stdout and "at 10 % false positives" in done.stdout
+    assert "2 rows without text left out" in done.stderr and "1 text of --data" in done.stderr
+    data = json.loads(written.read_text())
+    assert data["membership_test"]["scores"][0]["tpr"] is None
+    assert len(TextScores.load(written)) == 30 and len(data["non_members"]["texts"]) == 61
+    assert not any(text in shown + written.read_text() for text in corpus())
+    assert corpus()[0] in succeed(*arguments, "--limit", "1", "--reveal", "--json")
+    table = succeed(*arguments, "--limit", "3")
+    assert "error" not in table and "…" not in table  # nothing is cut where nobody knows a width
+
+
 def test_extract_needs_no_canaries_but_a_format(model_folder: Path) -> None:
     data = json.loads(succeed("extract", "--model", model_folder, *TEMPLATE, "--json"))
     assert len(data["extractions"][0]["extractions"]) == 3
@@ -384,8 +406,8 @@ def test_extract_needs_no_canaries_but_a_format(model_folder: Path) -> None:
         ([*MEASURE, "--score", "min_k", "--method", "exact"], "--method='exact' ranks by"),
         ([*MEASURE, "--score", "min_k", "--max-forwards", "9"], "lower that instead"),
         (
-            ["measure", "--endpoint", "http://localhost:1/v1", "--endpoint-model", "m"]
-            + ["--canaries", "MANIFEST", "--score", "min_k"],
+            "measure --endpoint http://localhost:1/v1 --canaries MANIFEST --score min_k "
+            "--endpoint-model m".split(),
             "in place of --endpoint",
         ),
         (["extract", "--model", "MODEL"], "give both --template and --secret"),
@@ -464,6 +486,16 @@ def test_extract_needs_no_canaries_but_a_format(model_folder: Path) -> None:
         (["report", "EXPOSURES", "--canaries", "no.json"], "--canaries: there is no file"),
         (["discover", "--model", "MODEL", "--dataset", "ROWS", "--columns", "a,b"], "--columns"),
         (["discover", "--model", "MODEL", "--dataset", "TINY"], "--prefix-tokens"),
+        ([*SCORE, "--fpr", "0.1"], "give --non-members"),
+        ([*SCORE, "--non-members", "ROWS"], "names the same texts"),
+        ([*SCORE, "--non-members", "TINY", "--by", "ratio"], "needs the model before training"),
+        ([*SCORE, "--non-members", "TINY", "--by", "guess"], "--by='guess' is not known"),
+        ([*SCORE, "--non-members", "no.jsonl"], "--model: there is no folder"),
+        (
+            ["score", "--model", "MODEL", "--dataset", "ROWS", "--non-members", "no.jsonl"],
+            "--non-members: there is no file 'no.jsonl'",
+        ),
+        (["score", "--model", "MODEL", "--dataset", "BLANK"], "none of the 2 rows"),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_nothing_is_written(
@@ -483,7 +515,10 @@ def test_a_mistake_is_one_clear_line_and_nothing_is_written(
     tiny, exposures = tmp_path / "tiny.jsonl", tmp_path / "exposures.json"
     tiny.write_text('{"text": "one word"}\n', encoding="utf-8")
     Exposures([]).save(exposures)
+    blank = tmp_path / "blank.jsonl"
+    blank.write_text('{"text": ""}\n{"text": " "}\n', encoding="utf-8")
     there = {
+        "BLANK": blank,
         "TINY": tiny,
         "EXPOSURES": exposures,
         "MODEL": model_folder,
@@ -506,6 +541,7 @@ OUTPUTS: list[list[str]] = [
     ["extract", "--model", "./none", *TEMPLATE],
     ["audit", "--model", "./none", "--dataset", "none.jsonl"],
     ["discover", "--model", "./none", "--dataset", "none.jsonl"],
+    ["score", "--model", "./none", "--dataset", "none.jsonl"],
     ["report", "none.json"],
 ]
 
