@@ -31,13 +31,16 @@ from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.cli.small import paragraphs, small_llama, train_tokenizer
 from hf_exposure.exposure.draws import sample
 from hf_exposure.exposure.estimators import sampling_exposure
-from hf_exposure.exposure.exploring import every_leaf, explore
+from hf_exposure.exposure.exploring import explore
 from hf_exposure.exposure.ranking import ranks
 from hf_exposure.exposure.skew_normal import SkewNormal, skewnorm_exposure
 from hf_exposure.models.decoder import Decoder
 from hf_exposure.models.undisturbed import undisturbed
+from hf_exposure.tree.explorer import Explorer
+from hf_exposure.tree.frontier import DepthFirst
 from hf_exposure.tree.scoring import ScoredTree
 from hf_exposure.tree.tokens import TokenTree
+from hf_exposure.tree.walk import walk
 from hf_exposure.utils.files import write_text
 
 MULTIPLIERS = (0.1, 0.3, 1.0, 3.3, 10.0)
@@ -128,10 +131,11 @@ def logits_times(model: Any, multiplier: float) -> Iterator[None]:
 
 def all_costs(tree: TokenTree, decoder: Decoder) -> np.ndarray:
     """(10^digits,) the log-perplexity of every number, by scoring all of them."""
-    paths, found = every_leaf(decoder, tree)
-    digit = np.array([int(tree.secret([*path])) for path in paths])
+    found = Explorer()
+    walk(decoder, tree, found, DepthFirst())
+    digit = np.array([int(tree.secret([*path])) for path in found.paths])
     costs = np.full(tree.format.size, np.nan)
-    costs[digit] = found
+    costs[digit] = found.log_perplexities
     if np.isnan(costs).any():
         raise RuntimeError("the enumeration has left out some numbers")
     return costs

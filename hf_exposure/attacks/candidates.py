@@ -25,7 +25,7 @@ from hf_exposure.models.causal import ContextError
 from hf_exposure.models.continuations import TextModel
 from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.utils.arrays import Floats, Ints
-from hf_exposure.utils.checks import check_choice, check_count, check_type
+from hf_exposure.utils.checks import check_choice, check_count
 from hf_exposure.utils.progress import progress_bar
 from hf_exposure.utils.typed import typed
 from hf_exposure.utils.words import plural
@@ -203,14 +203,8 @@ def rank_candidates(
     """
     if check_choice("rank_candidates: by", by, RANKINGS) == "reference" and reference is None:
         raise ValueError(_NO_REFERENCE)
-    check_type("rank_candidates: prefix", prefix, str, "a string")
     if batch_size is not None:
         check_count("rank_candidates: batch_size", batch_size, least=1)
-    if isinstance(generated, str) or not isinstance(generated, Iterable):
-        raise TypeError(
-            f"rank_candidates: generated is one {type(generated).__name__}; give a list of texts, "
-            "such as [text]"
-        )
     start = time.perf_counter()
     counts = _counts(generated, prefix)
     pairs = list(counts)

@@ -27,7 +27,7 @@ from hf_exposure.tree.frontier import Beam, CheapestFirst, Frontier, Nodes
 from hf_exposure.tree.scoring import Served, check_context, decoder_of, measuring
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walk import unvisited, walk
-from hf_exposure.utils.checks import check_count, check_tokenizer, check_type
+from hf_exposure.utils.checks import check_count, check_tokenizer
 from hf_exposure.utils.progress import progress_bar
 from hf_exposure.utils.typed import typed
 from hf_exposure.utils.warn import warn
@@ -248,7 +248,6 @@ def extract_secrets(
         >>> found[0].log_perplexity, found[0].proved, found[0].forwards # doctest: +SKIP
         (0.4, True, 163)
     """
-    check_type("extract_secrets: fmt", fmt, SecretFormat, "a SecretFormat")
     check_count("extract_secrets: count", count, least=1)
     limits = {"beam_width": beam_width, "max_forwards": max_forwards, "batch_size": batch_size}
     for name, value in limits.items():

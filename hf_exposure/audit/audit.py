@@ -29,7 +29,7 @@ from hf_exposure.exposure.records import Exposure
 from hf_exposure.models.causal import ContextError
 from hf_exposure.models.continuations import TextModel, token_signals
 from hf_exposure.models.undisturbed import undisturbed
-from hf_exposure.utils.checks import check_count, check_share, check_type
+from hf_exposure.utils.checks import check_count
 from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
@@ -109,17 +109,12 @@ def audit_dataset(
         ('phone', 17, 24.3)
     """
     start = time.perf_counter()
-    check_type("audit_dataset: kinds", kinds, (Collection, type(None)), "a list of kinds")
     chosen = check_kinds(kinds)
     if "phone" in chosen:
         check_region(region)
-    check_type("audit_dataset: column", column, str, "a column's name")
     check_count("audit_dataset: before", before, least=1)
     check_count("audit_dataset: max_characters", max_characters, least=1)
     check_count("audit_dataset: samples", samples)
-    check_share("audit_dataset: confidence", confidence)
-    check_count("audit_dataset: seed", seed)
-    check_type("audit_dataset: bos", bos, (bool, type(None)), "True, False or None")
     limits = {"limit": (limit, 1), "top": (top, 0), "max_forwards": (max_forwards, 0)}
     for name, (value, least) in {**limits, "batch_size": (batch_size, 1)}.items():
         if value is not None:

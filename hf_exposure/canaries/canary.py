@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.utils.checks import check_count, check_flag, check_type
+from hf_exposure.utils.checks import check_count
 from hf_exposure.utils.typed import typed
 
 MOST_REPETITIONS = 1_000_000  # of one canary
@@ -46,8 +46,6 @@ class Canary:
     planned: int | None = None
 
     def __post_init__(self) -> None:
-        check_type("Canary: format", self.format, SecretFormat, "a SecretFormat")
-        check_type("Canary: secret", self.secret, str, "a string")
         check_count("Canary: repetitions", self.repetitions, most=MOST_REPETITIONS)
         if self.planned is not None:
             check_count("Canary: planned", self.planned)
@@ -82,7 +80,6 @@ class Canary:
         Args:
             reveal: show the secret.
         """
-        check_flag("Canary.label: reveal", reveal)
         return self.text if reveal else self.format.render(MASK * len(self.secret))
 
     def masked(self) -> MaskedCanary:

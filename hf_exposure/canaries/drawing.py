@@ -31,8 +31,6 @@ def draw_canaries(
     """The canaries of all formats, in order; see `Canaries.generate`."""
     chosen = _check_formats(formats)
     groups = _check_repetitions(repetitions)
-    if isinstance(include, (str, Canary)) or not isinstance(include, Iterable):
-        raise TypeError(f"{WHERE}include must be a list, such as include=[secret]")
     given = [_included(item, chosen, max(groups)) for item in include]
     texts = {canary.text for canary in given}
     if len(texts) < len(given):
@@ -115,8 +113,6 @@ def _included(item: Canary | str, formats: list[SecretFormat], most: int) -> Can
 
 def _check_formats(formats: SecretFormat | Sequence[SecretFormat]) -> list[SecretFormat]:
     chosen = list(formats) if isinstance(formats, Iterable) else [formats]
-    for fmt in chosen:
-        check_type(f"{WHERE}formats", fmt, SecretFormat, "SecretFormat objects")
     if not chosen:
         raise ValueError(f"{WHERE}formats is empty; give at least one SecretFormat")
     if len(set(chosen)) < len(chosen):
@@ -125,8 +121,6 @@ def _check_formats(formats: SecretFormat | Sequence[SecretFormat]) -> list[Secre
 
 
 def _check_repetitions(repetitions: Iterable[int]) -> list[int]:
-    if isinstance(repetitions, str) or not isinstance(repetitions, Iterable):
-        raise TypeError(f"{WHERE}repetitions={repetitions!r} must be a list, such as [0, 1, 16]")
     groups = [
         check_count(f"{WHERE}repetitions", times, most=MOST_REPETITIONS) for times in repetitions
     ]

@@ -116,9 +116,6 @@ class SecretFormat:
             (81, True)
         """
         where = "SecretFormat.words:"
-        if isinstance(words, str):
-            raise TypeError(f"{where} words must be a list of strings, not one string")
-        check_type(f"{where} words", words, Iterable, "a list of strings")
         check_count(f"{where} count", count, least=1)
         listed = list(words)
         if not listed:

@@ -86,7 +86,6 @@ class CanaryInjector:
         chat: bool | None = None,
         fill: Mapping[str, Any] | None = None,
     ) -> None:
-        check_type("CanaryInjector: canaries", canaries, Canaries, "a Canaries object")
         insertion = Insertion(
             mode=mode,
             column=column,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hf_exposure.utils.checks import check_choice, check_count, check_type
+from hf_exposure.utils.checks import check_choice, check_count
 from hf_exposure.utils.typed import typed
 
 MODES = ("rows", "splice")
@@ -53,14 +53,10 @@ class Insertion:
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, MODES)
-        check_type("column", self.column, str, "the name of a column")
         for name, least in (("seed", 0), ("num_examples", 1)):
             value = getattr(self, name)
             if value is not None:  # as an int, whatever NumPy gave
                 object.__setattr__(self, name, check_count(name, value, least))
-        check_type("near_start", self.near_start, bool, "True or False")
-        check_type("chat", self.chat, bool, "True or False")
-        check_type("request", self.request, str, "a string")
         if self.shards is not None:
             shards = tuple(check_count("shards", count) for count in self.shards)
             if self.num_examples not in (None, sum(shards)):

@@ -67,12 +67,6 @@ class Canaries(Sequence[Canary]):
         limits: Limits | None = None,
         salt: str | None = None,
     ) -> None:
-        if isinstance(items, (str, os.PathLike)):
-            raise TypeError(
-                f"Canaries: items={os.fspath(items)!r} is a path; load it first, with "
-                "Canaries.load(path)"
-            )
-        check_type("Canaries: items", items, Iterable, "a list of Canary objects")
         self._items = tuple(items)
         self.seed = seed if seed is None else check_count("Canaries: seed", seed)
         self.inclusion = check_choice("Canaries: inclusion", inclusion, INCLUSIONS)
@@ -87,12 +81,9 @@ class Canaries(Sequence[Canary]):
                     "give it once, with the sum of the repetitions"
                 )
             texts.add(item.text)
-        if limits is not None:
-            check_type("Canaries: limits", limits, Limits, "Limits")
-        self.limits = limits
         if salt is not None and not re.fullmatch("[0-9a-f]{64}", salt):
             raise ValueError("Canaries: salt must have 64 hexadecimal digits")
-        self.salt = salt
+        self.limits, self.salt = limits, salt
         self._insertions: tuple[Insertion, ...] = ()
         for insertion in insertions:
             self.record(insertion)
@@ -136,7 +127,6 @@ class Canaries(Sequence[Canary]):
         where = "Canaries.generate:"
         check_count(f"{where} per_repetition", per_repetition, least=1, most=1_000_000)
         seed = secrets.randbits(128) if seed is None else check_count(f"{where} seed", seed)
-        check_choice(f"{where} inclusion", inclusion, INCLUSIONS)
         items = draw_canaries(formats, repetitions, per_repetition, seed, include)
         if inclusion == "coin":
             items = flip_coins(items, seed)
@@ -191,12 +181,7 @@ class Canaries(Sequence[Canary]):
 
     @typed
     def check_insertion(self, insertion: Insertion) -> None:
-        """Refuse what `record` would refuse.
-
-        Raises:
-            TypeError, ValueError: see `record`.
-        """
-        check_type("Canaries: insertion", insertion, Insertion, "an Insertion")
+        """Refuse what `record` would refuse."""
         first = self.insertion
         if first is not None and first.context != insertion.context:
             raise ValueError(
@@ -207,7 +192,13 @@ class Canaries(Sequence[Canary]):
 
     def copy(self) -> Canaries:
         """The same canaries with no insertion on record, to insert them in another way."""
-        return Canaries(self._items, seed=self.seed, inclusion=self.inclusion, limits=self.limits)
+        return self._of(self._items, ())
+
+    def _of(self, items: Sequence[Canary], insertions: Sequence[Insertion]) -> Canaries:
+        """Canaries of this set, as they were drawn."""
+        made = Canaries(items, seed=self.seed, inclusion=self.inclusion, limits=self.limits)
+        made._insertions = tuple(insertions)
+        return made
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest, as JSON has it. It holds the secrets."""
@@ -278,14 +269,9 @@ class Canaries(Sequence[Canary]):
             FileExistsError: another file is there, and not `overwrite`.
             OSError: it cannot be written.
         """
-        continues = self._continues(path)
-        return write_text(
-            path,
-            self.to_json(),
-            mode=0o600,
-            where="Canaries.save",
-            overwrite=overwrite or continues,
-        )
+        overwrite = self._continues(path) or overwrite
+        text = self.to_json()
+        return write_text(path, text, mode=0o600, where="Canaries.save", overwrite=overwrite)
 
     def _continues(self, path: str | os.PathLike[str]) -> bool:
         """Whether a file is this set's manifest, with no insertion that is not on record here; then
@@ -352,16 +338,9 @@ class Canaries(Sequence[Canary]):
             RuntimeError: the Hub could not be reached or has refused, or the repository is public
                 and `private` is not False; the message says why.
         """
+        text = self.to_json()
         return upload_manifest(
-            self.to_json(),
-            lambda name: self.card(name, reveal=reveal),
-            self,
-            repo_id,
-            private=private,
-            token=token,
-            revision=revision,
-            commit_message=commit_message,
-            reveal=reveal,
+            self, text, self.card, repo_id, private, token, revision, commit_message, reveal
         )
 
     @classmethod
@@ -385,14 +364,8 @@ class Canaries(Sequence[Canary]):
     @typed
     def card(self, repo_id: str, reveal: bool = False) -> str:
         """The README.md of its repository on the Hub; it shows no secret unless `reveal`."""
-        return dataset_card(
-            self,
-            repo_id,
-            seed=self.seed,
-            inclusion=self.inclusion,
-            insertions=self.insertions,
-            reveal=reveal,
-        )
+        drawn = self.seed, self.inclusion, self.insertions
+        return dataset_card(self, repo_id, *drawn, reveal)
 
     @overload
     def __getitem__(self, index: int) -> Canary: ...
@@ -400,15 +373,8 @@ class Canaries(Sequence[Canary]):
     def __getitem__(self, index: slice) -> Canaries: ...
     @typed
     def __getitem__(self, index: int | slice) -> Canary | Canaries:
-        if isinstance(index, slice):
-            part = self._items[index]  # inserted as the whole was
-            return Canaries(
-                part,
-                seed=self.seed,
-                inclusion=self.inclusion,
-                insertions=self.insertions,
-                limits=self.limits,
-            )
+        if isinstance(index, slice):  # inserted as the whole was
+            return self._of(self._items[index], self.insertions)
         return self._items[index]
 
     def __len__(self) -> int:
@@ -418,10 +384,8 @@ class Canaries(Sequence[Canary]):
         return iter(self._items)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Canaries) and self._compared() == other._compared()
-
-    def _compared(self) -> dict[str, Any]:
-        return {name: value for name, value in self.to_dict().items() if name != "salt"}
+        none = {"salt": None}
+        return isinstance(other, Canaries) and self.to_dict() | none == other.to_dict() | none
 
     def __getstate__(self) -> dict[str, Any]:
         # Fingerprints of data sets are made of pickles, and the salt is another one for each run.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
@@ -25,31 +25,29 @@ ROWS = "canaries.jsonl"
 
 
 def upload_manifest(
+    canaries: Sequence[Canary],
     manifest: str,
-    card: Callable[[str], str],
-    canaries: Iterable[Canary],
+    card: Callable[[str, bool], str],
     repo_id: str,
-    *,
-    private: bool = True,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    commit_message: str = "Upload canaries",
-    reveal: bool = False,
+    private: bool,
+    token: str | bool | None,
+    revision: str | None,
+    commit_message: str,
+    reveal: bool,
 ) -> str:
     """Upload a manifest as a data set repository, with a card.
 
     Args:
-        manifest: its text, secrets too.
-        card: gives the README.md for the repository's full name.
         canaries: those of the manifest: masked in errors, and the rows for the data set viewer.
+        manifest: its text, secrets too.
+        card: gives the README.md for the repository's full name, with the secrets or without.
         private, token, revision, commit_message, reveal: see `Canaries.push_to_hub`.
     """
     api = HfApi(token=token)
-    items = list(canaries)
     what = f"push the canaries to {repo_id!r}"
 
     def mask(text: str) -> str:
-        return mask_secrets(text, items)
+        return mask_secrets(text, canaries)
 
     with one_error(what, mask):
         created = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
@@ -66,11 +64,11 @@ def upload_manifest(
             f"{name} is public: secrets that anyone may have read and trained on measure nothing "
             "any more, so do not test with these canaries again",
         )
-    files = {MANIFEST: manifest, "README.md": card(name)}
+    files = {MANIFEST: manifest, "README.md": card(name, reveal)}
     if reveal:
         rows = [
             {"text": one.text, "secret": one.secret, "repetitions": one.repetitions}
-            for one in items
+            for one in canaries
         ]
         files[ROWS] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with one_error(what, mask):
@@ -102,11 +100,10 @@ def download_manifest(
 def dataset_card(
     canaries: Sequence[Canary],
     repo_id: str,
-    *,
     seed: int | None,
     inclusion: str,
     insertions: Sequence[Insertion],
-    reveal: bool = False,
+    reveal: bool,
 ) -> str:
     """The README.md of a canary set's repository; it shows no secret unless `reveal`."""
     counts = sorted(Counter(one.repetitions for one in canaries).items())

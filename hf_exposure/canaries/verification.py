@@ -9,7 +9,6 @@ from hf_exposure.canaries.search import Search
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.survival import InjectionReport
 from hf_exposure.canaries.token_rows import chunks
-from hf_exposure.utils.checks import check_type
 from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
@@ -65,10 +64,6 @@ def verify_injection(
         print(report)
         report.raise_if_lost()
     """
-    check_type("verify_injection: canaries", canaries, Canaries, "a Canaries object")
-    for name, value in (("column", column), ("label_column", label_column)):
-        check_type(f"verify_injection: {name}", value, str, "the name of a column")
-    check_type("verify_injection: mask_columns", mask_columns, (list, tuple), "a list of names")
     search = Search(canaries, tokenizer)
     search.scan(chunks(tokenized, column, label_column, tuple(mask_columns)))
     return search.report()

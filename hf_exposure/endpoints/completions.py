@@ -110,27 +110,13 @@ class CompletionsScorer:
             raise ValueError(f"{what}: extra_body cannot be sent as JSON: {error}") from None
         if not all(isinstance(name, str) for name in extra_body or ()):
             raise TypeError(f"{what}: extra_body: the names of fields must be strings")
-        self._server = Server(
-            base_url,
-            model,
-            api_key=api_key,
-            workers=workers,
-            timeout=timeout,
-            retries=retries,
-            patience=patience,
-        )
+        self._server = Server(base_url, model, api_key, workers, timeout, retries, patience)
         self._journal = Journal(journal)
         self._dialect: Dialect | None = None
-        self.url = self._server.url
-        self.model = model
-        self.batch_size = batch_size
-        self.workers = workers
-        self.timeout = timeout
-        self.retries = retries
-        self.whole_text = whole_text
+        self.url, self.model = self._server.url, model
+        self.batch_size, self.workers, self.whole_text = batch_size, workers, whole_text
         self.extra_body = dict(extra_body or {})
         self._texts = PromptTexts(self._server, self._journal, batch_size, workers, self.extra_body)
-        self._stepped = 0  # tokens of prompts of walks
         self._checked = False  # whether tokens have their own log-probabilities
         self._cores: dict[tuple[SecretFormat, str], tuple[Hashable, ...]] = {}
 
@@ -140,7 +126,7 @@ class CompletionsScorer:
     @property
     def forwards(self) -> int:
         """Tokens of prompts so far, by the server's own count where it gives one."""
-        return self._texts.tokens + self._stepped
+        return self._texts.tokens
 
     @property
     def requests(self) -> int:
@@ -205,11 +191,9 @@ class CompletionsScorer:
         Raises:
             ValueError: it cannot be loaded here.
         """
-        self.walks(True)
-        assert self._dialect is not None
         from transformers import AutoTokenizer
 
-        where = self._dialect.tokenizer()
+        where = self._walked().tokenizer()
         try:
             if isinstance(where, tuple):
                 return AutoTokenizer.from_pretrained(where[0], gguf_file=where[1])
@@ -233,20 +217,19 @@ class CompletionsScorer:
         """
         from hf_exposure.endpoints.next_tokens import ServedDecoder
 
-        self.walks(True)
-        assert self._dialect is not None
-        self._check_tokenizer(tree, bos)
+        dialect = self._walked()
+        self._check_tokenizer(dialect, tree, bos)
         return ServedDecoder(
-            self._dialect,
+            dialect,
             self._server.addresses.copy(),
             self._journal,
             tree.prompt,
             tree.token_ids,
             tree.vocabulary,
-            self._dialect.context,
+            dialect.context,
             batch_size or self.batch_size,
             self.workers,
-            self._count,
+            self._texts.count,
         )
 
     @contextlib.contextmanager
@@ -256,17 +239,21 @@ class CompletionsScorer:
         with self._journal.measurement():
             yield
 
-    def _check_tokenizer(self, tree: TokenTree, bos: bool | None) -> None:
+    def _walked(self) -> Dialect:
+        self.walks(True)
         assert self._dialect is not None
+        return self._dialect
+
+    def _check_tokenizer(self, dialect: Dialect, tree: TokenTree, bos: bool | None) -> None:
         fmt = tree.format
         for secret in fmt.sample(min(_COMPARED, fmt.size), seed=2):
             text = tree.before + fmt.render(secret)
             path = tree.token_ids[tree.path(secret)].tolist()
             ours = [*tree.prompt, *path]
-            theirs = self._dialect.tokenize(text, True)
+            theirs = dialect.tokenize(text, True)
             if theirs[: len(ours)] == ours:
                 continue
-            plain = self._dialect.tokenize(text, False)
+            plain = dialect.tokenize(text, False)
             lead = len(tree.lead)
             if plain[: len(ours) - lead] != ours[lead:]:
                 raise ValueError(
@@ -280,9 +267,6 @@ class CompletionsScorer:
                     "what was done in training"
                 )
 
-    def _count(self, tokens: int) -> None:
-        self._stepped += tokens
-
     # What is summed
 
     def _core(
@@ -291,12 +275,9 @@ class CompletionsScorer:
         """The leading tokens that are the same for all secrets and end before them."""
         first, last = echoes[0], common_length(echo.keys for echo in echoes)
         silent = max(int(np.argmin(np.isnan([*echo.bits, 0.0]))) for echo in echoes)
-        for n in range(last, 0, -1):
-            ends = {echo.ends[n - 1] for echo in echoes}
-            if len(ends) == 1 and 0 <= ends.pop() <= start:
-                break
-        else:
-            n = 0
+        ends = [{echo.ends[place] for echo in echoes} for place in range(last)]
+        fit = [len(some) == 1 and 0 <= min(some) <= start for some in ends]
+        n = max((place + 1 for place in range(last) if fit[place]), default=0)
         # Unequal parts of characters may look equal; what the server gives no number costs none.
         while n > silent and _unclear(first.keys[n - 1]):
             n -= 1

@@ -58,12 +58,16 @@ class PromptTexts:
             keys, lambda places, keys: self._of_server([texts[place] for place in places], keys)
         )
 
+    def count(self, tokens: int) -> None:
+        """Tokens of prompts, of walks too."""
+        self.tokens += tokens
+
     def _of_server(self, texts: list[str], keys: list[bytes]) -> list[Echo]:
         """The echo of each text from the server; each is kept as soon as it is there."""
 
         def kept(begin: int, answer: tuple[list[Echo], int]) -> list[Echo]:
             echoes, tokens = answer
-            self.tokens += tokens
+            self.count(tokens)
             self.answers.keep(keys[begin:], echoes)
             return echoes
 

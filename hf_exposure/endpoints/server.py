@@ -103,7 +103,6 @@ class Server:
         self,
         base_url: str | Sequence[str],
         model: str,
-        *,
         api_key: str | None,
         workers: int,
         timeout: float,

@@ -7,18 +7,16 @@ tree; other scores need whole texts, and their ranks are known up to n only.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.exposure.details import GroupResult
 from hf_exposure.exposure.planning import Group, Settings
-from hf_exposure.exposure.references import by_references, tie_of
+from hf_exposure.exposure.references import by_references, noise_of, tie_of, with_tree
 from hf_exposure.exposure.scores import min_k, min_k_plus_plus, zlib_bits
 from hf_exposure.models.causal import CausalModel
 from hf_exposure.models.continuations import TokenSignals, token_signals
@@ -113,15 +111,14 @@ def measure_by_score(
     model: Any,
     base: Any | None,
     group: Group,
-    canaries: list[Canary],
     settings: Settings,
     processes: Processes,
-    report: Callable[[Callable[[], int]], Callable[[], None]],
+    report: Callable[[int], None],
 ) -> tuple[GroupResult, int]:
     """The exposures of a group by `settings.score`, and the token-forwards that they took.
 
     Args:
-        report: makes of what counts token-forwards what shows them.
+        report: shows token-forwards.
 
     Raises:
         ContextError: a secret does not fit the model's context.
@@ -135,17 +132,15 @@ def measure_by_score(
         settings.score,
         processes,
     )
-    reader.progress = report(lambda: reader.own_forwards)
+    reader.progress = lambda: report(reader.own_forwards)
     processes.forward = reader.model.idle
     check_context(reader.model.context, group.tree, group.paths)
-    secrets = [canary.secret for canary in canaries]
+    secrets = [canary.secret for canary in group.canaries]
     costs, bits = reader.costs(secrets)
     # In another order, so that whatever hangs on the company shows.
-    again = reader.costs(secrets[::-1])[0][::-1]
-    finite = np.isfinite(costs) & np.isfinite(again)
-    noise = float(np.abs(costs[finite] - again[finite]).max(initial=0.0))
+    noise = noise_of(costs, reader.costs(secrets[::-1])[0][::-1])
     tie = tie_of(noise, costs)
-    measured = by_references(reader, canaries, costs, tie, settings, group.tree.before)
+    measured = by_references(reader, group.canaries, costs, tie, settings, group.tree.before)
     exposures = [
         replace(
             one,
@@ -155,17 +150,5 @@ def measure_by_score(
         )
         for one, own in zip(measured.exposures, bits, strict=True)
     ]
-    details = replace(
-        measured.details,
-        forwards=reader.forwards,
-        noise_bits=noise,
-        tie_bits=tie,
-        uniform_bits=math.log2(reader.model.vocabulary)
-        * float(np.mean(list(map(len, group.paths)))),
-        paths=group.tree.way,
-        false_share=group.tree.false_share,
-        prompt_tokens=len(group.tree.prompt),
-        batch_size=reader.model.batch_size,
-        halved=reader.model.halved,
-    )
-    return replace(measured, exposures=exposures, details=details), reader.forwards
+    measured = replace(measured, exposures=exposures)
+    return with_tree(measured, group, reader.model, noise, tie), reader.forwards

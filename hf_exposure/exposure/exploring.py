@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_exposure.models.decoder import Decoder
 from hf_exposure.tree.explorer import Explorer
 from hf_exposure.tree.frontier import CheapestFirst, DepthFirst, Frontier
 from hf_exposure.tree.prefixes import Prefixes
 from hf_exposure.tree.scoring import ScoredTree
-from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walk import unvisited, walk
 from hf_exposure.utils.arrays import Floats, Ints
 
@@ -85,20 +83,6 @@ def explore(
         # In an order of its own, whatever the order of the walk was: draws go by it.
         Prefixes.joined([some for _, parts in met for some in parts]),
     )
-
-
-def every_leaf(decoder: Decoder, tree: TokenTree) -> tuple[list[tuple[int, ...]], Floats]:
-    """All strings of a small secret space: their token paths, and log-perplexities in bits.
-
-    Raises:
-        RuntimeError: the token tree has left some out.
-    """
-    everything = Explorer()
-    walk(decoder, tree, everything, DepthFirst())
-    missing = tree.format.size - len(everything.paths)
-    if missing:
-        raise RuntimeError(f"{missing} of {tree.format.size} secrets were not enumerated")
-    return everything.paths, np.array(everything.log_perplexities)
 
 
 def _walk_on(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -29,7 +28,7 @@ from hf_exposure.exposure.planning import (
 )
 from hf_exposure.exposure.ranking import by_tree
 from hf_exposure.exposure.records import Exposure
-from hf_exposure.exposure.references import by_references, tie_of
+from hf_exposure.exposure.references import by_references, noise_of, tie_of, with_tree
 from hf_exposure.exposure.results import BudgetError, Exposures
 from hf_exposure.models.processes import Processes, is_sharded
 from hf_exposure.models.undisturbed import undisturbed
@@ -50,6 +49,7 @@ from hf_exposure.utils.warn import warn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_TOLD = ("method", "score", "samples", "max_forwards", "confidence", "seed", "bos")
 _TEXTS = 256  # that a scorer is given at once, so that progress shows
 
 
@@ -201,24 +201,26 @@ def measure_plan(
         measuring(model) if base is None else undisturbed(base),
         progress_bar(show) as tick,
     ):
+
+        def report(done: int) -> None:
+            tick(spent + done)
+
         for number, group in enumerate(plan.groups):
             left = math.inf
             if settings.max_forwards is not None:
                 left = max(0, settings.max_forwards - spent) // (len(plan.groups) - number)
             tree = group.tree
-            canaries = [plan.canaries[place] for place in group.places]
             if settings.score != "log_perplexity":
-                report_on = functools.partial(_reporter, tick, spent)
                 try:
                     measured, forwards = measure_by_score(
-                        model, base, group, canaries, settings, processes, report_on
+                        model, base, group, settings, processes, report
                     )
                 except ValueError as error:
                     leave_out(skipped, group.places, str(error), unscorable)
                     continue
                 results.update(zip(group.places, measured.exposures, strict=True))
                 spent += forwards
-                formats[tree.format] = measured.details
+                formats[tree.format] = replace(measured.details, forwards=forwards)
                 continue
             try:
                 decoder = decoder_of(
@@ -234,9 +236,8 @@ def measure_plan(
                 continue
             decoder.batch_size = int(min(decoder.batch_size, fits))
             processes.forward = decoder.idle
-            report = _reporter(tick, spent, functools.partial(getattr, decoder, "forwards"))
-            scored = ScoredTree(tree, decoder, left, report, processes)
-            measured = _measure_group(scored, group, canaries, settings)
+            scored = ScoredTree(tree, decoder, left, processes=processes)
+            measured = _measure_group(scored, group, settings, report)
             results.update(zip(group.places, measured.exposures, strict=True))
             if measured.unfinished:
                 unfinished.append(measured.unfinished)
@@ -296,14 +297,13 @@ def measure_scorer(
         scorer = _Ticking(scorer, tick)
         for fmt in canaries.formats:
             places = [place for place, canary in enumerate(canaries) if canary.format == fmt]
-            group = [canaries[place] for place in places]
+            group = canaries.by_format(fmt)
             secrets = [canary.secret for canary in group]
             forwards = scorer.forwards
             log_perplexities = scorer.log_perplexities(fmt, secrets, before)
             # In another order, so that whatever hangs on the batch shows.
             again = scorer.log_perplexities(fmt, secrets[::-1], before)[::-1]
-            finite = np.isfinite(log_perplexities) & np.isfinite(again)
-            noise = float(np.abs(log_perplexities[finite] - again[finite]).max(initial=0.0))
+            noise = noise_of(log_perplexities, again)
             tie = tie_of(noise, log_perplexities)
             measured = by_references(scorer, group, log_perplexities, tie, settings, before)
             results.update(zip(places, measured.exposures, strict=True))
@@ -344,31 +344,21 @@ class _Ticking:
 
 
 def _measure_group(
-    scored: ScoredTree, group: Group, canaries: list[Canary], settings: Settings
+    scored: ScoredTree, group: Group, settings: Settings, report: Callable[[int], None]
 ) -> GroupResult:
-    decoder, tree = scored.decoder, scored.tree
+    decoder, before = scored.decoder, scored.tree.before
+    scored.progress = lambda: report(decoder.forwards)
     # The longest paths show the most rounding; a handful is enough.
     decoder.probe(sorted(group.paths, key=len)[-4:])
     noise = max(scored.gather(decoder.noise))
     log_perplexities = scored.follow(group.paths)
     tie = tie_of(noise, log_perplexities)
     if settings.method in ("sampling", "skewnorm"):
-        measured = by_references(scored, canaries, log_perplexities, tie, settings, tree.before)
+        measured = by_references(scored, group.canaries, log_perplexities, tie, settings, before)
     else:
-        measured = by_tree(scored, group, canaries, log_perplexities, tie, settings)
-    details = replace(
-        measured.details,
-        noise_bits=noise,
-        tie_bits=tie,
-        uniform_bits=math.log2(decoder.vocabulary) * float(np.mean(list(map(len, group.paths)))),
-        paths=tree.way,
-        false_share=tree.false_share,
-        prompt_tokens=len(tree.prompt),
-        cached=decoder.cached,
-        batch_size=decoder.batch_size,
-        halved=decoder.halved,
-    )
-    return replace(measured, details=details)
+        measured = by_tree(scored, group, log_perplexities, tie, settings)
+    measured = with_tree(measured, group, decoder, noise, tie)
+    return replace(measured, details=replace(measured.details, cached=decoder.cached))
 
 
 def _warn_of_no_draws(settings: Settings, exposures: Exposures) -> None:
@@ -404,19 +394,7 @@ def _describe(settings: Settings, canaries: Canaries) -> dict[str, Any]:
     return {
         "inserted": bool(canaries.insertions),
         **({} if canaries.limits is None else {"limits": canaries.limits.to_dict()}),
-        "method": settings.method,
-        "score": settings.score,
+        **{name: getattr(settings, name) for name in _TOLD},
         **({"base": True} if settings.has_base else {}),
-        "samples": settings.samples,
-        "max_forwards": settings.max_forwards,
-        "confidence": settings.confidence,
-        "seed": settings.seed,
-        "bos": settings.bos,
         "versions": versions("torch", "transformers", "numpy", "scipy", "outlines-core"),
     }
-
-
-def _reporter(
-    tick: Callable[[int], None], before: int, forwards: Callable[[], int]
-) -> Callable[[], None]:
-    return lambda: tick(before + forwards())

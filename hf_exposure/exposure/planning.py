@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.masking import mask_secrets
 from hf_exposure.canaries.sets import Canaries
@@ -91,11 +92,13 @@ class Group:
     """Canaries that share a secret format and a context, and so a token tree.
 
     Attributes:
+        canaries: those, in the set's order.
         places: their positions in the set.
         paths: for each of them its path in the tree.
     """
 
     tree: TokenTree
+    canaries: list[Canary]
     places: tuple[int, ...]
     paths: list[Ints]
 
@@ -139,15 +142,16 @@ def plan_measurement(
     begin = first_tokens(canaries, bos)
     Encoder(tokenizer, begin)  # what is refused here is no fault of a format
     for fmt in canaries.formats:
+        own = canaries.by_format(fmt)
         places = tuple(i for i, canary in enumerate(canaries) if canary.format == fmt)
         try:
             tree = TokenTree(fmt, tokenizer, before=before, bos=begin)
-            paths = tree.paths([canaries[place].secret for place in places])
+            paths = tree.paths([canary.secret for canary in own])
         except Exception as error:  # tokenizers may raise anything, and quote what they got
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             why = mask_secrets(f"{kind}{error}", canaries)
         else:
-            groups.append(Group(tree, places, paths))
+            groups.append(Group(tree, own, places, paths))
             continue
         leave_out(skipped, places, why, unscorable)
     return Plan(canaries, groups, skipped)

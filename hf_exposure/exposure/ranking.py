@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 
-from hf_exposure.canaries.canary import Canary
 from hf_exposure.exposure.details import FormatDetails, GroupResult
 from hf_exposure.exposure.draws import Sampled, sample
 from hf_exposure.exposure.estimators import RankEstimate, Unexplored, last_rank, weighted_rank
@@ -29,7 +28,6 @@ _MANY = 10**7  # forwards that are worth a warning before they are begun
 def by_tree(
     scored: ScoredTree,
     group: Group,
-    canaries: list[Canary],
     log_perplexities: Floats,
     tie: float,
     settings: Settings,
@@ -65,7 +63,7 @@ def by_tree(
         n = n if n >= min(_FEWEST, settings.samples) else 0
     if not explored.complete and n > 0:
         sampled = sample(scored, explored, n, settings.seed, log_perplexities)
-    controls = np.array([not canary.inserted for canary in canaries])
+    controls = np.array([not canary.inserted for canary in group.canaries])
     estimates = ranks(
         scored, explored, sampled, log_perplexities, controls, tie, settings.confidence
     )
@@ -74,7 +72,7 @@ def by_tree(
         [
             Exposure.of_rank(canary, float(log_perplexity), estimate, method)
             for canary, log_perplexity, estimate in zip(
-                canaries, log_perplexities, estimates, strict=True
+                group.canaries, log_perplexities, estimates, strict=True
             )
         ],
         FormatDetails(

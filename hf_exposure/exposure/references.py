@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,9 +19,11 @@ from hf_exposure.exposure.estimators import (
     sampling_exposure,
     weighted_rank,
 )
-from hf_exposure.exposure.planning import Settings
+from hf_exposure.exposure.planning import Group, Settings
 from hf_exposure.exposure.records import Exposure
 from hf_exposure.exposure.skew_normal import SkewNormal, skewnorm_exposure
+from hf_exposure.models.causal import CausalModel
+from hf_exposure.models.next_tokens import NextTokens
 from hf_exposure.tree.scoring import Scorer
 from hf_exposure.utils.arrays import Floats
 
@@ -86,6 +89,31 @@ def tie_of(noise: float, costs: Floats) -> float:
     # Single precision keeps 24 bits of each log-probability, whatever was seen of the noise.
     largest = float(np.abs(costs[np.isfinite(costs)]).max(initial=0.0))
     return max(4 * noise, 2.0**-20 * max(largest, 1.0))
+
+
+def noise_of(costs: Floats, again: Floats) -> float:
+    """The largest difference between (n,) costs and the same scored again, infinite ones apart."""
+    finite = np.isfinite(costs) & np.isfinite(again)
+    return float(np.abs(costs[finite] - again[finite]).max(initial=0.0))
+
+
+def with_tree(
+    measured: GroupResult, group: Group, model: CausalModel | NextTokens, noise: float, tie: float
+) -> GroupResult:
+    """The same with what is known of a group's tree, and of its scoring."""
+    tree, length = group.tree, float(np.mean(list(map(len, group.paths))))
+    details = replace(
+        measured.details,
+        noise_bits=noise,
+        tie_bits=tie,
+        uniform_bits=math.log2(model.vocabulary) * length,
+        paths=tree.way,
+        false_share=tree.false_share,
+        prompt_tokens=len(tree.prompt),
+        batch_size=model.batch_size,
+        halved=model.halved,
+    )
+    return replace(measured, details=details)
 
 
 def _whole_rank(log_perplexity: float, others: Floats, tie: float) -> RankEstimate:

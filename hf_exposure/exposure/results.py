@@ -86,15 +86,13 @@ class Exposures(Result[Exposure]):
         skipped: Iterable[tuple[Canary | MaskedCanary, str]] = (),
         **took: Any,
     ) -> None:
-        for fmt in formats or {}:
-            check_type("Exposures: formats: each key", fmt, SecretFormat, "a SecretFormat")
-        skipped = list(skipped)
-        for pair in skipped:
-            if not isinstance(pair, tuple) or len(pair) != 2:
-                raise TypeError("Exposures: skipped must be a list of pairs (canary, reason)")
         super().__init__(items, **took)
         self.formats: dict[SecretFormat, FormatDetails] = dict(formats or {})
-        self.skipped = skipped
+        for fmt in self.formats:
+            check_type("Exposures: formats: each key", fmt, SecretFormat, "a SecretFormat")
+        self.skipped = list(skipped)
+        if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in self.skipped):
+            raise TypeError("Exposures: skipped must be a list of pairs (canary, reason)")
 
     @property
     def references(self) -> dict[SecretFormat, Floats]:
@@ -142,8 +140,7 @@ class Exposures(Result[Exposure]):
         out = []
         for fmt, found in self.formats.items():
             bits = [likely_log_perplexity(one) for one in self if one.canary.format == fmt]
-            uniform = math.inf if found.uniform_bits is None else found.uniform_bits
-            if bits and statistics.median(bits) > _IMPROBABLE * uniform:
+            if bits and statistics.median(bits) > _IMPROBABLE * (found.uniform_bits or math.inf):
                 out.append(fmt)
         return out
 
@@ -204,8 +201,7 @@ class Exposures(Result[Exposure]):
         Raises:
             TypeError, ValueError: an argument is something else.
         """
-        check_type("Exposures.check: limits", limits, Limits, "Limits, such as Limits(max_tpr=0.1)")
-        inserted = [place for place, one in enumerate(self) if one.canary.inserted]
+        inserted = any(one.canary.inserted for one in self)
         measured = Conditions(
             on_record=self.settings.get("inserted") is not False or not inserted,
             skipped=sum(canary.inserted for canary, _ in self.skipped),
@@ -258,31 +254,25 @@ class Exposures(Result[Exposure]):
         `reveal`."""
         import pandas as pd
 
+        columns = ["canary", "repetitions", "template", "expression", *NUMBERS]
         rows = [
             {
                 "canary": item.canary.label(reveal),
                 "repetitions": item.canary.repetitions,
                 "template": item.canary.format.template,
                 "expression": item.canary.format.secret,
-                **{name: getattr(item, name) for name in NUMBERS},
+                **self._entry(item, reveal),
             }
             for item in (self if reveal else self.coarse())
         ]
-        columns = ["canary", "repetitions", "template", "expression", *NUMBERS]
         frame: pd.DataFrame = pd.DataFrame(rows, columns=columns)
         return frame
 
     def coarse(self) -> Exposures:
-        """The same with figures coarse enough not to point at a secret, as shared files have them.
-
-        See `hf_exposure.exposure.coarse` for the steps.
-        """
-        own: dict[SecretFormat, list[Exposure]] = {fmt: [] for fmt in self.formats}
-        for item in self:
-            own.setdefault(item.canary.format, []).append(item)
-        settings = dict(self.settings)
-        if "peak_bytes" in settings:
-            settings["peak_bytes"] = rounded(settings["peak_bytes"])
+        """The same, too coarse to point at a secret, as shared files have it."""
+        own = {fmt: [one for one in self if one.canary.format == fmt] for fmt in self.formats}
+        known = self.settings.items()
+        settings = {name: rounded(x) if name == "peak_bytes" else x for name, x in known}
         return Exposures(
             map(coarse_exposure, self),
             forwards=rounded(self.forwards),
@@ -347,9 +337,7 @@ class Exposures(Result[Exposure]):
     def summary(self) -> str:
         """One line about what the figures are and what they took."""
         most = sorted({round(item.canary.format.bits, 1) for item in self})
-        line = "exposure in bits"
-        if most:
-            line += f", at most {' or '.join(map(str, most))}"
+        line = "exposure in bits" + (f", at most {' or '.join(map(str, most))}" if most else "")
         methods = sorted({item.method for item in self})
         by = "" if self.by_likelihood else f" by {ranked_by(self.settings)}"
         line += f"; method {' and '.join(methods)}{by}, " if methods else "; "
@@ -359,8 +347,7 @@ class Exposures(Result[Exposure]):
         if self.settings.get("inserted") is False and any(one.canary.inserted for one in self):
             line += "; that these canaries were inserted is not on record"
         if self.skipped:
-            what = "canary" if len(self.skipped) == 1 else "canaries"
-            line += f"; {len(self.skipped)} {what} could not be scored: "
+            line += f"; {plural(len(self.skipped), 'canary')} could not be scored: "
             line += self._masked(self.skipped[0][1])
         return line
 
@@ -371,24 +358,16 @@ class Exposures(Result[Exposure]):
 
     def _content(self, reveal: bool) -> dict[str, Any]:
         shown = self if reveal else self.coarse()
-        return shown._all_content(reveal)
-
-    def _all_content(self, reveal: bool) -> dict[str, Any]:
-        """All that the file holds, figures as they are."""
         canaries = [*(item.canary for item in self), *(canary for canary, _ in self.skipped)]
         formats = list(dict.fromkeys([*(canary.format for canary in canaries), *self.formats]))
-        out = super()._content(reveal)
-        for item, entry in zip(self, out[self.entries], strict=True):
+        out = super(Exposures, shown)._content(reveal)
+        for item, entry in zip(shown, out[self.entries], strict=True):
             entry |= item.canary.to_dict(formats, reveal)
+        details = {fmt: {"details": one.to_dict()} for fmt, one in shown.formats.items()}
+        skipped = [canary.to_dict(formats, reveal) | {"why": why} for canary, why in shown.skipped]
         return out | {
-            "formats": [
-                fmt.to_dict()
-                | ({"details": self.formats[fmt].to_dict()} if fmt in self.formats else {})
-                for fmt in formats
-            ],
-            "skipped": [
-                {**canary.to_dict(formats, reveal), "why": why} for canary, why in self.skipped
-            ],
+            "formats": [fmt.to_dict() | details.get(fmt, {}) for fmt in formats],
+            "skipped": skipped,
         }
 
     @classmethod
@@ -401,10 +380,7 @@ class Exposures(Result[Exposure]):
             Exposure(canary, **{name: (cost | entry)[name] for name in NUMBERS})
             for canary, entry in zip(named, data["exposures"], strict=False)
         ]
-        left_out = [
-            (canary, str(entry["why"]))
-            for canary, entry in zip(named[len(items) :], data["skipped"], strict=True)
-        ]
+        reasons = [str(entry["why"]) for entry in data["skipped"]]
         return cls(
             items,
             **cls._read_took(data),
@@ -413,7 +389,7 @@ class Exposures(Result[Exposure]):
                 for fmt, entry in zip(formats, data["formats"], strict=True)
                 if "details" in entry
             },
-            skipped=left_out,
+            skipped=zip(named[len(items) :], reasons, strict=True),
         )
 
 

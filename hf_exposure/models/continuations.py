@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -52,30 +52,8 @@ class TokenSignals:
         return cls(none, nothing, none, nothing, nothing)
 
 
-class LanguageModel(Protocol):
-    """What every model can do, as `loglikelihood` of lm-evaluation-harness.
-
-    Attributes:
-        forwards: token-forwards so far.
-    """
-
-    forwards: int
-
-    def continuation_bits(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Floats]]:
-        """Costs of texts, each given the one before it.
-
-        Args:
-            pairs: (context, continuation) each.
-
-        Yields:
-            A place in `pairs`, and the (n,) bits of the tokens of its continuation. Where the
-            context's last tokens merge with the continuation's first, those count with it. NaN for
-            a text's first token, if nothing comes before it.
-        """
-
-
 class TextModel(CausalModel):
-    """A model at hand with its tokenizer; a `LanguageModel`. Use within `undisturbed`.
+    """A model at hand with its tokenizer. Use within `undisturbed`.
 
     Args:
         tokenizer: any tokenizer of transformers.
@@ -95,7 +73,15 @@ class TextModel(CausalModel):
         self.encoder = Encoder(tokenizer, bos)
 
     def continuation_bits(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Floats]]:
-        """Costs of texts, each given the one before it; see `LanguageModel`.
+        """Costs of texts, each given the one before it.
+
+        Args:
+            pairs: (context, continuation) each.
+
+        Yields:
+            A place in `pairs`, and the (n,) bits of the tokens of its continuation. Where the
+            context's last tokens merge with the continuation's first, those count with it. NaN for
+            a text's first token, if nothing comes before it.
 
         Raises:
             ContextError: a text does not fit the model's context.

@@ -20,7 +20,7 @@ from hf_exposure.training.events import ExposureEvents
 from hf_exposure.training.keeping import HistoryKeeper
 from hf_exposure.training.measuring import Meter
 from hf_exposure.training.trainer import find_tokenizer
-from hf_exposure.utils.checks import check_choice, check_count, check_flag, check_type
+from hf_exposure.utils.checks import check_choice, check_count
 from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
@@ -130,8 +130,6 @@ class ExposureCallback(ExposureEvents):
         limits: Limits | None = None,
         per_canary: bool = False,
     ) -> None:
-        if limits is not None:
-            check_type("ExposureCallback: limits", limits, Limits, "Limits")
         if every_n_steps is not None:
             every_n_steps = check_count("ExposureCallback: every_n_steps", every_n_steps, 1)
         errors = check_choice("ExposureCallback: errors", errors, ("warn", "raise"))
@@ -151,7 +149,7 @@ class ExposureCallback(ExposureEvents):
             trainer=trainer,
             errors=errors,
             limits=limits,
-            per_canary=check_flag("ExposureCallback: per_canary", per_canary),
+            per_canary=per_canary,
         )
 
     @typed

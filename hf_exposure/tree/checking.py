@@ -53,11 +53,6 @@ def _false_share(tree: WalkableTree, tries: int = 200) -> float:
     return 1.0 - float(np.mean(np.concatenate(fit))) if fit else 1.0
 
 
-def random_leaf(tree: WalkableTree, draw: np.random.Generator) -> Ints | None:
-    """A leaf reached by random steps; None if not soon."""
-    return next(iter(_found(tree, [_search(tree, draw)])), None)
-
-
 def _found(tree: WalkableTree, searches: Sequence[_Search]) -> list[Ints]:
     """The leaves that searches come to. All go on together, so that the tokenizer is asked for
     the steps of all of them at once."""

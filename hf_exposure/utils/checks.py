@@ -104,16 +104,6 @@ def check_share(what: str, value: Any) -> float:
     return check_number(what, value, 0, 1, open_ends=True)
 
 
-def check_flag(what: str, value: Any) -> bool:
-    """True or False; the string "no", for one, is neither.
-
-    Raises:
-        TypeError: it is something else.
-    """
-    check_type(what, value, bool, "True or False")
-    return bool(value)
-
-
 def check_text(what: str, value: Any, wanted: str = "a string") -> str:
     """A string that UTF-8 can hold: no half of a surrogate pair.
 

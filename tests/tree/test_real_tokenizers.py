@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hf_exposure.canaries.formats import SecretFormat
-from hf_exposure.tree.checking import random_leaf
+from hf_exposure.tree.checking import _found, _search
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.tree.walkable import WAYS
 from tests.real_tokenizers import FORMATS, folders, home, load, steps, tree_of
@@ -76,7 +76,7 @@ def test_random_secrets_of_a_large_space_are_leaves_and_leaves_are_encodings(
         assert tree.leaf[along[-1][0]]
         assert tree.canonical(np.array([path]))[0]
     draw = np.random.default_rng(7)
-    ends = [path for _ in range(50) if (path := random_leaf(tree, draw)) is not None]
+    ends = [path for _ in range(50) for path in _found(tree, [_search(tree, draw)])]
     assert ends
     false = 0
     for path in ends:
