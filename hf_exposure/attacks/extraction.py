@@ -163,16 +163,15 @@ class Extractions(Result[Extraction]):
 
     def _entry(self, item: Extraction, reveal: bool) -> dict[str, Any]:
         canary = item.canary
-        out: dict[str, Any] = {
+        known = reveal and MASK not in item.secret
+        return {
             "length": len(item.secret),
             "log_perplexity": item.log_perplexity,
             "proved": item.proved,
             "forwards": item.forwards,
             "canary": canary and {**canary.to_dict([self.format], reveal), "place": item.place},
+            **({"secret": item.secret} if known else {}),
         }
-        if reveal and MASK not in item.secret:
-            out["secret"] = item.secret
-        return out
 
     def _content(self, reveal: bool) -> dict[str, Any]:
         shown = self if reveal else self.coarse()
@@ -320,17 +319,15 @@ class _Search(Explorer):
     """Remembers at how many forwards each leaf was met, and each further one was proved to be the
     next best."""
 
-    decoder: NextTokens | None = None
+    decoder: NextTokens = field(kw_only=True)
     met_at: list[int] = field(default_factory=list)
     proved_at: list[int] = field(default_factory=list)
 
     def leaves(self, nodes: Nodes) -> None:
-        assert self.decoder is not None
         super().leaves(nodes)
         self.met_at += [self.decoder.forwards] * len(nodes)
 
     def done(self, least: float) -> bool:
-        assert self.decoder is not None
         certain = self.certain(least)
         self.proved_at += [self.decoder.forwards] * (certain - len(self.proved_at))
         return certain >= self.wanted

@@ -6,7 +6,7 @@ Nothing goes through pyplot, so that no window opens and no figure is left behin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -110,8 +110,16 @@ def note(
     ax.annotate(text, at, xycoords=coordinates, xytext=offset, textcoords="offset points", **style)
 
 
-def legend(ax: Axes, handles: Sequence[Any], labels: Sequence[str], title: str = "") -> None:
-    """Above the axes, where it hides nothing; read line by line."""
+def legend(ax: Axes, title: str = "", more: Mapping[str, Any] | None = None) -> None:
+    """Above the axes, where it hides nothing; read line by line. None where it would be empty.
+
+    Args:
+        more: marks that are not of these axes, by their labels.
+    """
+    handles, labels = ax.get_legend_handles_labels()
+    handles, labels = [*handles, *(more or {}).values()], [*labels, *(more or {})]
+    if not labels:
+        return
     columns = min(len(labels), 6)
     order = [i for column in range(columns) for i in range(column, len(labels), columns)]
     legend = ax.legend(

@@ -20,7 +20,7 @@ from hf_exposure.exposure.chance import (
     group_findings,
     noticeable,
 )
-from hf_exposure.exposure.history import History
+from hf_exposure.exposure.history import History, Measurement
 from hf_exposure.exposure.membership import percent
 from hf_exposure.exposure.records import Exposure, likely_log_perplexity, most_exposed
 from hf_exposure.exposure.results import Exposures
@@ -69,17 +69,16 @@ def findings_of(
     generations: Generations | None = None,
 ) -> list[Finding]:
     """What was found, the most important first."""
+    out: list[Finding | None]
     if not len(exposures):
         out = [Finding("No canary was measured, so nothing is known about memorization.")]
-        return [*out, *_skipped(exposures)]
-    groups = group_findings(exposures)
-    out = [_inserted(exposures), *_improbable(exposures), *_bounds(exposures)]
-    out += _memorized(exposures)
-    if extractions or generations is not None:
-        out += extraction_findings(extractions, generations)
-    out += [*_detected(exposures), *_rise(exposures, groups), _controls(groups, exposures)]
-    out += _over_training(history) if history is not None else []
-    return [*out, *_skipped(exposures)]
+    else:
+        groups = group_findings(exposures)
+        out = [_inserted(exposures), *_improbable(exposures), _bounds(exposures)]
+        out += [_memorized(exposures), *extraction_findings(extractions, generations)]
+        out += [_detected(exposures), _rise(exposures, groups), _controls(groups, exposures)]
+        out.append(_over_training(history or ()))
+    return [one for one in (*out, _skipped(exposures)) if one is not None]
 
 
 def _inserted(exposures: Exposures) -> Finding:
@@ -125,27 +124,24 @@ def _improbable(exposures: Exposures) -> list[Finding]:
     return out
 
 
-def _bounds(exposures: Exposures) -> list[Finding]:
+def _bounds(exposures: Exposures) -> Finding | None:
     bounds = sum(map(exposures.is_bound, exposures))
     if not bounds:
-        return []
+        return None
     lead = f"{bounds} of {plural(len(exposures), 'exposure')} {_are(bounds)} lower bounds only."
     if bounds == len(exposures):
         lead = "The exposures are lower bounds only."
-    return [
-        Finding(
-            lead,
-            "No samples were drawn, so the true exposure may be higher: a low bound does not mean "
-            "that a canary is hardly exposed. A larger max_forwards, and samples above 0, give "
-            "estimates.",
-        )
-    ]
+    return Finding(
+        lead,
+        "No samples were drawn, so the true exposure may be higher: a low bound does not mean that "
+        "a canary is hardly exposed. A larger max_forwards, and samples above 0, give estimates.",
+    )
 
 
-def _memorized(exposures: Exposures) -> list[Finding]:
+def _memorized(exposures: Exposures) -> Finding | None:
     inserted = [one for one in exposures if one.canary.inserted]
     if not inserted:
-        return []
+        return None
     first = [one for one in inserted if is_first(one)]
     others = [one for one in inserted if not is_first(one)]
     most = most_exposed(inserted)
@@ -157,12 +153,10 @@ def _memorized(exposures: Exposures) -> list[Finding]:
     elif all(one.method == "sampling" for one in others) and not first:
         why = "Sampling measures exposures up to the log2 of the number of references"
     if why:
-        return [
-            Finding(
-                "Whether a canary is memorized to the point of extraction was not measured.",
-                f"{why}. By it the most exposed canary has {most.bits:.1f} {at_most}.",
-            )
-        ]
+        return Finding(
+            "Whether a canary is memorized to the point of extraction was not measured.",
+            f"{why}. By it the most exposed canary has {most.bits:.1f} {at_most}.",
+        )
     if first:
         lead = f"{_of(len(first), len(inserted))} memorized to the point of extraction."
         proved = sum(map(is_proved, first))
@@ -196,7 +190,7 @@ def _memorized(exposures: Exposures) -> list[Finding]:
         )
     if any(one.method == "skewnorm" for one in first):
         told.append("The estimates rest on a fitted distribution, extended far beyond its data.")
-    return [Finding(lead, " ".join(told))]
+    return Finding(lead, " ".join(told))
 
 
 def extraction_findings(
@@ -232,30 +226,28 @@ def extraction_findings(
     return out
 
 
-def _detected(exposures: Exposures) -> list[Finding]:
+def _detected(exposures: Exposures) -> Finding | None:
     """How many canaries betray that they were trained on."""
     row = next((row for row in exposures.membership(_FPR) if row.repetitions is None), None)
     if row is None:
-        return []
+        return None
     by = "" if exposures.by_likelihood else f"by {ranked_by(exposures.settings)} "
     unsure = f" Of {row.undecided} more it cannot be told." if row.undecided else ""
-    return [
-        Finding(
-            f"An attacker can tell of {row.detected} of {plural(row.count, 'inserted canary')} "
-            f"that the model was trained on {'it' if row.count == 1 else 'them'}.",
-            f"Each is ranked {by}so high among all strings of its secret space as only "
-            f"{percent(_FPR)} of strings are that the model was never trained on, so this is the "
-            f"exact rate of false alarms. The true-positive rate is {row.tpr:.0%} "
-            f"({row.low:.0%} to {row.high:.0%}).{unsure}",
-        )
-    ]
+    return Finding(
+        f"An attacker can tell of {row.detected} of {plural(row.count, 'inserted canary')} "
+        f"that the model was trained on {'it' if row.count == 1 else 'them'}.",
+        f"Each is ranked {by}so high among all strings of its secret space as only {percent(_FPR)} "
+        "of strings are that the model was never trained on, so this is the exact rate of false "
+        f"alarms. The true-positive rate is {row.tpr:.0%} ({row.low:.0%} to {row.high:.0%})."
+        f"{unsure}",
+    )
 
 
-def _rise(exposures: Exposures, groups: Sequence[GroupFinding]) -> list[Finding]:
+def _rise(exposures: Exposures, groups: Sequence[GroupFinding]) -> Finding | None:
     """From how many repetitions on exposures are above chance, errors shared out (Bonferroni)."""
     inserted = [group for group in groups if group.repetitions]
     if not inserted:
-        return []
+        return None
     level = (1 - exposures.confidence) / len(inserted)
     above = [group for group in inserted if group.higher <= level]
     rule = (
@@ -263,7 +255,7 @@ def _rise(exposures: Exposures, groups: Sequence[GroupFinding]) -> list[Finding]
         f"{exposures.confidence:.0%} confidence for all groups together)."
     )
     if not above:
-        return [_no_rise(exposures, inserted, level, rule)]
+        return _no_rise(exposures, inserted, level, rule)
     if above == inserted[len(inserted) - len(above) :]:
         least = above[0]
         times = plural(least.repetitions, "repetition")
@@ -279,7 +271,7 @@ def _rise(exposures: Exposures, groups: Sequence[GroupFinding]) -> list[Finding]
     detail = f"{of_chance}{CHANCE:.2f} bits. {rule}"
     if inserted[-1] not in above:
         detail += _unusual(exposures, inserted[-1])
-    return [Finding(f"{lead}.", detail)]
+    return Finding(f"{lead}.", detail)
 
 
 def _no_rise(
@@ -348,12 +340,12 @@ def _controls(groups: Sequence[GroupFinding], exposures: Exposures) -> Finding:
     figures = (
         f"Canaries that were never inserted ({control.count:,}) have {control.mean:.2f} bits on "
         f"average, where {expected_mean(exposures):.2f} are expected (Fisher's test of uniform "
-        f"ranks, p = {_p(p)})."
+        f"ranks, p = {p:{'.2f' if p >= 0.01 else '.1g'}})."
     )
     return Finding(lead, f"{figures} {why}".rstrip())
 
 
-def _over_training(history: History) -> list[Finding]:
+def _over_training(history: Sequence[Measurement]) -> Finding | None:
     """How far exposure had come when the evaluation loss was at its lowest."""
     with_loss = [
         (entry, entry.metrics["eval_loss"])
@@ -362,7 +354,7 @@ def _over_training(history: History) -> list[Finding]:
         and "eval_exposure" in entry.exposures.metrics()
     ]
     if len(with_loss) < 2:
-        return []
+        return None
     best, loss = min(with_loss, key=lambda pair: pair[1])
     last, end = with_loss[-1]
     mean = best.exposures.metrics()["eval_exposure"]
@@ -373,15 +365,13 @@ def _over_training(history: History) -> list[Finding]:
         )
         if _above_chance(last.exposures):
             detail += " So the loss alone would not have shown that secrets are being memorized."
-        return [Finding("Evaluation loss was still falling when training ended.", detail)]
+        return Finding("Evaluation loss was still falling when training ended.", detail)
     after = last.exposures.metrics()["eval_exposure"]
-    return [
-        Finding(
-            f"Evaluation loss was lowest at step {best.step:,}, before training ended.",
-            f"Inserted canaries had {mean:.1f} bits on average then, and {after:.1f} at step "
-            f"{last.step:,} (loss {loss:.3f} and {end:.3f}).",
-        )
-    ]
+    return Finding(
+        f"Evaluation loss was lowest at step {best.step:,}, before training ended.",
+        f"Inserted canaries had {mean:.1f} bits on average then, and {after:.1f} at step "
+        f"{last.step:,} (loss {loss:.3f} and {end:.3f}).",
+    )
 
 
 def _above_chance(exposures: Exposures) -> bool:
@@ -391,16 +381,13 @@ def _above_chance(exposures: Exposures) -> bool:
     return any(group.higher <= level for group in inserted)
 
 
-def _skipped(exposures: Exposures) -> list[Finding]:
-    count = len(exposures.skipped)
-    if not count:
-        return []
-    return [
-        Finding(
-            f"{plural(count, 'canary')} could not be scored.",
-            "The reasons are given below the table; nothing is known about these canaries.",
-        )
-    ]
+def _skipped(exposures: Exposures) -> Finding | None:
+    if not exposures.skipped:
+        return None
+    return Finding(
+        f"{plural(len(exposures.skipped), 'canary')} could not be scored.",
+        "The reasons are given below the table; nothing is known about these canaries.",
+    )
 
 
 def _of(count: int, total: int) -> str:
@@ -417,7 +404,3 @@ def _was(count: int) -> str:
 
 def _are(count: int) -> str:
     return "is" if count == 1 else "are"
-
-
-def _p(value: float) -> str:
-    return f"{value:.2f}" if value >= 0.01 else f"{value:.1g}"

@@ -96,10 +96,7 @@ def plot_exposure_over_training(
     limits(ax, items, chance_at_right=False)
     drawn = _draw_loss(ax, history, loss)
     if groups:
-        handles, labels = ax.get_legend_handles_labels()
-        if drawn is not None:
-            handles, labels = [*handles, drawn], [*labels, _LOSSES.get(loss, loss)]
-        legend(ax, handles, labels, "times inserted")
+        legend(ax, "times inserted", {} if drawn is None else {_LOSSES.get(loss, loss): drawn})
     else:
         say(ax, "nothing was measured yet")
     ax.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
@@ -185,9 +182,7 @@ def plot_log_perplexities(
     ]
     if gone:
         ax.set_xlabel(f"{ax.get_xlabel()}\nnot shown: {' and '.join(gone)} that cannot come out")
-    handles, labels = ax.get_legend_handles_labels()
-    if handles:
-        legend(ax, handles, labels)
+    legend(ax)
     return ax
 
 
@@ -284,8 +279,7 @@ def plot_extraction_cost(
     for size in sorted({min(fmt.size, 10**300) for fmt in formats}):
         line(ax, float(size), f"trying all {large(size)} strings")
     if shown:
-        handles, labels = ax.get_legend_handles_labels()
-        legend(ax, handles, labels)
+        legend(ax)
     else:
         say(ax, "no canary came out")
     return ax

@@ -20,7 +20,6 @@ from hf_exposure.canaries.limits import Limits
 from hf_exposure.canaries.loading import manifests_in
 from hf_exposure.exposure.history import HISTORY_FILE, History, Measurement
 from hf_exposure.exposure.limits import Outcome, Verdict
-from hf_exposure.exposure.planning import Settings
 from hf_exposure.training.advice import advise
 from hf_exposure.training.aside import Aside, restore
 from hf_exposure.training.keeping import HistoryKeeper
@@ -66,28 +65,17 @@ class ExposureEvents(TrainerCallback):
     ) -> None:
         self.canaries = meter.canaries
         self.every_n_steps = every_n_steps
-        self.output_dir = output_dir
-        self.output_file = output_file
-        self.errors = errors
-        self.limits = limits
-        self.per_canary = per_canary
-        self._aside = Aside()
+        self.output_dir, self.output_file = output_dir, output_file
+        self.errors, self.limits, self.per_canary = errors, limits, per_canary
         self.verdict: Verdict | None = None
-        self._meter = meter
-        self._keeper = keeper
-        self._given_trainer = trainer
-        self._counter = TokenCounter()
+        self._meter, self._keeper, self._given_trainer = meter, keeper, trainer
+        self._aside, self._counter = Aside(), TokenCounter()
         self._forget()
 
     @property
     def history(self) -> History:
         """All measurements of this training, each canary's own figures included."""
         return self._keeper.history
-
-    @property
-    def settings(self) -> Settings:
-        """How each measurement is made."""
-        return self._meter.settings
 
     def _forget(self) -> None:
         """Weights may have changed: nothing is known of the present step."""
@@ -163,15 +151,13 @@ class ExposureEvents(TrainerCallback):
             numbers = dict(logs)
             self._answer = self._evaluated(name, args, state, model, processing_class)
             add_to_row(self._answer, logs, state)
-            self._note(numbers, args, state)
-            self._judge(args, state, control)
+            self._keep(numbers, args, state, control)
         elif self._due == state.global_step and "loss" in logs and not control.should_evaluate:
             # An evaluation that follows at this step gets the figures in its own row.
             self._due = None
             figures = self._figures(args, state, model, processing_class)
             add_to_row(figures, logs, state)
-            self._note({}, args, state)
-            self._judge(args, state, control)
+            self._keep({}, args, state, control)
 
     def on_evaluate(
         self,
@@ -193,8 +179,7 @@ class ExposureEvents(TrainerCallback):
             name = evaluation_in(metrics) or "eval"
             numbers = dict(metrics)
             self._answer = self._evaluated(name, args, state, model, processing_class)
-            self._note(numbers, args, state)
-            self._judge(args, state, control)
+            self._keep(numbers, args, state, control)
         metrics.update(self._answer)
         self._answer, self._evaluating = None, False
 
@@ -219,8 +204,7 @@ class ExposureEvents(TrainerCallback):
         remove_left(folder)
         if not self.per_canary:
             self._aside.put(folder, self.file(args), state.global_step)
-        manifests = manifests_in(folder)
-        if manifests:
+        if manifests := manifests_in(folder):
             warn(
                 f"ExposureCallback: {str(manifests[0])!r} holds the canaries' secrets and is "
                 "uploaded with the model; keep it outside output_dir, or delete it on the Hub if "
@@ -245,12 +229,7 @@ class ExposureEvents(TrainerCallback):
             return False
         stand_first(self, trainer)
         follow(trainer, "train", self, lambda returned, out: self._end())
-        follow(
-            trainer,
-            "create_model_card",
-            self,
-            lambda returned, out: self._add_to_card_of(trainer) if returned else None,
-        )
+        follow(trainer, "create_model_card", self, lambda done, out: self._card_made(trainer, done))
         for push in ("push_to_hub", "_push_from_checkpoint"):
             follow(trainer, push, self, lambda returned, out: self._pushed(trainer, out))
         return True
@@ -266,9 +245,10 @@ class ExposureEvents(TrainerCallback):
         self._counter.detach()
         self._forget()
 
-    def _add_to_card_of(self, trainer: Any) -> None:
+    def _card_made(self, trainer: Any, done: bool) -> None:
+        """The Trainer has made its card, unless it has failed."""
         path = Path(trainer.args.output_dir or ".") / "README.md"
-        if not (self.history and trainer.is_world_process_zero() and path.exists()):
+        if not (done and self.history and trainer.is_world_process_zero() and path.exists()):
             return
         best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
         try:
@@ -276,9 +256,7 @@ class ExposureEvents(TrainerCallback):
         except (OSError, ValueError) as error:
             if self.errors == "raise":
                 raise
-            warn(
-                f"ExposureCallback: the model card says nothing of exposures: {error}",
-            )
+            warn(f"ExposureCallback: the model card says nothing of exposures: {error}")
 
     # The figures
 
@@ -322,8 +300,6 @@ class ExposureEvents(TrainerCallback):
         step = state.global_step
         if self.limits is None or not self._counter.attached or self._judged == step:
             return
-        if not self.history or self.history[-1].step != step:
-            return
         self._judged = step
         exposures = self.history[-1].exposures
         self.verdict = exposures.check(self.limits, look=len(self.history))
@@ -351,14 +327,21 @@ class ExposureEvents(TrainerCallback):
             if last.step == step:
                 self._known = step, self._meter.figures(last.exposures)
 
-    def _note(
-        self, metrics: Mapping[str, Any], args: TrainingArguments, state: TrainerState
+    def _keep(
+        self,
+        metrics: Mapping[str, Any],
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
     ) -> None:
-        """Keep what an evaluation gave with the measurement of this step."""
+        """Keep what an evaluation gave with the measurement of this step, and judge that."""
         step = state.global_step
-        if self.history and self.history[-1].step == step and (self._counter.attached or step == 0):
+        if not self.history or self.history[-1].step != step:
+            return
+        if self._counter.attached or step == 0:
             self._keeper.note(metrics, state)
             self._write(args, state)
+        self._judge(args, state, control)
 
     def _write(self, args: TrainingArguments, state: TrainerState) -> None:
         if not self._counter.attached:
@@ -378,7 +361,7 @@ class ExposureEvents(TrainerCallback):
 
     @typed
     def add_to_card(self, path: str | os.PathLike[str], step: int | None = None) -> Path:
-        """Put exposures into a model card; see `hub.add_exposure_to_card`.
+        """Put exposures into a model card; see `add_exposure_to_card`.
 
         `Trainer.create_model_card` and `Trainer.push_to_hub` do so by themselves.
 
