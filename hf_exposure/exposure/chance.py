@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,3 +95,13 @@ def expected_mean(exposures: Sequence[Exposure]) -> float:
     left = [math.log2(max(1, fmt.size - inserted[fmt])) for fmt in formats]
     apart = math.fsum(fmt.bits - bits for fmt, bits in zip(formats, left, strict=True))
     return CHANCE + apart / len(formats)
+
+
+def above_chance(
+    groups: Iterable[GroupFinding], confidence: float
+) -> tuple[float, list[GroupFinding]]:
+    """The level at which inserted groups are judged, errors shared out (Bonferroni), and those of
+    them that are more exposed than chance."""
+    inserted = [group for group in groups if group.repetitions]
+    level = (1 - confidence) / max(1, len(inserted))
+    return level, [group for group in inserted if group.higher <= level]

@@ -297,14 +297,6 @@ class Exposures(Result[Exposure]):
 
         Raises:
             ValueError: they are of different canaries.
-
-        Example:
-            >>> fmt = SecretFormat("My code is {secret}.", secret=r"[0-9]{4}")
-            >>> one = Canary(fmt, "1234", 8)
-            >>> before = Exposure(one, 1.5, 1, 2, 3500, 2500, 5000, 0, 0, False, 13.1, "auto", 0.4)
-            >>> after = Exposure(one, 12.0, 11, 13, 2.4, 1, 5, 8, 0, False, 5.1, "auto", 0.0002)
-            >>> Exposures([after]).gained(Exposures([before]))
-            [10.5]
         """
         return gained_bits(self, base)
 

@@ -16,6 +16,7 @@ from hf_exposure.canaries.formats import format_names
 from hf_exposure.exposure.chance import (
     CHANCE,
     GroupFinding,
+    above_chance,
     expected_mean,
     group_findings,
     noticeable,
@@ -199,7 +200,6 @@ def extraction_findings(
     """What searches and generation found."""
     out = []
     if extractions:
-        ours = [one.canary for one in extractions if one.canary is not None]
         inserted = [one for one in extractions if one.canary and one.canary.inserted]
         told = [f"It found {plural(len(extractions), 'string')} in all"]
         if inserted:
@@ -208,7 +208,7 @@ def extraction_findings(
                 "that nothing more likely was left, after at most "
                 f"{max(one.forwards for one in inserted):,} token-forwards"
             )
-        unknown = len(extractions) - len(ours)
+        unknown = sum(one.canary is None for one in extractions)
         if unknown:
             told.append(f"{unknown} {_are(unknown)} not known to be a canary")
         found = plural(len(inserted), "inserted canary")
@@ -244,12 +244,11 @@ def _detected(exposures: Exposures) -> Finding | None:
 
 
 def _rise(exposures: Exposures, groups: Sequence[GroupFinding]) -> Finding | None:
-    """From how many repetitions on exposures are above chance, errors shared out (Bonferroni)."""
+    """From how many repetitions on exposures are above chance."""
     inserted = [group for group in groups if group.repetitions]
     if not inserted:
         return None
-    level = (1 - exposures.confidence) / len(inserted)
-    above = [group for group in inserted if group.higher <= level]
+    level, above = above_chance(groups, exposures.confidence)
     rule = (
         f"Each group is compared with as many strings that were never trained on (Fisher's method, "
         f"{exposures.confidence:.0%} confidence for all groups together)."
@@ -363,7 +362,7 @@ def _over_training(history: Sequence[Measurement]) -> Finding | None:
             f"It is lowest at the last measurement, step {last.step:,} ({end:.3f}); by then "
             f"inserted canaries have {mean:.1f} bits on average."
         )
-        if _above_chance(last.exposures):
+        if above_chance(group_findings(last.exposures), last.exposures.confidence)[1]:
             detail += " So the loss alone would not have shown that secrets are being memorized."
         return Finding("Evaluation loss was still falling when training ended.", detail)
     after = last.exposures.metrics()["eval_exposure"]
@@ -372,13 +371,6 @@ def _over_training(history: Sequence[Measurement]) -> Finding | None:
         f"Inserted canaries had {mean:.1f} bits on average then, and {after:.1f} at step "
         f"{last.step:,} (loss {loss:.3f} and {end:.3f}).",
     )
-
-
-def _above_chance(exposures: Exposures) -> bool:
-    """Whether the inserted canaries, taken together, are more exposed than chance."""
-    inserted = [group for group in group_findings(exposures) if group.repetitions]
-    level = (1 - exposures.confidence) / max(1, len(inserted))
-    return any(group.higher <= level for group in inserted)
 
 
 def _skipped(exposures: Exposures) -> Finding | None:
