@@ -97,7 +97,7 @@ def main() -> None:
     canaries = Canaries.generate([CODE, NUMBER], REPETITIONS, per_repetition=4)
     model, tokenizer = train(canaries, options.smoke, options.model_dir)
     codes = Canaries(canaries.by_format(CODE))
-    samples = 2000 if options.smoke else CODE.size
+    samples = 500 if options.smoke else CODE.size
     everything = measure_exposure(model, tokenizer, codes, method="sampling", samples=samples)
     draw_log_perplexities(everything, options.output_dir / "log_perplexities.png")
     exposures = measure_exposure(model, tokenizer, canaries)
