@@ -20,7 +20,7 @@ import numpy as np
 
 from hf_exposure.attacks.generations import Generations
 from hf_exposure.canaries.canary import MASK
-from hf_exposure.exposure.documents import Result, tenths, versions
+from hf_exposure.exposure.documents import Result, Row, versions
 from hf_exposure.models.causal import ContextError
 from hf_exposure.models.continuations import TextModel
 from hf_exposure.models.undisturbed import undisturbed
@@ -39,8 +39,8 @@ _NO_REFERENCE = "rank_candidates: by='reference' needs a reference model; give r
 
 
 @typed
-@dataclass(frozen=True)
-class Candidate:
+@dataclass(frozen=True, repr=False)
+class Candidate(Row):
     """One text that came out, and what speaks for its having been memorized.
 
     Attributes:
@@ -152,7 +152,7 @@ class Candidates(Result[Candidate]):
         return f"{plural(len(self), 'different text')} by {self.by}{shown}; {self.took}"
 
     def _entry(self, item: Candidate, reveal: bool) -> dict[str, Any]:
-        return asdict(item if reveal else replace(tenths(item), text=MASK * len(item.text)))
+        return asdict(item if reveal else replace(item.coarse(), text=MASK * len(item.text)))
 
     def _content(self, reveal: bool) -> dict[str, Any]:
         return {"by": self.by, **super()._content(reveal)}

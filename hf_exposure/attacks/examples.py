@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from hf_exposure.attacks.pairs import count_reasons
 from hf_exposure.attacks.samples import log2_extractable, log2_queries
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.documents import Result, Tabular, tenths
+from hf_exposure.exposure.documents import Result, Row, Tabular
 from hf_exposure.exposure.estimators import clopper_pearson
 from hf_exposure.utils.arrays import Bools, Floats
 from hf_exposure.utils.checks import check_number, check_numbers, check_share
@@ -53,8 +53,8 @@ class Rate:
         return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%})"
 
 
-@dataclass(frozen=True)
-class Example:
+@dataclass(frozen=True, repr=False)
+class Example(Row):
     """What one pair has given.
 
     Attributes:
@@ -224,7 +224,7 @@ of at least 0.5; 200 token-forwards in 0.5 s
         import pandas as pd
 
         names = [one.name for one in fields(Example) if reveal or one.name not in _SECRET]
-        shown = self if reveal else [tenths(one) for one in self]
+        shown = self if reveal else [one.coarse() for one in self]
         frame: pd.DataFrame = pd.DataFrame(
             {name: [getattr(one, name) for one in shown] for name in names}, columns=names
         )
@@ -293,7 +293,7 @@ of at least 0.5; 200 token-forwards in 0.5 s
         left_out = set() if reveal else _SECRET
         if item.log2_near is None:
             left_out = left_out | {"log2_near", "near_exact"}
-        shown = asdict(item if reveal else tenths(item))
+        shown = asdict(item if reveal else item.coarse())
         return {name: value for name, value in shown.items() if name not in left_out}
 
     def _content(self, reveal: bool) -> dict[str, Any]:

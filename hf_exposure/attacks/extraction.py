@@ -17,8 +17,9 @@ import numpy as np
 
 from hf_exposure.canaries.canary import MASK, Canary, MaskedCanary, check_length, read_canary
 from hf_exposure.canaries.formats import SecretFormat
+from hf_exposure.canaries.masking import secrets_masked
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.documents import Result, versions
+from hf_exposure.exposure.documents import Result, Row, versions
 from hf_exposure.exposure.planning import context_before, first_tokens
 from hf_exposure.exposure.records import short_label
 from hf_exposure.models.next_tokens import NextTokens
@@ -40,8 +41,8 @@ _LAST_BEAM = 8  # width of the quick look for something to return if a search's 
 
 
 @typed
-@dataclass(frozen=True)
-class Extraction:
+@dataclass(frozen=True, repr=False)
+class Extraction(Row):
     """One secret that came out.
 
     Attributes:
@@ -51,7 +52,8 @@ class Extraction:
         proved: whether no string of the secret space is more likely but those before it in the
             list, up to the rounding of scoring.
         forwards: token-forwards spent until it was found and, if it is, proved.
-        canary: the inserted canary that it is, if canaries were given.
+        canary: the inserted canary that it is, if canaries were given. Not shown by `repr`: with
+            its place in the list it tells the secret.
         format: the secret format that was searched.
         place: the canary's position in the set.
     """
@@ -60,7 +62,7 @@ class Extraction:
     log_perplexity: float
     proved: bool
     forwards: int
-    canary: Canary | MaskedCanary | None = None
+    canary: Canary | MaskedCanary | None = field(default=None, repr=False)
     format: SecretFormat | None = field(default=None, repr=False)
     place: int | None = field(default=None, repr=False)
 
@@ -267,7 +269,11 @@ def extract_secrets(
     before = context_before(canaries, tokenizer) if canaries is not None else ""
     start = time.perf_counter()
     tree = TokenTree(fmt, tokenizer, before=before, bos=first_tokens(canaries, bos))
-    with measuring(model), progress_bar(progress, "extraction") as tick:
+    with (
+        secrets_masked(canaries or ()),
+        measuring(model),
+        progress_bar(progress, "extraction") as tick,
+    ):
         decoder = decoder_of(model, tree, bos=bos, batch_size=batch_size)
         limit = math.inf if max_forwards is None else max_forwards
         samples = tree.random_paths(4)

@@ -10,14 +10,14 @@ from typing import Any
 from hf_exposure.canaries.canary import Canary, MaskedCanary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.documents import Result
+from hf_exposure.exposure.documents import Result, Row
 from hf_exposure.exposure.records import read_canaries, short_labels
 from hf_exposure.utils.typed import typed
 from hf_exposure.utils.words import plural
 
 
-@dataclass(frozen=True)
-class Generated:
+@dataclass(frozen=True, repr=False)
+class Generated(Row):
     """How often one canary came out by generation.
 
     Attributes:
@@ -29,6 +29,13 @@ class Generated:
     canary: Canary | MaskedCanary
     times: int
     attempts: int
+
+    def coarse(self) -> Generated:
+        """The same without a count that would tell the secret to those who repeat the generation:
+        if it came out in up to half of the sequences, `times` is 1."""
+        if 2 * self.times > self.attempts:
+            return self
+        return replace(self, times=min(self.times, 1))
 
 
 @typed
@@ -82,12 +89,8 @@ class Generations(Result[Generated]):
         """The same without counts that would tell a secret to those who repeat the generation: how
         often a canary came out is told if that is more than half of the time, and of others whether
         they did (`times` is 1)."""
-        rows = [
-            one if 2 * one.times > one.attempts else replace(one, times=min(one.times, 1))
-            for one in self
-        ]
         return Generations(
-            rows,
+            (one.coarse() for one in self),
             attempts=self.attempts,
             texts=self.texts,
             forwards=self.forwards,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_exposure.canaries.canary import MASK
-from hf_exposure.exposure.documents import Result, tenths, versions
+from hf_exposure.exposure.documents import Result, Row, versions
 from hf_exposure.exposure.scores import LEAST, error_zone, min_k, min_k_plus_plus, zlib_bits
 from hf_exposure.models.causal import ContextError
 from hf_exposure.models.continuations import TextModel, TokenSignals
@@ -36,8 +36,8 @@ _WHERE = "score_texts:"
 
 
 @typed
-@dataclass(frozen=True)
-class TextScore:
+@dataclass(frozen=True, repr=False)
+class TextScore(Row):
     """One text, and what speaks for its having been trained on.
 
     Attributes:
@@ -162,11 +162,14 @@ class TextScores(Result[TextScore]):
     def coarse(self) -> TextScores:
         """The same to one decimal: with the model, more would tell what stands in a text."""
         return TextScores(
-            map(tenths, self), forwards=self.forwards, seconds=self.seconds, settings=self.settings
+            (one.coarse() for one in self),
+            forwards=self.forwards,
+            seconds=self.seconds,
+            settings=self.settings,
         )
 
     def _entry(self, item: TextScore, reveal: bool) -> dict[str, Any]:
-        return asdict(item if reveal else replace(tenths(item), text=MASK * len(item.text)))
+        return asdict(item if reveal else replace(item.coarse(), text=MASK * len(item.text)))
 
     @classmethod
     def _from_content(cls, data: dict[str, Any], canaries: Any) -> TextScores:

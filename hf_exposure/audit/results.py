@@ -14,9 +14,9 @@ from hf_exposure.audit.scan import Skipped
 from hf_exposure.canaries.canary import MASK, MaskedCanary
 from hf_exposure.canaries.formats import HOLE, SecretFormat
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.coarse import coarse_cost, coarse_exposure
-from hf_exposure.exposure.documents import Result
+from hf_exposure.exposure.documents import Result, Row
 from hf_exposure.exposure.records import NUMBERS, Exposure, interval
+from hf_exposure.exposure.steps import coarse_cost
 from hf_exposure.utils.typed import typed
 from hf_exposure.utils.words import plural, rounded
 
@@ -27,8 +27,8 @@ _SHOWN = 40  # rows of a table that is looked at
 
 
 @typed
-@dataclass(frozen=True)
-class AuditEntry:
+@dataclass(frozen=True, repr=False)
+class AuditEntry(Row):
     """A secret of the dataset, and how exposed it is.
 
     Attributes:
@@ -90,6 +90,23 @@ class AuditEntry:
             return False
         return self.exposure.low > self.base_exposure.high
 
+    def coarse(self) -> AuditEntry:
+        """The same with figures coarse enough not to point at a secret; see `Exposure.coarse`."""
+        one, base = (item and item.coarse() for item in (self.exposure, self.base_exposure))
+
+        def cost(log_perplexity: float | None, item: Exposure | None) -> Any:
+            if item is not None or log_perplexity is None:
+                return item and item.log_perplexity
+            return coarse_cost(log_perplexity)
+
+        return replace(
+            self,
+            log_perplexity=cost(self.log_perplexity, one),
+            base_log_perplexity=cost(self.base_log_perplexity, base),
+            exposure=one,
+            base_exposure=base,
+        )
+
     @typed
     def label(self, reveal: bool = False) -> str:
         """The secret part, masked unless `reveal`."""
@@ -134,24 +151,8 @@ class Audit(Result[AuditEntry]):
 
     def coarse(self) -> Audit:
         """The same with figures coarse enough not to point at a secret; see `Exposures.coarse`."""
-
-        def cost(log_perplexity: float | None, one: Exposure | None) -> Any:
-            if one is not None or log_perplexity is None:
-                return one and coarse_exposure(one).log_perplexity
-            return coarse_cost(log_perplexity)
-
-        items = [
-            replace(
-                item,
-                log_perplexity=cost(item.log_perplexity, item.exposure),
-                base_log_perplexity=cost(item.base_log_perplexity, item.base_exposure),
-                exposure=item.exposure and coarse_exposure(item.exposure),
-                base_exposure=item.base_exposure and coarse_exposure(item.base_exposure),
-            )
-            for item in self
-        ]
         return Audit(
-            items,
+            (item.coarse() for item in self),
             rows=self.rows,
             found=self.found,
             false=self.false,

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
+from hf_exposure.exposure.documents import Row
 from hf_exposure.exposure.records import Exposure
 from hf_exposure.exposure.skew_normal import SkewNormal
 from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.typed import typed
+from hf_exposure.utils.words import digits, rounded
 
 
 @typed
-@dataclass(frozen=True, eq=False)
-class FormatDetails:
+@dataclass(frozen=True, eq=False, repr=False)
+class FormatDetails(Row):
     """What a measurement has found out about one secret format. None: this method does not ask.
+
+    Neither `references` nor `fit` is shown by `repr`: what they lack can tell the canaries.
 
     Attributes:
         forwards: token-forwards spent on the canaries of the format.
@@ -46,15 +50,28 @@ class FormatDetails:
     explored: int | None = None
     exact_forwards_estimate: int | None = None
     samples: int | None = None
-    references: Floats | None = None
+    references: Floats | None = field(default=None, repr=False)
     whole_space: bool = False
-    fit: SkewNormal | None = None
+    fit: SkewNormal | None = field(default=None, repr=False)
     paths: str | None = None
     false_share: float | None = None
     prompt_tokens: int | None = None
     cached: bool | None = None
     batch_size: int | None = None
     halved: bool = False
+
+    def coarse(self) -> FormatDetails:
+        """The same with rounded figures; references and fit stay."""
+        estimate, uniform = self.exact_forwards_estimate, self.uniform_bits
+        return replace(
+            self,
+            forwards=rounded(self.forwards),
+            noise_bits=digits(self.noise_bits, 1),
+            tie_bits=digits(self.tie_bits, 1),
+            uniform_bits=None if uniform is None else digits(uniform),
+            explored=None if self.explored is None else rounded(self.explored),
+            exact_forwards_estimate=None if estimate is None else rounded(estimate),
+        )
 
     def figures(self) -> dict[str, float | str]:
         """All that is known and can be shown in one line, by name."""

@@ -36,6 +36,23 @@ T = TypeVar("T")
 _SHORT = 20  # characters of a cell that is never cut
 
 
+class Row:
+    """One item, a dataclass: its `repr` shows what a table does, with coarse figures."""
+
+    def coarse(self) -> Self:
+        """The same with all figures to one decimal, as masked files have log-perplexities."""
+        figures: dict[str, Any] = vars(self)
+        return replace(
+            self,  # type: ignore[type-var]
+            **{name: round(x, 1) for name, x in figures.items() if isinstance(x, float)},
+        )
+
+    def __repr__(self) -> str:
+        shown: Any = self.coarse()
+        figures = [f"{one.name}={getattr(shown, one.name)!r}" for one in fields(shown) if one.repr]
+        return f"{type(self).__name__}({', '.join(figures)})"
+
+
 class Rows(Sequence[T]):
     """What was measured, one item for each row, in a fixed order. A slice is a plain sequence."""
 
@@ -275,13 +292,6 @@ def _instead(data: Any) -> str:
     if {"extractions", "generations"} <= set(data):
         return "; it is what `hf-exposure extract --output` writes, for `report --extractions`"
     return ""
-
-
-def tenths(item: T) -> T:
-    """A row with all its figures to one decimal, as masked files have log-perplexities."""
-    figures = {one.name: getattr(item, one.name) for one in fields(item)}  # type: ignore[arg-type]
-    coarse = {name: round(x, 1) for name, x in figures.items() if isinstance(x, float)}
-    return replace(item, **coarse)  # type: ignore[type-var]
 
 
 def versions(*names: str) -> dict[str, str]:

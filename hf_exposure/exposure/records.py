@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hf_exposure.canaries.canary import MASK, Canary, MaskedCanary, read_canary
 from hf_exposure.canaries.formats import SecretFormat, distinctions
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.exposure.documents import Row
 from hf_exposure.exposure.estimators import ExposureEstimate, RankEstimate, exp2
+from hf_exposure.exposure.steps import FINE, FIRST, coarse_bits, coarse_end, coarse_rank
 from hf_exposure.utils.typed import typed
+from hf_exposure.utils.words import digits
 
+_FEW = 16  # ties
 _PREFIX_SHOWN, _SUFFIX_SHOWN = 10, 8  # characters of a template that a table has room for
 
 
 @typed
-@dataclass(frozen=True)
-class Exposure:
+@dataclass(frozen=True, repr=False)
+class Exposure(Row):
     """How exposed one canary is.
 
     Attributes:
@@ -59,6 +63,55 @@ class Exposure:
     def ranked_by(self) -> float:
         """`cost`, or the log-perplexity if there is none."""
         return self.log_perplexity if self.cost is None else self.cost
+
+    def coarse(self) -> Exposure:
+        """The same with figures that many strings of the space share, or that of rank 1; see
+        `hf_exposure.exposure.steps`."""
+        most = self.canary.format.bits
+        bits, low, high = (
+            coarse_bits(self.bits, most),
+            coarse_end(self.low, most, -1),
+            coarse_end(self.high, most, 1),
+        )
+        if self.low == self.bits == self.high and most - bits >= FINE:
+            low = high = bits  # the rank is known, and its step is all that is not
+        elif self.low == self.bits == self.high and most - self.bits > FIRST:
+            low, high = min(low, bits), max(high, bits)
+        first = most - self.bits < FIRST
+        certain = first and (self.exact or most - self.certified < FIRST)
+        if certain:
+            certified = bits
+        elif self.exact:
+            certified = low
+        else:
+            certified = max(0.0, float(math.floor(min(self.certified, most - FINE) + 1e-6)))
+        log_perplexity = self.log_perplexity
+        if math.isfinite(log_perplexity) and not certain:
+            apart = most - self.high < FINE - 1e-6
+            log_perplexity = math.nan if apart else float(round(log_perplexity))
+        elif certain:
+            log_perplexity = round(log_perplexity, 1)
+        unlikely = -math.log2(max(self.p_value, 1e-300))
+        chance = (
+            coarse_bits(unlikely, most)
+            if most - unlikely >= FINE
+            else coarse_end(unlikely, most, -1)
+        )
+        return replace(
+            self,
+            bits=bits,
+            low=low,
+            high=high,
+            rank=coarse_rank(bits, most),
+            rank_low=coarse_rank(high, most),
+            rank_high=coarse_rank(low, most),
+            certified=certified,
+            ties=0 if self.ties < _FEW else 1 << (self.ties.bit_length() - 1),
+            log_perplexity=log_perplexity,
+            p_value=digits(exp2(-chance), 4),
+            raw_bits=None if self.raw_bits is None else bits,
+            cost=None if self.cost is None else math.nan,
+        )
 
     @classmethod
     @typed

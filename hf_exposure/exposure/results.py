@@ -18,7 +18,7 @@ from hf_exposure.canaries.limits import Limits
 from hf_exposure.canaries.masking import mask_secrets
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.survival import InjectionReport, lost_and_all
-from hf_exposure.exposure.coarse import coarse_details, coarse_exposure
+from hf_exposure.exposure.coarse import coarse_details
 from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.documents import Result
 from hf_exposure.exposure.limits import Conditions, Verdict, judge
@@ -274,7 +274,7 @@ class Exposures(Result[Exposure]):
         known = self.settings.items()
         settings = {name: rounded(x) if name == "peak_bytes" else x for name, x in known}
         return Exposures(
-            map(coarse_exposure, self),
+            (item.coarse() for item in self),
             forwards=rounded(self.forwards),
             seconds=self.seconds,
             settings=settings,

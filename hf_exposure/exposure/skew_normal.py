@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -34,7 +34,7 @@ class SkewNormal:
     loc: float
     scale: float
     ks: float
-    references: Floats
+    references: Floats = field(repr=False)
 
     @classmethod
     @typed

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from hf_exposure.canaries.canary import Canary, MaskedCanary
-from hf_exposure.exposure.coarse import coarse_exposure
 from hf_exposure.exposure.documents import Result, Tabular
 from hf_exposure.exposure.records import (
     Exposure,
@@ -87,8 +86,8 @@ class Beside(Tabular):
         headings, rows = self.exposures.cells(reveal)
         items, gained = list(self.exposures), self.gained
         if not reveal:
-            items = list(map(coarse_exposure, items))
-            gained = gained_bits(items, list(map(coarse_exposure, self.base)))
+            items = [item.coarse() for item in items]
+            gained = gained_bits(items, [item.coarse() for item in self.base])
         more = [
             [*row[:5], f"{item.bits - bits:.1f}", f"{bits:+.1f}"]
             for row, item, bits in zip(rows, items, gained, strict=True)

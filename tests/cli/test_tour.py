@@ -23,7 +23,6 @@ from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.masking import mask_secrets
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.coarse import coarse_exposure
 from hf_exposure.exposure.history import HISTORY_FILE
 from hf_exposure.exposure.measure import measure_exposure
 from hf_exposure.exposure.records import Exposure
@@ -227,11 +226,11 @@ def test_nobody_finds_a_secret_in_a_tour_but_one_that_the_model_tells_anyway(
         bits = NINE.bits - math.log2(rank)
         exact = (bits, bits, bits, rank, rank, rank, bits, 0, True, one.log_perplexity)
         exposure = Exposure(Canary(NINE, one.secret), *exact, "auto", rank / NINE.size)
-        listed.append((one.secret, coarse_exposure(exposure)))
+        listed.append((one.secret, exposure.coarse()))
     drawn = measure_exposure(
         model, tokenizer, Canaries([Canary(NINE, s) for s in NINE.sample(600, seed=7)]), samples=300
     )
-    alike = [coarse_exposure(one).log_perplexity for one in drawn]
+    alike = [one.coarse().log_perplexity for one in drawn]
     count = 0
     for text in public.values():
         with contextlib.suppress(ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -16,19 +17,22 @@ from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_exposure.attacks.candidates import Candidate
+from hf_exposure.attacks.examples import Example
 from hf_exposure.attacks.extraction import Extraction, Extractions
 from hf_exposure.attacks.generations import Generated, Generations
+from hf_exposure.attacks.texts import TextScore
 from hf_exposure.audit.results import Audit, AuditEntry, masked_canary
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.limits import Limits
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.coarse import coarse_exposure
 from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.history import History, Measurement
 from hf_exposure.exposure.planning import Settings
 from hf_exposure.exposure.records import Exposure
 from hf_exposure.exposure.results import Exposures
+from hf_exposure.exposure.skew_normal import SkewNormal
 from hf_exposure.reports.cards import add_exposure_to_card
 from hf_exposure.reports.evidence import Evidence
 from hf_exposure.reports.gate import to_junit, to_markdown
@@ -62,7 +66,7 @@ def figures(one: Exposure) -> tuple[str, ...]:
 
 @pytest.mark.slow
 def test_every_masked_figure_but_that_of_rank_1_is_shared_by_many_strings() -> None:
-    every = [coarse_exposure(ranked(FOUR, rank)) for rank in range(1, FOUR.size + 1)]
+    every = [ranked(FOUR, rank).coarse() for rank in range(1, FOUR.size + 1)]
     shared = Counter(map(figures, every))
     assert shared.pop(figures(every[0])) == 1
     # Log-perplexities cut the steps of ranks anew, and few strings stand at such a cut.
@@ -84,8 +88,8 @@ def test_masked_figures_have_steps_and_stay_what_they_are(
     fmt = SecretFormat("My code is {secret}.", secret=f"[0-9]{{{digits}}}")
     rank = float(fmt.size**share)
     one = ranked(fmt, round(rank) if exact else rank, 0.0 if exact else spread + 0.01, ties=ties)
-    coarse = coarse_exposure(one)
-    assert figures(coarse_exposure(coarse)) == figures(coarse)
+    coarse = one.coarse()
+    assert figures(coarse.coarse()) == figures(coarse)
     for value in (coarse.bits, coarse.low, coarse.high, coarse.certified):
         assert round(value, 1) == value
     assert coarse.low <= coarse.bits + 1e-9 and coarse.bits <= coarse.high + 1e-9
@@ -97,11 +101,11 @@ def test_masked_figures_have_steps_and_stay_what_they_are(
 
 
 def test_a_log_perplexity_is_told_of_rank_1_and_of_ranks_that_many_share() -> None:
-    first, near, far = (coarse_exposure(ranked(FOUR, rank)) for rank in (1, 300, 3000))
+    first, near, far = (ranked(FOUR, rank).coarse() for rank in (1, 300, 3000))
     assert first.log_perplexity == 4.3
     assert math.isnan(near.log_perplexity)
     assert far.log_perplexity == round(4.3 + 0.7 * math.log2(3000))
-    unsure = coarse_exposure(ranked(FOUR, 1.2, 3.0))
+    unsure = ranked(FOUR, 1.2, 3.0).coarse()
     assert math.isnan(unsure.log_perplexity)
 
 
@@ -164,6 +168,28 @@ def test_generation_tells_how_often_only_of_what_is_written_most() -> None:
     assert [row[2] for row in result.cells()[1]] == ["71 of 100", "yes", "0 of 100"]
     assert [row["times"] for row in result.to_dict()["generations"]] == [71, 1, 0]
     assert [row[2] for row in result.cells(reveal=True)[1]] == ["71 of 100", "7 of 100", "0 of 100"]
+    assert [f"times={one.times}" in repr(one) for one in rows] == [True, False, True]
+
+
+def test_the_repr_of_one_item_shows_coarse_figures() -> None:
+    canary = Canary(FOUR, "1234", 3)
+    others = {"tokens": 7, "log_perplexity": 66.15354, "zlib": 208.0}
+    details = FormatDetails(
+        forwards=51_362, noise_bits=1.23456e-5, references=np.array([5.4321]), whole_space=True
+    )
+    for one in (
+        Extraction("1234", 12.34567, True, 2546, canary=canary, format=FOUR, place=4),
+        Candidate("", "code 1234", times=1, reference=None, lower=75.35996, **others),
+        TextScore(
+            "code 1234", base=None, min_k=-9.58875, min_k_plus_plus=-1.2, error_zone=None, **others
+        ),
+        Example(4, 2, 1, -28.77582, False, 1, prefix=(1, 2), suffix=(1234,), text="1234"),
+        details,
+        details.coarse(),
+        SkewNormal(1.0, 20.0, 3.0, 0.1, references=np.array([5.4321])),
+    ):
+        said = repr(one)
+        assert not re.search(r"\d\.\d{4}|1234|51362|5\.43|canary|[1-9]\.\d+e-05", said), said
 
 
 @pytest.mark.parametrize("measured", [True, False])
@@ -187,10 +213,12 @@ def test_an_audit_is_written_and_shown_with_the_same_steps(measured: bool) -> No
     (kept,) = Audit.from_dict(audit.to_dict())
     if measured:
         assert kept.exposure is not None and math.isnan(kept.log_perplexity)
-        assert kept.bits == coarse_exposure(exposure).bits != exposure.bits
+        assert kept.bits == exposure.coarse().bits != exposure.bits
     else:
         assert kept.log_perplexity == 13 and kept.at_least <= entry.at_least
-    assert "12.34" not in str(audit) + str(audit.to_dict()) + audit.to_pandas().to_csv()
+    assert (
+        "12.34" not in str(audit) + str(entry) + str(audit.to_dict()) + audit.to_pandas().to_csv()
+    )
     assert "51362" not in str(audit.to_dict())
 
 
@@ -225,7 +253,7 @@ def test_whatever_is_shown_or_shared_depends_on_no_more_than_the_coarse_figures(
 
 def shown(found: Exposures, base: Exposures, canaries: Canaries, weights: Path) -> Iterator[str]:
     """All that is printed, logged or written of exposures, without `reveal`."""
-    yield f"{found}{found!r}{found._repr_html_()}{json.dumps(found.to_dict())}"
+    yield f"{found}{found!r}{list(found)}{found._repr_html_()}{json.dumps(found.to_dict())}"
     yield str(found.to_pandas().to_csv())
     members, beside = found.membership(), found.beside(base)
     yield f"{members}{members!r}{members._repr_html_()}"
@@ -234,7 +262,7 @@ def shown(found: Exposures, base: Exposures, canaries: Canaries, weights: Path) 
         Measurement(step, exposures, metrics={"eval_loss": 3.0 - step})
         for step, exposures in enumerate((base, found))
     )
-    yield f"{history!r}{json.dumps(history.to_dict())}{history.to_pandas().to_csv()}"
+    yield f"{history!r}{list(history)}{json.dumps(history.to_dict())}{history.to_pandas().to_csv()}"
     for per_canary in (False, True):
         card = ModelCard("---\n{}\n---\n")
         yield str(add_exposure_to_card(card, found, history=history, per_canary=per_canary))
