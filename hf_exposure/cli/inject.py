@@ -25,10 +25,11 @@ from hf_exposure.cli.options import (
     Split,
     Template,
 )
-from hf_exposure.cli.terminal import out, print_json
+from hf_exposure.cli.terminal import out, print_json, shows_progress
 from hf_exposure.models.loading import quiet
 from hf_exposure.utils.checks import check_path
 from hf_exposure.utils.files import replacing
+from hf_exposure.utils.progress import writing_bar
 
 _DRAWING = (
     "template",
@@ -149,8 +150,9 @@ def inject(
             file = row_file(Path(dataset), column)
             injector = injector_for(file, chosen, seed, mode, near_start)
             chosen.save(canaries)
-            with replacing(output) as target:
-                file.write(target, injector)
+            size, show = Path(dataset).stat().st_size, shows_progress(as_json)
+            with replacing(output) as target, writing_bar(show, target, size) as watched:
+                file.write(watched, injector)
             before, columns = file.count, file.columns
         else:
             rows = load_rows(dataset, split=split)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 
 @contextmanager
@@ -17,7 +18,18 @@ def progress_bar(show: bool, what: str = "exposure") -> Iterator[Callable[[int],
     with tqdm(desc=what, unit=" token-forwards", unit_scale=True) as bar:
 
         def tick(forwards: int) -> None:
-            bar.n = forwards
-            bar.refresh()
+            bar.update(forwards - bar.n)  # shown ten times a second at most
 
         yield tick
+
+
+@contextmanager
+def writing_bar(show: bool, file: BinaryIO, size: int) -> Iterator[BinaryIO]:
+    """A file to write to, with a bar of the bytes written of about `size`, or none."""
+    if not show:
+        yield file
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm.wrapattr(file, "write", total=size, desc="inserting") as watched:
+        yield watched
