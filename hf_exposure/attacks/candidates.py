@@ -203,8 +203,6 @@ def rank_candidates(
     """
     if check_choice("rank_candidates: by", by, RANKINGS) == "reference" and reference is None:
         raise ValueError(_NO_REFERENCE)
-    if batch_size is not None:
-        check_count("rank_candidates: batch_size", batch_size, least=1)
     start = time.perf_counter()
     counts = _counts(generated, prefix)
     pairs = list(counts)

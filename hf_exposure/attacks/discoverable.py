@@ -153,7 +153,6 @@ def discoverable_extraction(
         ("prefix_tokens", prefix_tokens, 1),
         ("suffix_tokens", suffix_tokens, 1),
         ("near", near, 0),
-        ("batch_size", batch_size, 1),
         ("max_forwards", max_forwards, 1),
     ):
         if value is not None:

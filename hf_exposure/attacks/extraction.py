@@ -123,13 +123,7 @@ class Extractions(Result[Extraction]):
     def coarse(self) -> Extractions:
         """The same without telling which strings are canaries that are not the likeliest: the place
         of such a one is as good as the secret, for those who have the model."""
-        return Extractions(
-            leading(self),
-            format=self.format,
-            forwards=self.forwards,
-            seconds=self.seconds,
-            settings=self.settings,
-        )
+        return self._like(leading(self))
 
     def _canary(self, one: Extraction) -> Canary | MaskedCanary:
         """The canary that it is, or would be."""
@@ -250,8 +244,7 @@ def extract_secrets(
         (0.4, True, 163)
     """
     check_count("extract_secrets: count", count, least=1)
-    limits = {"beam_width": beam_width, "max_forwards": max_forwards, "batch_size": batch_size}
-    for name, value in limits.items():
+    for name, value in {"beam_width": beam_width, "max_forwards": max_forwards}.items():
         if value is not None:
             check_count(f"extract_secrets: {name}", value, least=1)
     if canaries is not None and not isinstance(canaries, Canaries):

@@ -110,7 +110,6 @@ def generate_secrets(
     """
     canaries = canaries if isinstance(canaries, Canaries) else Canaries(canaries)
     check_count("generate_secrets: num_samples", num_samples, least=1, most=MOST_DRAWS)
-    check_count("generate_secrets: batch_size", batch_size, least=1)
     if (temperature := generate_kwargs.get("temperature")) is not None:
         check_temperature("generate_secrets: temperature", temperature)
     for name, instead in _OWN.items():

@@ -89,14 +89,7 @@ class Generations(Result[Generated]):
         """The same without counts that would tell a secret to those who repeat the generation: how
         often a canary came out is told if that is more than half of the time, and of others whether
         they did (`times` is 1)."""
-        return Generations(
-            (one.coarse() for one in self),
-            attempts=self.attempts,
-            texts=self.texts,
-            forwards=self.forwards,
-            seconds=self.seconds,
-            settings=self.settings,
-        )
+        return self._like(one.coarse() for one in self)
 
     # Tables
 

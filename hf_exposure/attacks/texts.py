@@ -20,7 +20,7 @@ from hf_exposure.models.causal import ContextError
 from hf_exposure.models.continuations import TextModel, TokenSignals
 from hf_exposure.models.undisturbed import undisturbed
 from hf_exposure.utils.arrays import Floats
-from hf_exposure.utils.checks import check_choice, check_count, check_number
+from hf_exposure.utils.checks import check_choice, check_number
 from hf_exposure.utils.progress import progress_bar
 from hf_exposure.utils.typed import typed
 from hf_exposure.utils.words import plural
@@ -161,12 +161,7 @@ class TextScores(Result[TextScore]):
 
     def coarse(self) -> TextScores:
         """The same to one decimal: with the model, more would tell what stands in a text."""
-        return TextScores(
-            (one.coarse() for one in self),
-            forwards=self.forwards,
-            seconds=self.seconds,
-            settings=self.settings,
-        )
+        return self._like(one.coarse() for one in self)
 
     def _entry(self, item: TextScore, reveal: bool) -> dict[str, Any]:
         return asdict(item if reveal else replace(item.coarse(), text=MASK * len(item.text)))
@@ -223,8 +218,6 @@ def score_texts(
     check_number(f"{_WHERE} k", k, 0, 100)
     if not k:
         raise ValueError(f"{_WHERE} k={k} looks at no token; give per cent, such as 20")
-    if batch_size is not None:
-        check_count(f"{_WHERE} batch_size", batch_size, least=1)
     start = time.perf_counter()
     every = list(texts)
     with progress_bar(progress, "texts") as tick:

@@ -116,7 +116,7 @@ def audit_dataset(
     check_count("audit_dataset: max_characters", max_characters, least=1)
     check_count("audit_dataset: samples", samples)
     limits = {"limit": (limit, 1), "top": (top, 0), "max_forwards": (max_forwards, 0)}
-    for name, (value, least) in {**limits, "batch_size": (batch_size, 1)}.items():
+    for name, (value, least) in limits.items():
         if value is not None:
             check_count(f"audit_dataset: {name}", value, least)
     settings = Settings("auto", samples, max_forwards, confidence, seed, batch_size, bos)

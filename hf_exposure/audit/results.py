@@ -151,17 +151,8 @@ class Audit(Result[AuditEntry]):
 
     def coarse(self) -> Audit:
         """The same with figures coarse enough not to point at a secret; see `Exposures.coarse`."""
-        return Audit(
-            (item.coarse() for item in self),
-            rows=self.rows,
-            found=self.found,
-            false=self.false,
-            skipped=self.skipped,
-            scan_seconds=self.scan_seconds,
-            forwards=rounded(self.forwards),
-            seconds=self.seconds,
-            settings=self.settings,
-        )
+        items = (item.coarse() for item in self)
+        return self._like(items, forwards=rounded(self.forwards))
 
     @property
     def measured(self) -> list[AuditEntry]:

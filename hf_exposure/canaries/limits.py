@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hf_exposure.utils.checks import check_count, check_number, check_share, check_type
@@ -46,12 +46,7 @@ class Limits:
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments, for JSON."""
-        return {
-            "max_exposure": self.max_exposure,
-            "max_tpr": self.max_tpr,
-            "fpr": self.fpr,
-            "repetitions": self.repetitions,
-        }
+        return asdict(self)
 
     @property
     def who(self) -> str:

@@ -99,7 +99,6 @@ class CompletionsScorer:
         what = "CompletionsScorer"
         if not model:
             raise ValueError(f"{what}: model is empty; give the name that the server knows")
-        check_count(f"{what}: batch_size", batch_size, least=1)
         check_count(f"{what}: workers", workers, least=1, most=_MOST_WORKERS)
         check_count(f"{what}: retries", retries)
         check_number(f"{what}: timeout", timeout, 0, _LONGEST, open_ends=True)

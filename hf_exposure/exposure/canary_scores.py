@@ -9,7 +9,6 @@ import numpy as np
 
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.utils.arrays import Floats
-from hf_exposure.utils.checks import check_type
 from hf_exposure.utils.typed import typed
 
 
@@ -68,9 +67,6 @@ def canary_scores(
     measured = [exposures] if isinstance(exposures, Exposures) else list(exposures)
     if not measured:
         raise ValueError("canary_scores: exposures is empty; give at least one measurement")
-    wanted = "a result of measure_exposure, or a list of them"
-    for one in measured:
-        check_type("canary_scores: exposures", one, Exposures, wanted)
     first = measured[0]
     planned = sorted({item.canary.planned for item in first if item.canary.planned})
     if not planned:

@@ -5,6 +5,7 @@ Secrets are masked in all that is printed or written, unless `reveal=True`.
 
 from __future__ import annotations
 
+import copy
 import functools
 import html
 import importlib.metadata
@@ -211,9 +212,13 @@ class Document(ABC):
             FileExistsError: another file is there, and not `overwrite`.
             OSError: it cannot be written.
         """
-        text = json.dumps(self.to_dict(reveal), indent=1, ensure_ascii=False, allow_nan=False)
         where = f"{type(self).__name__}.save"
-        return write_text(path, text + "\n", where=where, overwrite=overwrite)
+        return write_text(path, self._text(reveal), where=where, overwrite=overwrite)
+
+    def _text(self, reveal: bool) -> str:
+        """The text of the file."""
+        data = self.to_dict(reveal)
+        return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     @typed
@@ -258,6 +263,12 @@ class Result(Tabular, Document, Rows[T]):
     def took(self) -> str:
         """The last words of a summary: forwards, with two digits, and seconds."""
         return f"{rounded(self.forwards):,} token-forwards in {self.seconds:.1f} s"
+
+    def _like(self, items: Iterable[T], **changed: Any) -> Self:
+        """The same with other rows, and with what else is changed."""
+        out = copy.copy(self)
+        vars(out).update(changed, _items=tuple(items))
+        return out
 
     @abstractmethod
     def _entry(self, item: T, reveal: bool) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Document, to_jsonable
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.utils.checks import check_count, check_number
-from hf_exposure.utils.files import write_text
 from hf_exposure.utils.typed import typed
 
 if TYPE_CHECKING:
@@ -140,25 +139,8 @@ class History(Document, Sequence[Measurement]):
             frames.append(frame)
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
-    @typed
-    def save(
-        self, path: str | os.PathLike[str], reveal: bool = False, overwrite: bool = False
-    ) -> Path:
-        """Write JSON, one measurement a line, whole or not at all.
-
-        Args:
-            reveal: with the secrets.
-            overwrite: replace another file that is there.
-
-        Returns:
-            The path.
-
-        Raises:
-            FileExistsError: another file is there, and not `overwrite`.
-            OSError: it cannot be written.
-        """
-        text = text_of(item.line(reveal) for item in self)
-        return write_text(path, text, where="History.save", overwrite=overwrite)
+    def _text(self, reveal: bool) -> str:
+        return text_of(item.line(reveal) for item in self)
 
     @classmethod
     @typed

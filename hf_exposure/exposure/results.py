@@ -273,10 +273,9 @@ class Exposures(Result[Exposure]):
         own = {fmt: [one for one in self if one.canary.format == fmt] for fmt in self.formats}
         known = self.settings.items()
         settings = {name: rounded(x) if name == "peak_bytes" else x for name, x in known}
-        return Exposures(
+        return self._like(
             (item.coarse() for item in self),
             forwards=rounded(self.forwards),
-            seconds=self.seconds,
             settings=settings,
             formats={fmt: coarse_details(one, own[fmt]) for fmt, one in self.formats.items()},
             skipped=[(canary, self._masked(why)) for canary, why in self.skipped],

@@ -91,27 +91,18 @@ def write_report(
         TypeError: an argument is something else.
         OSError: the file cannot be written.
     """
-    page = render_report(
-        exposures=exposures,
-        history=history,
-        extractions=extractions,
-        generations=generations,
-        compare=compare,
-        title=title,
-        notes=notes,
-        reveal=reveal,
-        evidence=evidence,
-    )
+    found = exposures, history, extractions, generations, compare
+    page = render_report(*found, title=title, notes=notes, reveal=reveal, evidence=evidence)
     return write_text(path, page, where="write_report", overwrite=overwrite)
 
 
 def render_report(
-    *,
     exposures: Exposures | None = None,
     history: History | None = None,
     extractions: Extractions | Iterable[Extractions] = (),
     generations: Generations | None = None,
     compare: Exposures | Iterable[Exposures] = (),
+    *,
     title: str = "Memorization report",
     notes: str | Iterable[str] = (),
     reveal: bool = False,
@@ -122,20 +113,6 @@ def render_report(
 
     searches = [extractions] if isinstance(extractions, Extractions) else list(extractions)
     others = [compare] if isinstance(compare, Exposures) else list(compare)
-    for name, kind, values in (
-        ("exposures", Exposures, [exposures] if exposures is not None else []),
-        ("history", History, [history] if history is not None else []),
-        ("extractions", Extractions, searches),
-        ("generations", Generations, [generations] if generations is not None else []),
-        ("compare", Exposures, others),
-        ("evidence", Evidence, [evidence] if evidence is not None else []),
-    ):
-        for value in values:
-            if not isinstance(value, kind):
-                raise TypeError(
-                    f"write_report: {name} has something of type {type(value).__name__}; it takes "
-                    f"{kind.__name__}, such as {kind.__name__}.load reads from a file"
-                )
     if exposures is None:
         if history is None or not len(history):
             raise ValueError(

@@ -85,6 +85,10 @@ def _check_least_0(what: str, value: Any) -> None:
     check_count(what, value, least=0)
 
 
+def _check_least_1(what: str, value: Any) -> None:
+    check_count(what, value, least=1)
+
+
 def _check_card(what: str, value: Any) -> None:
     if not hasattr(value, "data") or not hasattr(value, "content"):  # a ModelCard
         check_path(what, value)
@@ -115,6 +119,7 @@ _SPECIAL: dict[str, Callable[[str, Any], object]] = {
 }
 # Arguments that are called the same everywhere have the same range everywhere.
 _NAMED: dict[str, tuple[str, Callable[[str, Any], object]]] = {
+    "batch_size": ("int", _check_least_1),
     "confidence": ("float", check_share),
     "seed": ("int", _check_least_0),
     "step": ("int", _check_least_0),

@@ -230,11 +230,12 @@ def test_the_methods_on_the_page_are_explained() -> None:
     assert "<strong>sampling</strong>" not in page
 
 
-def test_a_wrong_argument_is_named() -> None:
-    with pytest.raises(TypeError, match="exposures has something of type str; it takes Exposures"):
-        render_report(exposures="exposures.json")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="extractions has something of type Extraction;"):
-        render_report(exposures=measured(), extractions=list(extractions()))  # type: ignore[arg-type]
+def test_a_wrong_argument_is_named(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    with pytest.raises(TypeError, match="exposures must be an Exposures object, not str"):
+        write_report(page, exposures="exposures.json")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="each of them must be an Extractions object, not Extr"):
+        write_report(page, exposures=measured(), extractions=list(extractions()))  # type: ignore[arg-type]
 
 
 def test_the_reason_why_a_canary_was_left_out_is_masked_too() -> None:
