@@ -112,7 +112,10 @@ def _check_lengths(arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """Run it. What goes wrong is said in one line; HF_EXPOSURE_TRACEBACK=1 shows where."""
+    """Run it. What goes wrong is said in one line; HF_EXPOSURE_TRACEBACK=1 shows where.
+
+    The exit code is 1 then, or 2 of commands whose exit code 1 is a verdict.
+    """
     warnings.formatwarning = _one_line
     try:
         _check_lengths(sys.argv[1:])
@@ -132,4 +135,4 @@ def main() -> None:
         said = in_options(str(error).strip())
         expected = isinstance(error, (ValueError, TypeError, OSError, RuntimeError, ImportError))
         fail(said if said and expected else f"{type(error).__name__}: {said}")
-        sys.exit(1)
+        sys.exit(2 if sys.argv[1:2] in (["gate"], ["verify"]) else 1)

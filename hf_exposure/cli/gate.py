@@ -57,7 +57,8 @@ def gate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether a measurement keeps limits: exit code 0 passed, 1 failed, 3 inconclusive.
+    """Say whether a measurement keeps limits: exit code 0 passed, 1 failed, 3 inconclusive; 2 where
+    nothing could be judged.
 
     Without limits, those that were written into the manifest with the canaries are taken. Of a
     training's history the last evaluation is judged, by a bound that holds for all together.
@@ -67,7 +68,7 @@ def gate(
     check_path("gate", results)
     check_file(junit, "--junit", apart=[results, limits, survival])
     check_file(markdown, "--markdown", apart=[results, limits, survival, junit])
-    exposures, history = measured(results, None)
+    exposures, history = measured(results, None, "gate")
     look = 1
     if exposures is None and history is not None and len(history):
         # As ExposureCallback(limits=...) judges it: who looks often must not see alarms more often.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -109,11 +110,25 @@ def read_limits(path: Path, changes: Mapping[str, float]) -> Limits:
     """The limits of a YAML file, some of them changed."""
     import yaml  # type: ignore[import-untyped]
 
+    class Once(yaml.SafeLoader):  # type: ignore[misc]
+        """Of two values for one name it would take the last, however lax."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [name.value for name, _ in node.value]
+            for name in names:
+                if names.count(name) > 1:
+                    raise yaml.YAMLError(f"{name} stands there twice")
+            return dict(super().construct_mapping(node, deep))
+
+    # YAML 1.1 reads 1e-3, which has no point, as a text.
+    exponent = re.compile(r"[-+]?\d+[eE][-+]?\d+")
+    Once.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+0123456789"))
+
     from hf_exposure.canaries.limits import Limits
 
     check_read(path, "--limits")
     try:
-        known = yaml.safe_load(path.read_text(encoding="utf-8"))
+        known = yaml.load(path.read_text(encoding="utf-8"), Once)
         return Limits.from_dict({**known, **changes} if isinstance(known, dict) else known)
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
         said = " ".join(str(error).split())

@@ -103,8 +103,14 @@ def report(
         out.print(f"Now open {page}")
 
 
-def measured(results: Path, canaries: Canaries | None) -> tuple[Exposures | None, History | None]:
-    """The exposures and the history in a file, or those in a folder."""
+def measured(
+    results: Path, canaries: Canaries | None, where: str = "report"
+) -> tuple[Exposures | None, History | None]:
+    """The exposures and the history in a file, or those in a folder.
+
+    Args:
+        where: the command, to begin errors with.
+    """
     from hf_exposure.exposure.history import HISTORY_FILE, History
     from hf_exposure.exposure.results import Exposures
 
@@ -112,20 +118,18 @@ def measured(results: Path, canaries: Canaries | None) -> tuple[Exposures | None
         files = [results / "exposures.json", results / HISTORY_FILE]
         there = [file for file in files if file.is_file()]
         if not there:
-            raise OSError(
-                f"report: the folder {str(results)!r} has neither exposures.json nor {HISTORY_FILE}"
-            )
+            neither = f"neither exposures.json nor {HISTORY_FILE}"
+            raise OSError(f"{where}: the folder {str(results)!r} has {neither}")
     else:
         there = [results]
-    exposures, history = None, None
-    for file in there:
-        kind = load_json(file, lambda data: data, "report", _WANTED)
-        kind = kind.get("kind") if isinstance(kind, dict) else None
-        if kind == "history":
-            history = History.load(file, canaries)
-        else:
-            exposures = Exposures.load(file, canaries)
-    return exposures, history
+
+    def read(data: Any) -> Exposures | History:
+        of_training = isinstance(data, dict) and data.get("kind") == History.kind
+        return (History if of_training else Exposures).from_dict(data, canaries)
+
+    found = [load_json(file, read, where, _WANTED) for file in there]
+    exposures = next((one for one in found if isinstance(one, Exposures)), None)
+    return exposures, next((one for one in found if isinstance(one, History)), None)
 
 
 def _found(path: Path, canaries: Canaries | None) -> tuple[list[Extractions], Generations | None]:

@@ -22,7 +22,9 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check evidence with the manifest: exit code 0 if all agrees, else 1."""
+    """Check evidence with the manifest: exit code 0 if all agrees, else 1; 2 where nothing could be
+    checked.
+    """
     from hf_exposure.canaries.loading import load_manifest
     from hf_exposure.reports.evidence import Evidence
 

@@ -18,8 +18,9 @@ from scipy import special, stats
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.exposure.details import FormatDetails
 from hf_exposure.exposure.documents import Rows, Tabular
-from hf_exposure.exposure.estimators import clopper_pearson
+from hf_exposure.exposure.estimators import clopper_pearson, exp2
 from hf_exposure.exposure.records import Exposure
+from hf_exposure.exposure.steps import COARSE
 from hf_exposure.utils.arrays import Bools, Floats
 from hf_exposure.utils.checks import check_share
 from hf_exposure.utils.typed import typed
@@ -128,13 +129,21 @@ class Ranks:
     above_high: Floats
 
     @classmethod
-    def of(cls, items: Sequence[Exposure], formats: Mapping[SecretFormat, FormatDetails]) -> Ranks:
+    def of(
+        cls,
+        items: Sequence[Exposure],
+        formats: Mapping[SecretFormat, FormatDetails],
+        coarse: bool = False,
+    ) -> Ranks:
         """Those of measured canaries.
 
         N is the size of R less the other inserted canaries of its format. An exact rank gives the
         p-value itself, with ties against the canary; an estimated one its interval. Among n uniform
         references of which k are not less likely it is (1 + k) / (1 + n), which is valid as it
         stands; if none is, it may be any smaller one.
+
+        Args:
+            coarse: the figures are those of a masked file: a rank lies anywhere in its step.
         """
         inserted = Counter(one.canary.format for one in items if one.canary.inserted)
         rows = []
@@ -144,14 +153,21 @@ class Ranks:
             others = max(1, strings - 1)
             shares = (one.rank - one.ties / 2, one.rank_low, one.rank_high)
             above = [min(1.0, max(0.0, (rank - 1) / others)) for rank in shares]
-            if one.exact:
+            low, high, certain = one.rank_low, one.rank_high, one.exact
+            if coarse and not (one.exact and one.rank_high < 1.5):
+                low = max(1.0, exp2(fmt.bits - one.high - COARSE))
+                high, certain = exp2(fmt.bits - one.low + COARSE), False
+            if certain:
                 least = most = min(1.0, one.rank / strings)
-            elif one.method == "auto" or one.method == "exact":
-                least, most = one.rank_low / strings, one.rank_high / strings
+            elif one.exact or one.method == "auto" or one.method == "exact":
+                least, most = low / strings, high / strings
             else:
                 most = one.p_value if one.method == "sampling" else _among(one, formats.get(fmt))
-                unknown = math.isnan(most)
-                least, most = (0.0, 1.0) if unknown else (0.0 if one.rank_low <= 1 else most, most)
+                least = 0.0 if one.rank_low <= 1 else most
+                if coarse:
+                    least, most = min(least, low / strings), most * exp2(COARSE)
+                if math.isnan(most):
+                    least, most = 0.0, 1.0
                 if one.method == "skewnorm":
                     above = [most, least, most]
             rows.append((least, min(most, 1.0), above[0], min(above), max(above)))
@@ -184,15 +200,19 @@ def membership_of(
     formats: Mapping[SecretFormat, FormatDetails],
     fpr: float | Sequence[float],
     confidence: float,
+    coarse: bool,
 ) -> Membership:
-    """The rows of measured canaries; see `Exposures.membership`."""
+    """The rows of measured canaries; see `Exposures.membership` and `Ranks.of`."""
     rates = [fpr] if isinstance(fpr, float | int) else list(fpr)
     if not rates:
         raise ValueError("Exposures.membership: fpr is empty; give at least one rate")
     for rate in rates:
         check_share("Exposures.membership: fpr", rate)
     rows = membership_rows(
-        Ranks.of(items, formats), [one.canary.repetitions for one in items], rates, confidence
+        Ranks.of(items, formats, coarse),
+        [one.canary.repetitions for one in items],
+        rates,
+        confidence,
     )
     extrapolated = any(one.method == "skewnorm" and not one.exact for one in items)
     return Membership(rows, confidence, extrapolated)

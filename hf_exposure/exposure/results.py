@@ -125,6 +125,10 @@ class Exposures(Result[Exposure]):
         """Whether canaries are ranked by log-perplexity, and not by another score."""
         return bool(self.settings.get("score", "log_perplexity") == "log_perplexity")
 
+    @property
+    def _is_coarse(self) -> bool:
+        return self.settings.get("coarse") is True
+
     @typed
     def is_bound(self, one: Exposure) -> bool:
         """Whether a figure is no estimate but what is proved at the least, since nothing was drawn:
@@ -176,7 +180,7 @@ class Exposures(Result[Exposure]):
             ...  Exposures([one]).membership(fpr=0.01)]
             [(8, 1, 1), (None, 1, 1)]
         """
-        return membership_of(self, self.formats, fpr, self.confidence)
+        return membership_of(self, self.formats, fpr, self.confidence, self._is_coarse)
 
     @typed
     def check(
@@ -211,7 +215,7 @@ class Exposures(Result[Exposure]):
             survival=None if survival is None else lost_and_all(survival),
             agreed=self.settings.get("limits"),
         )
-        ranks = Ranks.of(self, self.formats)
+        ranks = Ranks.of(self, self.formats, self._is_coarse)
         return judge(limits, self.coarse(), ranks, measured, self.confidence, look)
 
     @typed
@@ -273,6 +277,7 @@ class Exposures(Result[Exposure]):
         own = {fmt: [one for one in self if one.canary.format == fmt] for fmt in self.formats}
         known = self.settings.items()
         settings = {name: rounded(x) if name == "peak_bytes" else x for name, x in known}
+        settings["coarse"] = True
         return self._like(
             (item.coarse() for item in self),
             forwards=rounded(self.forwards),

@@ -23,6 +23,7 @@ from hf_exposure.exposure.estimators import exp2
 from hf_exposure.utils.words import digits
 
 FIRST = math.log2(1.5)  # log2 of a rank below which it is 1
+COARSE = 0.1  # bits: the ends of intervals may lie so far within what they stand for
 FINE = 10.0  # log2 of the rank from which exposures are given in steps of 0.1 bit
 _STEPS = ((8.0, 0.5), (6.0, 1.0), (4.0, 2.0))  # from this log2 of the rank on, so wide
 

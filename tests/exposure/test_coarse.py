@@ -60,6 +60,23 @@ def ranked(fmt: SecretFormat, rank: float, spread: float = 0.0, **given: Any) ->
     return Exposure(canary, bits, low, high, *ranks, **usual | given)
 
 
+@pytest.mark.parametrize("fpr", [0.03, 0.01, 0.001])
+@pytest.mark.parametrize("method", ["auto", "sampling"])
+def test_a_masked_file_detects_no_canary_that_is_not_and_leaves_out_none(
+    method: str, fpr: float
+) -> None:
+    """Across the threshold a step of ranks is undecided; it was taken for its middle before."""
+    small = range(1, 400)
+    large = (int(fpr * NINE.size * 2 ** (step / 50)) for step in range(-10, 11))
+    for one in [*(ranked(FOUR, rank) for rank in small), *(ranked(NINE, rank) for rank in large)]:
+        given = {} if method == "auto" else {"exact": False, "low": one.bits - 1, "rank_low": 2.0}
+        (true, _) = Exposures([replace(one, method=method, **given)]).membership(fpr)
+        masked = Exposures([replace(one, method=method, **given)]).coarse()
+        for again in (masked, Exposures.from_dict(masked.to_dict())):
+            (row, _) = again.membership(fpr)
+            assert row.detected <= true.detected <= row.detected + row.undecided, one.rank
+
+
 def figures(one: Exposure) -> tuple[str, ...]:
     return tuple(str(getattr(one, entry.name)) for entry in fields(one) if entry.name != "canary")
 

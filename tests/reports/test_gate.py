@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 from hf_exposure import cli
 from hf_exposure.canaries.limits import Limits
 from hf_exposure.canaries.sets import Canaries
+from hf_exposure.cli.inputs import read_limits
 from hf_exposure.exposure.history import History, Measurement
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.reports.gate import to_junit, to_markdown
@@ -68,6 +71,42 @@ def test_limits_come_from_a_file_and_options_before_it(tmp_path: Path) -> None:
     assert run(file, "--limits", limits, "--max-exposure", "1", "--json")[0] == 3
     limits.write_text("max_exposure: [1\n")
     assert run(file, "--limits", limits)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ("max_exposure: 10\nmax_exposure: 20\n", "max_exposure stands there twice"),
+        ("max_exposures: 10\n", "'max_exposures' is not known"),
+        ("max_exposure: -1\n", "is too small"),
+        ("max_tpr: 5%\n", "must be a number"),
+        ("", "must be names and numbers"),
+        (None, "there is no file"),
+    ],
+)
+def test_a_mistake_is_no_verdict(
+    limits: str | None,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file, exposures = tmp_path / "limits.yaml", KEPT.save(tmp_path / "exposures.json")
+    if limits is None:
+        file = exposures = tmp_path / "none"
+    else:
+        file.write_text(limits)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(sys, "argv", ["hf-exposure", "gate", f"{exposures}", "--limits", f"{file}"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
+def test_limits_may_have_an_exponent(tmp_path: Path) -> None:
+    (tmp_path / "limits.yaml").write_text("max_tpr: 5e-2\nfpr: 1e-3\n")
+    assert read_limits(tmp_path / "limits.yaml", {}) == Limits(max_tpr=0.05, fpr=0.001)
 
 
 def test_limits_that_stand_in_the_manifest_are_taken(tmp_path: Path) -> None:
