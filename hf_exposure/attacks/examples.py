@@ -212,7 +212,6 @@ of at least 0.5; 200 token-forwards in 0.5 s
     def _rate(self, holds: Bools, confidence: float, undecided: int = 0) -> Rate:
         if not len(self):
             raise ValueError("Discoverable: no example was measured")
-        check_share("Discoverable: confidence", confidence)
         count, total = int(holds.sum()), len(self)
         low, _ = clopper_pearson(count, total, confidence)
         _, high = clopper_pearson(count + undecided, total, confidence)

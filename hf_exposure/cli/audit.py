@@ -27,7 +27,7 @@ from hf_exposure.cli.options import (
     Split,
     Tokenizer,
 )
-from hf_exposure.cli.terminal import out, print_json, shows_progress
+from hf_exposure.cli.terminal import deliver, shows_progress
 from hf_exposure.models.loading import quiet
 
 
@@ -118,9 +118,4 @@ def audit(
             batch_size=batch_size,
             progress=shows_progress(as_json),
         )
-    if as_json:
-        print_json(result.to_dict(reveal))
-    else:
-        out.print(result.table(reveal))
-    if output is not None:
-        result.save(output, reveal, overwrite=True)
+    deliver(result.to_dict(reveal), [result.table(reveal)], as_json, output)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,9 +38,8 @@ from hf_exposure.cli.options import (
     Template,
     Tokenizer,
 )
-from hf_exposure.cli.terminal import out, print_json, shows_progress
+from hf_exposure.cli.terminal import deliver, shows_progress
 from hf_exposure.models.loading import quiet
-from hf_exposure.utils.files import write_text
 
 
 def extract(
@@ -141,15 +139,8 @@ def extract(
         "extractions": [one.to_dict(reveal) for one in found],
         "generations": written.to_dict(reveal) if written is not None else None,
     }
-    if as_json:
-        print_json(data)
-    else:
-        for one in found:
-            out.print(one.table(reveal))
-        if written is not None:
-            out.print(written.table(reveal))
-    if output is not None:
-        write_text(output, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    every: list[Any] = found if written is None else [*found, written]
+    deliver(data, [one.table(reveal) for one in every], as_json, output)
     if card is not None or push_to_card:
         name = model if push_to_card else None
         add_to_card(card, name, revision, create_pr, None, extractions=found, generations=written)

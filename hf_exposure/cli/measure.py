@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,9 +31,8 @@ from hf_exposure.cli.options import (
     Seed,
     Tokenizer,
 )
-from hf_exposure.cli.terminal import out, print_json, progress, shows_progress
+from hf_exposure.cli.terminal import deliver, progress, shows_progress
 from hf_exposure.models.loading import quiet
-from hf_exposure.utils.files import write_text
 
 
 def measure(
@@ -162,12 +160,7 @@ def measure(
     if beside is not None:  # what reads exposures leaves this aside
         shown = beside if reveal else exposures.coarse().beside(of_base.coarse())
         data |= {"base": shown.base.to_dict(reveal), "gained": shown.gained}
-    if as_json:
-        print_json(data)
-    else:
-        out.print((beside or exposures).table(reveal))
-    if output is not None:
-        write_text(output, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    deliver(data, [(beside or exposures).table(reveal)], as_json, output)
     if card is not None or push_to_card:
         add_to_card(card, model if push_to_card else None, revision, create_pr, exposures)
 

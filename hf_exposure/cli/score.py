@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,9 +23,8 @@ from hf_exposure.cli.options import (
     Split,
     Tokenizer,
 )
-from hf_exposure.cli.terminal import out, print_json, progress, shows_progress
+from hf_exposure.cli.terminal import deliver, progress, shows_progress
 from hf_exposure.models.loading import quiet
-from hf_exposure.utils.files import write_text
 from hf_exposure.utils.words import plural
 
 
@@ -136,19 +134,12 @@ def score(
         found = scored(texts, "--dataset")
         unseen = None if others is None else scored(others, "--non-members")
     data = found.to_dict(reveal)
-    told = None
+    tables: list[Any] = [found.table(reveal)]
     if unseen is not None:  # what reads scores of texts leaves this aside
         told = membership_test(found, unseen, **options)
         data |= {"non_members": unseen.to_dict(reveal), "membership_test": told.to_dict()}
-    if as_json:
-        print_json(data)
-    else:
-        out.print(found.table(reveal))
-        if told is not None:
-            out.print()
-            out.print(told.table())
-    if output is not None:
-        write_text(output, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        tables += ["", told.table()]
+    deliver(data, tables, as_json, output)
 
 
 def _check_test(options: dict[str, Any], base: str | None, non_members: str | None) -> None:

@@ -6,12 +6,15 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
 from hf_exposure.utils.escapes import printable
+from hf_exposure.utils.files import write_text
 
 _WIDE = 10_000
 
@@ -52,6 +55,19 @@ def print_json(data: Any) -> None:
     text = json.dumps(data, indent=1, ensure_ascii=False)
     # JSON escapes some control characters itself; the others stand within texts alone.
     sys.stdout.write(printable(text, keep="\n", escape=json.dumps) + "\n")
+
+
+def deliver(
+    data: dict[str, Any], tables: Iterable[Any], as_json: bool, output: Path | None
+) -> None:
+    """Print results as JSON or as tables, and write the JSON to a file if there is to be one."""
+    if as_json:
+        print_json(data)
+    else:
+        for table in tables:
+            out.print(table)
+    if output is not None:
+        write_text(output, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def shows_progress(as_json: bool) -> bool:

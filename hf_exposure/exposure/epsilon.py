@@ -34,7 +34,7 @@ from hf_exposure.exposure.refuting import (
     rates_refute,
 )
 from hf_exposure.utils.arrays import Floats
-from hf_exposure.utils.checks import check_choice, check_count, check_number, check_share
+from hf_exposure.utils.checks import check_choice, check_count, check_number
 from hf_exposure.utils.typed import typed
 
 METHODS = ("one_run", "one_run_fdp", "one_run_order", "one_run_order_fdp", "clopper_pearson")
@@ -271,7 +271,7 @@ def estimate_epsilon(
         True
     """
     ranked = Ranked(_checked("in_scores", in_scores), _checked("out_scores", out_scores), seed)
-    _check(ranked, delta, confidence, method, guesses, threshold, repetitions)
+    _check(ranked, delta, method, guesses, threshold, repetitions)
     audit = _Audit(method, ranked.size, ranked.in_count, delta)
     rules = _rules(ranked, method, guesses, threshold)
     log_level = math.log1p(-confidence) - math.log(len(rules))
@@ -335,7 +335,6 @@ def _checked(name: str, scores: ArrayLike) -> Floats:
 def _check(
     ranked: Ranked,
     delta: float,
-    confidence: float,
     method: str,
     guesses: int | tuple[int, int] | None,
     threshold: float | None,
@@ -350,7 +349,6 @@ def _check(
             f"{where}: delta=0 with method={method!r}, but a Gaussian has no finite epsilon at "
             f"delta 0; give a small delta such as 1e-6, or use {method.removesuffix('_fdp')!r}"
         )
-    check_share(f"{where}: confidence", confidence)
     check_count(f"{where}: repetitions", repetitions, least=1)
     if guesses is not None:
         if threshold is not None or method == "clopper_pearson":

@@ -60,9 +60,8 @@ class SkewNormal:
                 "fit; use method='auto'"
             )
         shape, loc, scale = _most_likely(references)
-        mass = stats.skewnorm.cdf(np.sort(references), shape, loc, scale)
-        steps = np.arange(len(references) + 1) / len(references)
-        ks = float(max(np.max(steps[1:] - mass), np.max(mass - steps[:-1])))
+        mass = stats.skewnorm(shape, loc, scale).cdf
+        ks = float(stats.ks_1samp(references, mass, method="asymp").statistic)
         return cls(shape, loc, scale, ks, references)
 
     @typed

@@ -671,7 +671,7 @@ def test_what_was_measured_is_shown_before_a_file_that_cannot_be_written(
     def full(*arguments: object) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(sys.modules["hf_exposure.cli.measure"], "write_text", full)
+    monkeypatch.setattr(sys.modules["hf_exposure.cli.terminal"], "write_text", full)
     given = ["--model", model_folder, "--canaries", manifest, "--output", tmp_path / "out.json"]
     done = CliRunner().invoke(cli.app, [*map(str, ["measure", *given]), "--samples", "10"])
     assert str(done.exception) == "the disk is full"
