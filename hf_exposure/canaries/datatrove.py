@@ -5,6 +5,7 @@ Each task inserts its own share, which the manifest alone decides: restarts chan
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -17,13 +18,12 @@ from datatrove.data import Document
 from datatrove.io import get_datafolder
 from datatrove.pipeline.base import PipelineStep
 
-from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.commitment import manifest_commitment
 from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.places import Copies, splice
 from hf_exposure.canaries.search import Search, TextSearch, search_of
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.canaries.shards import check_same_shards, share_of, with_copies
+from hf_exposure.canaries.shards import check_same_shards, share_of
 from hf_exposure.canaries.survival import InjectionReport
 from hf_exposure.canaries.tally import Tally
 from hf_exposure.canaries.token_files import token_file
@@ -257,19 +257,27 @@ class InsertCanaries(PipelineStep):  # type: ignore[misc]
         """Insert the share of one task."""
         canaries, insertion = _alone(self._inserted, world_size)
         share = share_of(canaries, insertion, rank)
-        numbers = iter(range(share.copies))
+        seen, numbers = 0, itertools.count()
 
-        def added(canary: Canary, beside: Document) -> Document:
-            metadata = {**dict.fromkeys(beside.metadata), **self.metadata}
-            return Document(canary.text, f"canary/{rank:05d}/{next(numbers)}", metadata=metadata)
+        def added(copies: Copies, beside: Document) -> Iterator[Document]:
+            for _, canary in copies:
+                metadata = {**dict.fromkeys(beside.metadata), **self.metadata}
+                name = f"canary/{rank:05d}/{next(numbers)}"
+                yield Document(canary.text, name, metadata=metadata)
 
-        yield from with_copies(data, share, insertion, added, _spliced)
+        for document in data:
+            copies = share.places.get(seen, [])
+            seen += 1
+            share.check(seen)
+            if insertion.mode == "rows":
+                yield from added(copies, document)
+            elif copies:
+                document.text = splice(document.text or "", copies)
+            yield document
+        share.check(seen, ended=True)
+        if seen in share.places:  # behind the last document of all
+            yield from added(share.places[seen], document)
         self.stat_update("copies", value=share.copies)
-
-
-def _spliced(document: Document, copies: Copies) -> Document:
-    document.text = splice(document.text or "", copies)
-    return document
 
 
 class VerifyCanaries(PipelineStep):  # type: ignore[misc]

@@ -28,7 +28,7 @@ from hf_exposure.canaries.row_types import check_type_of_rows
 from hf_exposure.canaries.rows import cause
 from hf_exposure.canaries.search import Search, TextSearch, search_of
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.canaries.shards import Share, miscounted, share_of
+from hf_exposure.canaries.shards import Share, share_of
 from hf_exposure.canaries.survival import InjectionReport
 from hf_exposure.canaries.tally import Tally
 from hf_exposure.canaries.token_rows import chunks
@@ -174,13 +174,11 @@ class _Insert:
             )
         for part in _batches(path, rows):
             seen += len(part)
-            if seen > share.documents:
-                raise ValueError(miscounted(share, "more"))
+            share.check(seen)
             table = pa.Table.from_batches([part])
             with secrets_masked(injector.canaries):
                 yield self._changed(table, share, seen - len(part))
-        if seen < share.documents:
-            raise ValueError(miscounted(share, f"only {seen}"))
+        share.check(seen, ended=True)
         if table is not None and seen in share.places:
             yield self._rows(table, share.places[seen])
 

@@ -7,17 +7,13 @@ all documents would get. Memory grows with the copies and the number of shards a
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeVar
 
-from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.insertion import Insertion
 from hf_exposure.canaries.places import Copies, places_of
 from hf_exposure.canaries.sets import Canaries
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,20 @@ class Share:
         """How many copies the shard gets."""
         return sum(map(len, self.places.values()))
 
+    def check(self, seen: int, ended: bool = False) -> None:
+        """Refuse more documents than were counted or, at the end, fewer.
+
+        Raises:
+            ValueError: the copies would not go where they belong.
+        """
+        if seen > self.documents or (ended and seen < self.documents):
+            found = f"only {seen}" if ended else "more"
+            raise ValueError(
+                f"shard {self.shard} was counted to have {self.documents} documents, but has "
+                f"{found}, so that canaries would be in wrong places or missing; count what is "
+                "read here, with the same number of tasks, and insert again from the start"
+            )
+
 
 def share_of(canaries: Canaries, insertion: Insertion, shard: int) -> Share:
     """The share of one shard of `insertion.shards`."""
@@ -54,49 +64,6 @@ def share_of(canaries: Canaries, insertion: Insertion, shard: int) -> Share:
         if own == shard:
             places[place - starts[shard]] = copies
     return Share(shard, shards[shard], dict(sorted(places.items())))
-
-
-def with_copies(
-    documents: Iterable[T],
-    share: Share,
-    insertion: Insertion,
-    added: Callable[[Canary, T], T],
-    spliced: Callable[[T, Copies], T],
-) -> Iterator[T]:
-    """The documents of a shard with its copies: rows of their own, or spliced into documents.
-
-    Args:
-        added: the row of a canary, like the document beside it.
-        spliced: a document with copies in it.
-
-    Raises:
-        ValueError: there are more or fewer documents than were counted.
-    """
-    seen = 0
-    for document in documents:
-        if seen == share.documents:
-            raise ValueError(miscounted(share, "more"))
-        copies = share.places.get(seen, [])
-        seen += 1
-        if copies and insertion.mode == "splice":
-            yield spliced(document, copies)
-            continue
-        for _, canary in copies:
-            yield added(canary, document)
-        yield document
-    if seen < share.documents:
-        raise ValueError(miscounted(share, f"only {seen}"))
-    for _, canary in share.places.get(seen, []):
-        yield added(canary, document)
-
-
-def miscounted(share: Share, found: str) -> str:
-    """What to say where a shard has other documents than were counted."""
-    return (
-        f"shard {share.shard} was counted to have {share.documents} documents, but has {found}, so "
-        "that canaries would be in wrong places or missing; count what is read here, with the same "
-        "number of tasks, and insert again from the start"
-    )
 
 
 def check_same_shards(
