@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from hf_exposure.canaries.sets import Canaries
-from hf_exposure.exposure.documents import Document, to_jsonable
+from hf_exposure.exposure.documents import Document, Rows, to_jsonable
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.utils.checks import check_count, check_number
 from hf_exposure.utils.typed import typed
@@ -66,7 +66,7 @@ class Measurement:
 
 
 @typed
-class History(Document, Sequence[Measurement]):
+class History(Document, Rows[Measurement]):
     """Measurements in the order of training.
 
     Example:
@@ -79,14 +79,13 @@ class History(Document, Sequence[Measurement]):
     kind = "history"
 
     def __init__(self, items: Iterable[Measurement] = ()) -> None:
-        self._items = list(items)
+        self._items = tuple(items)
 
     @typed
     def append(self, measurement: Measurement) -> None:
         """Add the newest one; measurements at its step or later ones, of a training that was since
         taken up again from an earlier checkpoint, are dropped."""
-        self._items = [item for item in self._items if item.step < measurement.step]
-        self._items.append(measurement)
+        self._items = (*(item for item in self if item.step < measurement.step), measurement)
 
     @overload
     def __getitem__(self, index: int) -> Measurement: ...
@@ -95,12 +94,6 @@ class History(Document, Sequence[Measurement]):
     @typed
     def __getitem__(self, index: int | slice) -> Measurement | History:
         return History(self._items[index]) if isinstance(index, slice) else self._items[index]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __iter__(self) -> Iterator[Measurement]:
-        return iter(self._items)
 
     def __repr__(self) -> str:
         steps = f"steps {self[0].step} to {self[-1].step}" if self else "empty"

@@ -236,17 +236,28 @@ def read_canaries(
     named = [read_canary(entry, formats) for entry in entries]
     if canaries is None:
         return named
-    waiting = list(canaries)
-    out: list[Canary | MaskedCanary] = []
+    own, left = own_canaries(named, canaries)
+    if left:
+        raise ValueError(f"{len(left)} of these canaries are not in it")
+    return [*own]
+
+
+def own_canaries(
+    named: Iterable[Canary | MaskedCanary], canaries: Canaries
+) -> tuple[list[Canary], list[Canary]]:
+    """The canary of a set that each one is, masked or not, and those of the set that are left.
+
+    Raises:
+        ValueError: one is of another set.
+    """
+    left, out = list(canaries), []
     for found in named:
-        own = next((one for one in waiting if found in (one, one.masked())), None)
+        own = next((one for one in left if found in (one, one.masked())), None)
         if own is None:
             raise ValueError("it was measured with other canaries than these")
-        waiting.remove(own)
+        left.remove(own)
         out.append(own)
-    if waiting:
-        raise ValueError(f"{len(waiting)} of these canaries are not in it")
-    return out
+    return out, left
 
 
 def by_repetitions(items: Iterable[Exposure]) -> dict[int, list[Exposure]]:

@@ -313,8 +313,6 @@ class Exposures(Result[Exposure]):
         """
         return Beside(self, base)
 
-    # Tables
-
     @typed
     def cells(self, reveal: bool = False) -> tuple[list[str], list[list[str]]]:
         """The table as text: its headings, and a row of them for each canary, with its place."""
@@ -346,8 +344,6 @@ class Exposures(Result[Exposure]):
             line += f"; {plural(len(self.skipped), 'canary')} could not be scored: "
             line += self._masked(self.skipped[0][1])
         return line
-
-    # Files
 
     def _entry(self, item: Exposure, reveal: bool) -> dict[str, Any]:
         return {name: getattr(item, name) for name in NUMBERS}

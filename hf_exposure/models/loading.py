@@ -104,15 +104,13 @@ def check_model_name(name: str, argument: str) -> None:
         raise OSError(f"{argument}: there is no folder {name!r}; give one that is, or a Hub id")
 
 
-def load_tokenizer(name: str, argument: str = "load_model: tokenizer") -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """A tokenizer by folder or Hub id.
-
-    Args:
-        argument: what `name` is called in errors.
 
     Raises:
         OSError: there is none; the message names it.
     """
+    argument = "load_model: tokenizer"
     check_model_name(name, argument)
     try:
         return _tokenizer(name)

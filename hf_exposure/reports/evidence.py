@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from hf_exposure.canaries.sets import Canaries
 from hf_exposure.exposure.documents import Document, from_jsonable, to_jsonable
 from hf_exposure.exposure.limits import Verdict
 from hf_exposure.exposure.membership import MembershipRow
+from hf_exposure.exposure.records import own_canaries
 from hf_exposure.exposure.results import Exposures
 from hf_exposure.models.digest import weights_digest
 from hf_exposure.reports.tested import what_was_tested
@@ -90,7 +91,14 @@ class Evidence(Document):
             >>> evidence.verify(Canaries.load("canaries.json"))             # doctest: +SKIP
             []
         """
-        _check_same(exposures, canaries)
+        measured = [*(one.canary for one in exposures), *(one for one, _ in exposures.skipped)]
+        try:
+            own_canaries(measured, canaries)
+        except ValueError:
+            raise ValueError(
+                "Evidence.of: exposures were measured with other canaries than these; give the "
+                "manifest of the measurement"
+            ) from None
         searches = [extractions] if isinstance(extractions, Extractions) else list(extractions)
         settings = exposures.settings
         versions = dict(settings.get("versions", {}))
@@ -185,18 +193,3 @@ def _data_digests(canaries: Canaries, data: Any) -> dict[str, str]:
         one.name: keyed_digest(canaries, f"data {number}", chunks(one))
         for number, one in enumerate(files)
     }
-
-
-def _check_same(exposures: Exposures, canaries: Canaries) -> None:
-    waiting = list(canaries)
-    measured: Iterator[Any] = iter(
-        [*(one.canary for one in exposures), *(one for one, _ in exposures.skipped)]
-    )
-    for canary in measured:
-        own = next((one for one in waiting if canary in (one, one.masked())), None)
-        if own is None:
-            raise ValueError(
-                "Evidence.of: exposures were measured with other canaries than these; give the "
-                "manifest of the measurement"
-            )
-        waiting.remove(own)

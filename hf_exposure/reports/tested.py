@@ -106,10 +106,10 @@ def what_was_tested(
     )
 
 
-def noticeable_tpr(count: int, level: float, fpr: float = _FPR) -> float | None:
+def noticeable_tpr(count: int, level: float) -> float | None:
     """The least share of `count` canaries that would be noticed as detectable with a probability of
-    80 %: more of them detected at `fpr` than chance gives with probability `level`."""
-    needed = int(stats.binom.isf(level, count, fpr)) + 1
+    80 %: more detected at 1 % false positives than chance gives with probability `level`."""
+    needed = int(stats.binom.isf(level, count, _FPR)) + 1
     if needed > count:
         return None
     return float(round(special.betaincinv(needed, count - needed + 1, _POWER), 2))
