@@ -55,10 +55,10 @@ class Group:
             return
         lengths = self.lengths
         for at in _occurrences(data, self.head):
-            for length in lengths:
-                known = self.forms.get(data[at : at + length])
+            for end in (at + length for length in lengths if at + length <= len(data)):
+                known = self.forms.get(data[at:end])
                 if known is not None:
-                    yield at, at + length, known
+                    yield at, end, known
 
     def secret(self, start: int, end: int) -> tuple[int, int]:
         """Where, in an occurrence, the part is that differs between canaries."""

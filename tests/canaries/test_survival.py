@@ -21,7 +21,7 @@ from hf_exposure.canaries import token_rows
 from hf_exposure.canaries.canary import Canary
 from hf_exposure.canaries.formats import SecretFormat
 from hf_exposure.canaries.injection import inject_canaries
-from hf_exposure.canaries.search import Search
+from hf_exposure.canaries.search import Search, search_of
 from hf_exposure.canaries.sets import Canaries
 from hf_exposure.canaries.survival import InjectionReport
 from hf_exposure.canaries.token_rows import TokenRows
@@ -379,6 +379,25 @@ def test_ids_beyond_the_vocabulary_match_nothing() -> None:
     ids = tokenizer(canaries[0].text)["input_ids"]
     rows = [{"input_ids": [-100, 10**7, *ids, 10**7]}, {"input_ids": [10**7]}]
     assert verify_injection(rows, tokenizer, canaries).ok
+
+
+@pytest.mark.parametrize("tokenized", [True, False])
+def test_a_canary_at_the_end_is_found_once_whatever_the_lengths_of_others(tokenized: bool) -> None:
+    fmt = SecretFormat("My number is {secret}.", secret="[0-9]{1,9}")
+    secrets = ("1", "22", "333", "55555", "999999999")
+    canaries = Canaries([Canary(fmt, secret, 1) for secret in secrets])
+    tokenizer = TOKENIZERS["digits_in_threes"]() if tokenized else None
+    for last in canaries:  # the end of all data, and of texts each text's
+        texts = sorted((canary.text for canary in canaries), key=last.text.__eq__)
+        search = search_of(canaries, tokenizer)
+        if isinstance(search, Search):
+            rows = [TokenRows.of(np.array(ids), np.array([len(ids)]), None) for ids in
+                    tokenizer(texts)["input_ids"]]  # fmt: skip
+            search.scan(rows)
+        else:
+            for text in texts:
+                search.read(text)
+        assert search.report().ok, str(search.report())
 
 
 def test_many_formats_and_lengths_are_told_apart() -> None:
