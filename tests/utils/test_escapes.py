@@ -216,7 +216,7 @@ def test_a_report_shows_text_and_obeys_none(text: str) -> None:
 def test_texts_stay_texts_and_numbers_numbers_when_saved_and_loaded(
     text: str, number: float
 ) -> None:
-    given_ = measured(text)
+    given_ = measured(text).coarse()  # as the file will have it
     given_.settings |= {"note": text, "nested": [{"x": [text, number]}], "number": number}
     history = History([Measurement(3, given_, metrics={"eval_loss": number})])
     loaded = History.from_dict(json.loads(json.dumps(history.to_dict(), allow_nan=False)))
