@@ -18,7 +18,7 @@ from hf_exposure.exposure.documents import Result, Row, versions
 from hf_exposure.exposure.scores import LEAST, error_zone, min_k, min_k_plus_plus, zlib_bits
 from hf_exposure.models.causal import ContextError
 from hf_exposure.models.continuations import TextModel, TokenSignals
-from hf_exposure.models.undisturbed import undisturbed
+from hf_exposure.models.undisturbed import said_of_base, undisturbed
 from hf_exposure.utils.arrays import Floats
 from hf_exposure.utils.checks import check_choice, check_number
 from hf_exposure.utils.progress import progress_bar
@@ -224,9 +224,10 @@ def score_texts(
         own, forwards = _signals(model, tokenizer, every, bos, batch_size, lambda n: tick(n))
         other = None
         if base is not None:
-            other, more = _signals(
-                base, tokenizer, every, bos, batch_size, lambda n: tick(forwards + n)
-            )
+            with said_of_base():
+                other, more = _signals(
+                    base, tokenizer, every, bos, batch_size, lambda n: tick(forwards + n)
+                )
             forwards += more
     return TextScores(
         [

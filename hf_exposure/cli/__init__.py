@@ -88,13 +88,15 @@ _OPTIONS = {
 }
 
 
-_ARGUMENT = re.compile(r"\b(?=(method|score)=')")
+_ARGUMENT = re.compile(r"\b(method|score|samples|seed|max_forwards|batch_size|k)(?==)")
 
 
 def in_options(message: str) -> str:
     """An error of a function in the words of the command line."""
-    if message.startswith("measure_exposure: "):
-        message = _ARGUMENT.sub("--", message).removeprefix("measure_exposure: ")
+    for function in ("measure_exposure: ", "score_texts: "):
+        if message.startswith(function):
+            message = _ARGUMENT.sub(lambda name: f"--{name[0].replace('_', '-')}", message)
+            message = message.removeprefix(function)
     for begin, option in _OPTIONS.items():
         if message.startswith(begin):
             message = option + message[len(begin) :]

@@ -22,6 +22,7 @@ from hf_exposure.models.causal import CausalModel
 from hf_exposure.models.continuations import TokenSignals, token_signals
 from hf_exposure.models.precision import difference
 from hf_exposure.models.processes import Processes
+from hf_exposure.models.undisturbed import said_of_base
 from hf_exposure.tree.scoring import check_context
 from hf_exposure.tree.tokens import TokenTree
 from hf_exposure.utils.arrays import Floats
@@ -75,7 +76,8 @@ class SignalScorer:
         if not secrets:
             return np.zeros(0), np.zeros(0)
         own = self._signals(self.model, secrets)
-        base = None if self.base is None else self._signals(self.base, secrets)
+        with said_of_base():
+            base = None if self.base is None else self._signals(self.base, secrets)
         bits = np.array([found.bits.sum() for found in own])
         if self.score == "ratio":
             assert base is not None
@@ -125,10 +127,12 @@ def measure_by_score(
         ValueError: the model does not know a token, or gives NaN.
     """
     size = settings.batch_size
+    with said_of_base():
+        other = None if base is None else CausalModel(base, batch_size=size)
     reader = SignalScorer(
         group.tree,
         CausalModel(model, batch_size=size, turn=processes.forward_turn),
-        None if base is None else CausalModel(base, batch_size=size),
+        other,
         settings.score,
         processes,
     )

@@ -46,3 +46,14 @@ def _is_compiled(module: Any) -> bool:
         or getattr(module, "_compiled_call_impl", None) is not None  # module.compile()
         or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
     )
+
+
+@contextlib.contextmanager
+def said_of_base() -> Iterator[None]:
+    """What is wrong with the model before training is said of `base`, and not of `model`."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("model: "):
+            raise
+        raise type(error)(f"base{str(error).removeprefix('model')}") from None

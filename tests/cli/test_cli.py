@@ -401,6 +401,7 @@ def test_extract_needs_no_canaries_but_a_format(model_folder: Path) -> None:
         ),
         (["measure", "--model", "MODEL", "--canaries", "ROWS"], "rows.jsonl"),
         ([*MEASURE, "--score", "guess"], "--score='guess' is not known"),
+        ([*MEASURE, "--score", "zlib", "--samples", "0"], "--samples=0 is too small"),
         ([*MEASURE, "--score", "ratio"], "--score ratio is log-perplexity less"),
         ([*MEASURE, "--score", "zlib", "--base", "MODEL"], "--base has no part in --score zlib"),
         ([*MEASURE, "--score", "min_k", "--method", "exact"], "--method='exact' ranks by"),
