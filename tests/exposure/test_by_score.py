@@ -153,9 +153,9 @@ def test_what_does_not_go_together_is_refused_with_a_way_out() -> None:
         measure_exposure(model(), TOKENIZER, canaries, score="ratio")
     with pytest.raises(ValueError, match="use score='ratio'"):
         measure_exposure(model(), TOKENIZER, canaries, base=model(1))
-    with pytest.raises(ValueError, match="^base: LlamaForCausalLM has a vocabulary of 50"):
+    with pytest.raises(ValueError, match=r"^base: LlamaForCausalLM has a vocabulary of 50"):
         measure_exposure(model(), TOKENIZER, canaries, score="ratio", base=llama(50))
-    with pytest.raises(ValueError, match="^base: LlamaForCausalLM has a vocabulary of 50"):
+    with pytest.raises(ValueError, match=r"^base: LlamaForCausalLM has a vocabulary of 50"):
         score_texts(model(), TOKENIZER, ["a text"], base=llama(50))
     with pytest.raises(ValueError, match="score='nonsense'"):
         measure_exposure(model(), TOKENIZER, canaries, score="nonsense")
