@@ -44,6 +44,7 @@ def coarse_end(bits: float, most: float, side: int) -> float:
 
     A tenth of a bit inside it, rather, so that it would stay in the same step.
     """
+    bits = max(0.0, bits)  # an interval of one's own may be open
     log2_rank = most - bits
     if log2_rank < FIRST:
         return round(most, 1)
