@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from hf_exposure.cli.inputs import check_file, rows_with
+from hf_exposure.cli.inputs import check_file, check_names, model_and_base, rows_with
 from hf_exposure.cli.options import (
     AsJson,
     Base,
@@ -80,26 +80,16 @@ def audit(
     """Find real secrets in a dataset, and measure how exposed they are in a model."""
     from hf_exposure.audit.audit import audit_dataset
     from hf_exposure.audit.detectors import check_kinds, check_region
-    from hf_exposure.models.loading import check_model_name, load_model
 
     check_file(output, apart=[dataset], overwrite=overwrite)
-    for argument, name in (("--model", model), ("--base", base)):
-        if name is not None:
-            check_model_name(name, argument)
+    check_names(model, base)
     names = None if kinds is None else [name.strip() for name in kinds.split(",")]
     place = None if region.lower() == "none" else region
     if "phone" in check_kinds(names):  # before the model loads
         check_region(place)
     with quiet():
         rows = rows_with(column, dataset, split)
-        loaded, tok = load_model(
-            model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
-        )
-        earlier: Any = None
-        if base is not None:
-            earlier, _ = load_model(
-                base, tokenizer=tokenizer or model, device=device, dtype=dtype, argument="--base"
-            )
+        loaded, tok, earlier = model_and_base(model, base, tokenizer, revision, device, dtype)
         result = audit_dataset(
             loaded,
             tok,

@@ -79,6 +79,37 @@ def model_of(
     return _at_endpoint(endpoint, endpoint_model, api_key_env, tokenizer, there)
 
 
+def check_names(model: str, base: str | None) -> None:
+    """Refuse models that are not there, before anything loads."""
+    from hf_exposure.models.loading import check_model_name
+
+    check_model_name(model, "--model")
+    if base is not None:
+        check_model_name(base, "--base")
+
+
+def model_and_base(
+    model: str,
+    base: str | None,
+    tokenizer: str | None,
+    revision: str | None,
+    device: str | None,
+    dtype: str,
+) -> tuple[Any, Any, Any]:
+    """A model, its tokenizer, and the model before training, None if there is none."""
+    from hf_exposure.models.loading import load_model
+
+    given: dict[str, Any] = {"device": device, "dtype": dtype}
+    loaded, tok = load_model(model, tokenizer=tokenizer, revision=revision, **given)
+    if base is None:
+        return loaded, tok, None
+    return (
+        loaded,
+        tok,
+        load_model(base, tokenizer=tokenizer or model, argument="--base", **given)[0],
+    )
+
+
 def _at_endpoint(
     address: str | None,
     model: str | None,

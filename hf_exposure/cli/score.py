@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_exposure.cli.inputs import check_file, rows_with
+from hf_exposure.cli.inputs import check_file, check_names, model_and_base, rows_with
 from hf_exposure.cli.options import (
     AsJson,
     BatchSize,
@@ -90,7 +90,6 @@ def score(
     """
     from hf_exposure.attacks.membership import membership_test
     from hf_exposure.attacks.texts import TextScores, score_texts
-    from hf_exposure.models.loading import check_model_name, load_model
 
     check_file(output, apart=[dataset, non_members], overwrite=overwrite)
     test = {"by": by, "fpr": fpr, "confidence": confidence}
@@ -98,23 +97,14 @@ def score(
     _check_test(options, base, non_members)
     if (dataset, split) == (non_members, non_members_split):
         raise typer.BadParameter("--non-members names the same texts as --dataset; name others")
-    for argument, name in (("--model", model), ("--base", base)):
-        if name is not None:
-            check_model_name(name, argument)
+    check_names(model, base)
     with quiet():
         texts = _texts("--dataset", dataset, column, split, limit)
         others = None
         if non_members is not None:
             others = _texts("--non-members", non_members, column, non_members_split, limit)
             _warn_of_both(texts, others)
-        loaded, tok = load_model(
-            model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype
-        )
-        earlier: Any = None
-        if base is not None:
-            earlier, _ = load_model(
-                base, tokenizer=tokenizer or model, device=device, dtype=dtype, argument="--base"
-            )
+        loaded, tok, earlier = model_and_base(model, base, tokenizer, revision, device, dtype)
 
         def scored(some: list[str], argument: str) -> TextScores:
             try:
