@@ -242,9 +242,7 @@ def _warn(skipped: Mapping[int, str], usable: int) -> None:
     for why, count in count_reasons(skipped).items():
         first = min(row for row, reason in skipped.items() if reason == why)
         rows = "1 row is" if count == 1 else f"{count:,} rows are"
-        warn(
-            f"pairs: {rows} left out: {why} (the first is row {first}); {usable:,} are measured",
-        )
+        warn(f"pairs: {rows} left out: {why} (the first is row {first}); {usable:,} are measured")
 
 
 def _costs(

@@ -107,7 +107,6 @@ class CanaryInjector:
         tokens: TokenCopies | None = None,
     ) -> CanaryInjector:
         """Everything but the record; `keys` are those that all messages of the column have."""
-        check_type("fill", fill or {}, Mapping, "a dictionary, such as {'label': 0}")
         for name in fill or {}:
             check_type("fill: the name of a column", name, str, "a string")
         self.canaries = canaries

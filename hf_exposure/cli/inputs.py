@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from hf_exposure.canaries.formats import SecretFormat
     from hf_exposure.canaries.limits import Limits
-    from hf_exposure.endpoints.completions import CompletionsScorer
     from hf_exposure.exposure.results import Exposures
 
 
@@ -72,11 +71,20 @@ def model_of(
     Args:
         here, there: what else `load_model` and `CompletionsScorer` are given.
     """
-    from hf_exposure.models.loading import load_model
+    from hf_exposure.endpoints.completions import CompletionsScorer
+    from hf_exposure.models.loading import load_model, load_tokenizer
 
     if model is not None:
         return load_model(model, tokenizer=tokenizer, **here)
-    return _at_endpoint(endpoint, endpoint_model, api_key_env, tokenizer, there)
+    if endpoint is None or endpoint_model is None:
+        raise typer.BadParameter("--endpoint needs the model's name there: give --endpoint-model")
+    key = None if api_key_env is None else os.environ.get(api_key_env, "").strip()
+    if key == "":
+        raise typer.BadParameter(
+            f"--api-key-env: the environment has no {api_key_env!r}, or no text"
+        )
+    scorer = CompletionsScorer(endpoint, endpoint_model, api_key=key, **there)
+    return scorer, None if tokenizer is None else load_tokenizer(tokenizer)
 
 
 def check_names(model: str, base: str | None) -> None:
@@ -108,25 +116,6 @@ def model_and_base(
         tok,
         load_model(base, tokenizer=tokenizer or model, argument="--base", **given)[0],
     )
-
-
-def _at_endpoint(
-    address: str | None,
-    model: str | None,
-    variable: str | None,
-    tokenizer: str | None,
-    options: dict[str, Any],
-) -> tuple[CompletionsScorer, Any]:
-    from hf_exposure.endpoints.completions import CompletionsScorer
-    from hf_exposure.models.loading import load_tokenizer
-
-    if address is None or model is None:
-        raise typer.BadParameter("--endpoint needs the model's name there: give --endpoint-model")
-    key = None if variable is None else os.environ.get(variable, "").strip()
-    if key == "":
-        raise typer.BadParameter(f"--api-key-env: the environment has no {variable!r}, or no text")
-    scorer = CompletionsScorer(address, model, api_key=key, **options)
-    return scorer, None if tokenizer is None else load_tokenizer(tokenizer)
 
 
 def numbers(name: str, text: str, kind: Callable[[str], Number], example: str) -> list[Number]:

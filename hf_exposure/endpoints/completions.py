@@ -114,6 +114,7 @@ class CompletionsScorer:
         self._dialect: Dialect | None = None
         self.url, self.model = self._server.url, model
         self.batch_size, self.workers, self.whole_text = batch_size, workers, whole_text
+        self.timeout, self.retries = timeout, retries
         self.extra_body = dict(extra_body or {})
         self._texts = PromptTexts(self._server, self._journal, batch_size, workers, self.extra_body)
         self._checked = False  # whether tokens have their own log-probabilities

@@ -152,6 +152,11 @@ class ExposureCallback(ExposureEvents):
             per_canary=per_canary,
         )
 
+    @property
+    def settings(self) -> Settings:
+        """How each measurement is made."""
+        return self._meter.settings
+
     @typed
     def report(
         self, path: str | os.PathLike[str], reveal: bool = False, overwrite: bool = False

@@ -19,7 +19,6 @@ from hf_exposure.utils.checks import (
     check_path,
     check_share,
     check_tokenizer,
-    check_type,
     kind_of,
 )
 
@@ -81,14 +80,6 @@ def _named(name: str, args: tuple[Any, ...]) -> str:
 _MODELS = ("model", "base", "reference")  # of no type of their own: wrapped in many ways
 
 
-def _check_least_0(what: str, value: Any) -> None:
-    check_count(what, value, least=0)
-
-
-def _check_least_1(what: str, value: Any) -> None:
-    check_count(what, value, least=1)
-
-
 def _check_card(what: str, value: Any) -> None:
     if not hasattr(value, "data") or not hasattr(value, "content"):  # a ModelCard
         check_path(what, value)
@@ -104,10 +95,6 @@ def _check_trainer(what: str, value: Any) -> None:
         raise TypeError(f"{what} must be a Trainer, not {kind_of(value)}")
 
 
-def _check_token(what: str, value: Any) -> None:
-    check_type(what, value, (str, bool), "a string, or True or False")
-
-
 _SPECIAL: dict[str, Callable[[str, Any], object]] = {
     "str | os.PathLike[str]": check_path,
     "PreTrainedTokenizerBase": check_tokenizer,
@@ -115,14 +102,13 @@ _SPECIAL: dict[str, Callable[[str, Any], object]] = {
     "Axes": _check_axes,
     "Trainer": _check_trainer,
     "Floats": check_numbers,
-    "str | bool": _check_token,
 }
 # Arguments that are called the same everywhere have the same range everywhere.
 _NAMED: dict[str, tuple[str, Callable[[str, Any], object]]] = {
-    "batch_size": ("int", _check_least_1),
+    "batch_size": ("int", functools.partial(check_count, least=1)),
     "confidence": ("float", check_share),
-    "seed": ("int", _check_least_0),
-    "step": ("int", _check_least_0),
+    "seed": ("int", check_count),
+    "step": ("int", check_count),
 }
 
 

@@ -1136,7 +1136,7 @@ def test_rows_that_fit_memory_are_found_once_in_a_training(tmp_path: Path) -> No
     model.register_forward_pre_hook(check, with_kwargs=True)
     callback = quick()
     make_trainer(tmp_path, callback, model=model).train()
-    assert len(callback.history) == 3 and callback._meter.settings.batch_size <= 9
+    assert len(callback.history) == 3 and callback.settings.batch_size <= 9
     found = callback.history[0].exposures.formats[NUMBER]
     assert found.halved and len(refused) < 10
     assert refused == sorted(refused, reverse=True)

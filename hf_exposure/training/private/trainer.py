@@ -323,9 +323,7 @@ class PrivateTrainer(Trainer):
             try:
                 add_privacy_to_card(path, self.privacy_statement())
             except (OSError, ValueError) as error:
-                warn(
-                    f"PrivateTrainer: the model card says nothing of privacy: {error}",
-                )
+                warn(f"PrivateTrainer: the model card says nothing of privacy: {error}")
 
     def privacy_statement(self) -> dict[str, Any]:
         """What the model has spent and of what, as it is written beside every saved model."""
