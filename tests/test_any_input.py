@@ -226,12 +226,15 @@ def well_called() -> dict[str, list[str]]:
     bad_input.calls()  # writes the files
     model = ["--model", str(folder / "model")]
     rows, manifest = str(folder / "rows.jsonl"), str(folder / "canaries.json")
+    others = folder / "others.txt"
+    others.write_text("a line of words\nand one more", encoding="utf-8")
     return {
         "inject": ["--dataset", rows, "--output", "new.jsonl", "--canaries", "new.json",
                    "--template", "A {secret}.", "--secret", "[0-9]{4}", "--repetitions", "0,1"],
         "measure": [*model, "--canaries", manifest, "--samples", "20"],
         "extract": [*model, "--canaries", manifest, "--count", "1"],
         "audit": [*model, "--dataset", rows, "--samples", "20", "--top", "1"],
+        "score": [*model, "--dataset", rows, "--non-members", str(others)],
         "discover": [*model, "--dataset", rows, "--limit", "2", "--prefix-tokens", "3",
                      "--suffix-tokens", "3"],
         "report": [str(folder / "Exposures.json"), "--output", "page.html"],

@@ -81,8 +81,10 @@ class Exposure(Row):
         certain = first and (self.exact or most - self.certified < FIRST)
         if certain:
             certified = bits
-        elif self.exact:
+        elif self.exact and most - bits >= FINE - 1e-6:
             certified = low
+        elif self.exact:  # the end of the step itself, since this bound always holds
+            certified = max(0.0, round(low - 0.1, 1))
         else:
             certified = max(0.0, float(math.floor(min(self.certified, most - FINE) + 1e-6)))
         log_perplexity = self.log_perplexity

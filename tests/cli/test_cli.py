@@ -337,7 +337,7 @@ def test_score_masks_texts_and_tests_members_on_request(model_folder: Path, tmp_
     others.write_text("\n".join(corpus()[29:90]), encoding="utf-8")
     arguments = ["score", "--model", model_folder, "--dataset", members]
     shown = succeed(*arguments, "--non-members", others, "--output", written)
-    assert "needs at least 100 non-members, and there are 61" in shown
+    assert "needs at least 100 non-members, and there are 61" in " ".join(shown.split())
     done = run(*arguments, "--base", model_folder, "--non-members", others, "--fpr", "0.1")
     assert "by ratio, " in done.stdout and "at 10 % false positives" in done.stdout
     assert "2 rows without text left out" in done.stderr and "1 text of --data" in done.stderr
