@@ -9,6 +9,7 @@ import math
 import re
 import sys
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 NINE = SecretFormat("the random number is {secret}.", secret="[0-9]{9}")
 REPETITIONS, EACH = [0, 1, 4, 12, 40], 3
-SEEDS = 2**14
+SEEDS = 2**13
 LIKELY = 2000  # strings that the attacker takes from the top of the list
 FEW = 5  # candidates of which an attacker simply tries all
 OURS = re.compile(
@@ -217,16 +218,16 @@ def test_nobody_finds_a_secret_in_a_tour_but_one_that_the_model_tells_anyway(
     likely = extract_secrets(model, tokenizer, NINE, count=LIKELY)
     inserted = {canary.secret for canary in canaries if canary.inserted}
     known = {one.secret for one in likely[:1]}
-    listed: list[tuple[str, Exposure]] = []
+    listed: defaultdict[tuple[str, ...], set[str]] = defaultdict(set)  # secrets, by their figures
+    rank = 1
     for one in likely:
-        others = sum(other not in inserted for other, _ in listed)
-        rank = others + 1
         if rank == 1:
             known.add(one.secret)
         bits = NINE.bits - math.log2(rank)
         exact = (bits, bits, bits, rank, rank, rank, bits, 0, True, one.log_perplexity)
         exposure = Exposure(Canary(NINE, one.secret), *exact, "auto", rank / NINE.size)
-        listed.append((one.secret, exposure.coarse()))
+        listed[figures(exposure.coarse())].add(one.secret)
+        rank += one.secret not in inserted
     drawn = measure_exposure(
         model, tokenizer, Canaries([Canary(NINE, s) for s in NINE.sample(600, seed=7)]), samples=300
     )
@@ -236,9 +237,9 @@ def test_nobody_finds_a_secret_in_a_tour_but_one_that_the_model_tells_anyway(
         with contextlib.suppress(ValueError):
             for record in records(json.loads(text)):
                 count += 1
-                fitting = [secret for secret, one in listed if figures(one) == figures(record)]
+                fitting = listed.get(figures(record), set())
                 cost, rank = float(record["log_perplexity"]), float(record["rank"])
-                assert len(set(fitting) - known) == 0 or len(set(fitting)) > FEW
+                assert fitting <= known or len(fitting) > FEW
                 if rank > LIKELY and math.isfinite(cost):
                     share = np.mean([other == cost for other in alike])
                     assert share == 0 or share * NINE.size > 1e5
