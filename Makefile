@@ -9,8 +9,7 @@ LOG := $(VENV)/install.log
 # To be given on the command line: make test PYTHON=python3.12 ARGS="-k walk"
 PYTHON ?= python3
 ARGS ?=
-# One more than cores: a test that waits for processes of its own leaves a core to another.
-WORKERS ?= $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))
+WORKERS ?= logical
 
 EXTRAS_base :=
 EXTRAS_dev := [dev]
