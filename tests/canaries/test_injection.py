@@ -420,6 +420,7 @@ def test_different_arguments_have_different_fingerprints(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.slow
 def test_a_restored_injector_inserts_the_same() -> None:
     injector = CanaryInjector(canary_set(), N, mode="splice", near_start=True, seed=4)
     again = pickle.loads(pickle.dumps(injector))

@@ -974,6 +974,7 @@ def test_what_changes_after_the_trainer_was_made_is_looked_at_again(tmp_path: Pa
         trainer.train()
 
 
+@pytest.mark.slow
 def test_a_training_that_is_made_longer_spends_no_more_than_its_target(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, privacy={"target_epsilon": 2.0})
     trainer.args.max_steps = 12
