@@ -41,15 +41,14 @@ def python(
     Variables of the environment that the libraries read when they are loaded have no effect: for
     those take `finished`.
     """
-    command = [str(part) for part in arguments]
     with TemporaryDirectory() as folder:
-        process = forked(command, folder, cwd, env)
+        process = forked(arguments, folder, cwd, env)
         process.join(LIMIT)
         if process.exitcode is None:
             process.kill()
-            raise subprocess.TimeoutExpired(command, LIMIT)
+            raise subprocess.TimeoutExpired(list(map(str, arguments)), LIMIT)
         out, err = (Path(folder, name).read_text() for name in ("out", "err"))
-    return subprocess.CompletedProcess(command, process.exitcode, out, err)
+    return subprocess.CompletedProcess(list(map(str, arguments)), process.exitcode, out, err)
 
 
 def forked(
@@ -63,15 +62,11 @@ def forked(
     Args:
         folder: where the files "out" and "err" get what it prints.
     """
-    command = [str(part) for part in arguments]
-    arguments = (command, str(cwd), _settings(env), str(folder))
-    process = _CONTEXT.Process(target=_run, args=arguments)
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    given = [str(part) for part in arguments], str(cwd), settings, str(folder)
+    process = _CONTEXT.Process(target=_run, args=given)
     process.start()
     return process
-
-
-def _settings(env: Mapping[str, str] | None) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
 
 
 def _run(command: list[str], cwd: str, settings: dict[str, str], folder: str) -> None:
